@@ -1,0 +1,1 @@
+"""Rerank retrieved passages with a Mistral-architecture cross-encoder."""

@@ -1,0 +1,210 @@
+"""A checkpoint folder: what is in it, and how it becomes a model.
+
+Three kinds are read, all as transformers and PEFT write them, from safetensors only and without remote code:
+
+    model.safetensors, config.json         a whole AutoModelForSequenceClassification with one label
+    adapter_model.safetensors, ...         a LoRA adapter and head; its base is somewhere else
+    "mini"                                 such an adapter, inside this package
+
+`rerank.json` beside them says what transformers does not: the prompt, the end token, the longest input, the
+calibration, and where an adapter's base comes from. Without it the defaults below hold.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mistral_rerank.errors import CheckpointError, MissingDependencyError
+from mistral_rerank.local.bases import Base, PretrainedBase, base_folder, pretrained_folder
+from mistral_rerank.prompts import DEFAULT_TEMPLATE
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RERANK_JSON = "rerank.json"
+MINI = "mini"
+
+
+class Calibration(BaseModel):
+    """The map from logit to probability: sigmoid(scale * logit + bias). It keeps the order."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scale: float = Field(default=1.0, gt=0)
+    bias: float = 0.0
+
+
+class CheckpointConfig(BaseModel):
+    """The content of `rerank.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    template: str = DEFAULT_TEMPLATE
+    append_eos: bool = True
+    pooling: Literal["last"] = "last"
+    attention: Literal["causal"] = "causal"
+    max_length: int = Field(default=8192, ge=8)
+    calibration: Calibration = Calibration()
+    base: Base | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder that has been looked at, and not yet loaded."""
+
+    folder: Path
+    config: CheckpointConfig
+    base: Path | None
+    """The folder of the base under an adapter; None for a whole model."""
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers of the base are used; None for all."""
+        return self.config.base.layers if self.config.base else None
+
+
+def find_checkpoint(model: str) -> Path:
+    """Give the folder of "mini", of a path, or of a hub id.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if model == MINI and not Path(MINI).is_dir():
+        return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
+    return pretrained_folder(model)
+
+
+def read_config(folder: Path) -> CheckpointConfig:
+    """Read `rerank.json`, or infer it where the folder has none.
+
+    Raises:
+        CheckpointError: the folder holds no checkpoint, or one of another kind.
+    """
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file() and not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
+    if (folder / RERANK_JSON).is_file():
+        try:
+            return CheckpointConfig.model_validate_json((folder / RERANK_JSON).read_text("utf-8"))
+        except ValidationError as error:
+            raise CheckpointError(f"{folder / RERANK_JSON} is not usable: {error}") from error
+    if not adapter.is_file():
+        return CheckpointConfig()
+    name = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
+    if not name:
+        raise CheckpointError(f"{adapter} names no base model; add a rerank.json with a base")
+    return CheckpointConfig(base=PretrainedBase(name=name))
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    """Find a checkpoint and its base, fetching what is not on this machine.
+
+    Raises:
+        CheckpointError: something is missing or of a kind that is not supported.
+    """
+    folder = find_checkpoint(model)
+    config = read_config(folder)
+    if not (folder / "adapter_config.json").is_file():
+        return Checkpoint(folder, config, None)
+    if config.base is None:
+        raise CheckpointError(f"{folder / RERANK_JSON} names no base, and an adapter needs one")
+    return Checkpoint(folder, config, base_folder(config.base, relative_to=folder))
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside the checkpoint, else that of its base."""
+    transformers = _transformers()
+    own = (checkpoint.folder / "tokenizer.json").is_file() or checkpoint.base is None
+    folder = checkpoint.folder if own else checkpoint.base
+    try:
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} has no usable tokenizer: {error}") from error
+    return tokenizer
+
+
+def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Load the whole model onto the CPU: backbone, `score` head, adapter merged.
+
+    An adapter is merged layer by layer in float32 before anything is rounded to `dtype`, and at most one
+    layer is held in float32 at a time.
+
+    Raises:
+        CheckpointError: weights are missing, of another shape, or not in safetensors.
+    """
+    if checkpoint.base is None:
+        model = load_classifier(checkpoint.folder, dtype=dtype)
+        if getattr(model, "_head_is_new", False):
+            raise CheckpointError(f"{checkpoint.folder} has no score.weight; it is no one-label classifier")
+        return model
+    import torch
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers)
+    try:
+        adapted = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the adapter in {checkpoint.folder} does not fit its base: {error}") from error
+    for module in adapted.modules():
+        if isinstance(module, BaseTunerLayer) and hasattr(module, "merge"):
+            module.get_base_layer().to(torch.float32)
+            module.merge(safe_merge=True)
+            module.get_base_layer().to(dtype)
+    head = {name.split(".")[-2]: tensor for name, tensor in adapted.state_dict().items() if "score.modules_to_save" in name}
+    merged: PreTrainedModel = adapted.unload()
+    if not head:
+        raise CheckpointError(f"the adapter in {checkpoint.folder} holds no trained score head")
+    return merged.to(dtype)
+
+
+def load_classifier(folder: Path, *, dtype: torch.dtype | str, layers: int | None = None) -> PreTrainedModel:
+    """Load a folder as a one-label classifier, only its first `layers` layers if given.
+
+    A base has no head yet: it then starts from small random numbers, and `_head_is_new` is set on the model.
+
+    Raises:
+        CheckpointError: the folder holds no such model in safetensors.
+    """
+    transformers = _transformers()
+    from transformers.utils import logging
+
+    options: dict[str, Any] = {"num_labels": 1, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    if layers is not None:
+        options["num_hidden_layers"] = layers
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the vocabulary head and the layers left out are not wanted
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        if layers is not None and layers > config.num_hidden_layers:
+            raise CheckpointError(f"{folder} has {config.num_hidden_layers} layers, {layers} were asked for")
+        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} holds no usable model in safetensors: {error}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    missing = set(report["missing_keys"])
+    if missing - {"score.weight"}:
+        raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(missing)[:3])} ...")
+    model._head_is_new = bool(missing)
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _transformers() -> Any:  # noqa: ANN401 - transformers' auto classes are not typed
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError.of("local", error) from error
+    return transformers

@@ -1,0 +1,33 @@
+"""Which sequences share a forward: a pure rule over their lengths.
+
+A batch is padded to its longest row, so its cost is rows x longest. Neighbours in length share a batch, and a
+batch grows until that product reaches the token budget. The longest go first: memory that is too small shows
+at once, and everything later fits.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def rows_in_budget(longest: int, budget: int) -> int:
+    """How many rows of `longest` tokens fit into `budget` tokens; at least one."""
+    return max(1, budget // max(1, longest))
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Group positions into batches of at most `budget` padded tokens, longest first.
+
+    Returns:
+        Lists of positions in `lengths`, every position once; equal lengths keep their input order.
+    """
+    waiting = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    batches = []
+    while waiting:
+        rows = rows_in_budget(lengths[waiting[0]], budget)
+        batches.append(waiting[:rows])
+        waiting = waiting[rows:]
+    return batches

@@ -1,0 +1,265 @@
+"""LoRA fine-tuning of a base into a reranker checkpoint, on transformers' Trainer and PEFT.
+
+The forward is the one that scoring uses: rows of similar length padded on the right, no mask, the last
+token's hidden state, the head in float32. A step takes whole groups, cuts their pairs into such batches and
+puts the logits back together before the loss.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
+from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.local.bases import base_folder, named_base
+from mistral_rerank.local.checkpoint import (
+    RERANK_JSON,
+    Checkpoint,
+    CheckpointConfig,
+    load_classifier,
+    load_tokenizer,
+)
+from mistral_rerank.local.device import multiplies_bfloat16, pick_device
+from mistral_rerank.local.model import pad, pooled_logits
+from mistral_rerank.local.plan import plan_batches
+from mistral_rerank.local.tokens import PairTokenizer
+from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
+from mistral_rerank.training.groups import Group, make_groups
+from mistral_rerank.training.losses import Loss, group_loss
+
+try:
+    import accelerate  # noqa: F401 - the Trainer needs it
+    import transformers
+    from peft import LoraConfig, get_peft_model
+    from peft.helpers import disable_input_dtype_casting
+except ImportError as error:
+    raise MissingDependencyError.of("train", error) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+class TrainSettings(BaseModel):
+    """Every choice of a training run; the same settings and data give the same weights on one machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = Field(description="a folder, a hub id, or smollm2-135m")
+    layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
+    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders")
+    loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
+    negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
+    random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
+    max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
+    max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
+    template: str = DEFAULT_TEMPLATE
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: int = Field(default=32, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    weight_decay: float = Field(default=0.01, ge=0)
+    epochs: float = Field(default=1.0, gt=0)
+    groups_per_step: int = Field(default=32, ge=1, description="questions of one optimizer step")
+    groups_per_forward: int = Field(default=4, ge=1, description="questions whose activations are held at once")
+    batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
+    activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
+    save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
+    device: str = "auto"
+    seed: int = 0
+
+
+class GroupCollator:
+    """Turns groups into token batches of similar length, and says how to put the logits back in order."""
+
+    def __init__(self, tokenizer: PairTokenizer, batch_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._batch_tokens = batch_tokens
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Give `batches` of (ids, lengths) and `places`: (groups, passages) into their joined logits."""
+        encoded = self._tokenizer.encode([(group.query, text) for group in groups for text in group.passages])
+        sequences = [pair.sequences[0] for pair in encoded]
+        plan = plan_batches([len(sequence) for sequence in sequences], self._batch_tokens)
+        order = torch.tensor([position for batch in plan for position in batch])
+        return {
+            "batches": [pad([sequences[position] for position in batch]) for batch in plan],
+            "places": torch.argsort(order).view(len(groups), -1),
+        }
+
+
+class GroupTrainer(transformers.Trainer):  # type: ignore[misc] - transformers is not typed
+    """The Trainer with the reranker's forward and loss."""
+
+    def __init__(self, *args: Any, loss: Loss, **kwargs: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, **kwargs)
+        self._loss = loss
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the Trainer's signature
+        **_: object,
+    ) -> torch.Tensor:
+        """Give the loss of one forward's groups."""
+        classifier = self.accelerator.unwrap_model(model).get_base_model()
+        backbone, head = classifier.base_model, classifier.score
+        logits = torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]])
+        return group_loss(logits[inputs["places"]], self._loss)
+
+
+def finetune(settings: TrainSettings, out: Path) -> Path:
+    """Train and write a checkpoint folder.
+
+    A run that was stopped goes on from its last saved step when it is started again with the same settings;
+    its state lies in `<out>.training` until the checkpoint is complete.
+
+    Args:
+        settings: what to train on what.
+        out: the folder to write; it must not exist yet.
+
+    Returns:
+        `out`: a PEFT folder with `rerank.json` and `training.json` (settings, counts, loss curve).
+
+    Raises:
+        SettingsError: `out` exists, or holds the state of a run with other settings.
+        InvalidInputError: a data set cannot be read.
+    """
+    if out.exists():
+        raise SettingsError(f"{out} exists; give another folder, or remove it")
+    state = out.with_name(out.name + ".training")
+    _claim(state, settings)
+    transformers.set_seed(settings.seed)
+    groups = _read_groups(settings)
+    device = pick_device(settings.device)
+    bf16 = multiplies_bfloat16(device)
+    base = named_base(settings.base, layers=settings.layers)
+    config = CheckpointConfig(template=settings.template, base=base)
+    folder = base_folder(base)
+    model = load_classifier(folder, dtype=torch.bfloat16 if bf16 else torch.float32, layers=settings.layers)
+    model.score.float()
+    torch.nn.init.zeros_(model.score.weight)  # every logit starts at 0, so no passage has a head start
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            task_type="SEQ_CLS",
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=LORA_TARGETS,
+        ),
+    )
+    tokenizer = load_tokenizer(Checkpoint(folder, config, None))
+    collator = GroupCollator(
+        PairTokenizer(
+            tokenizer, Prompt(settings.template), append_eos=config.append_eos, max_length=settings.max_length
+        ),
+        settings.batch_tokens,
+    )
+    trainer = GroupTrainer(
+        model=model,
+        args=_arguments(settings, state, bf16=bf16, cpu=device.type == "cpu"),
+        train_dataset=groups,
+        data_collator=collator,
+        loss=settings.loss,
+    )
+    resume = any(state.glob("checkpoint-*"))
+    with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
+        trainer.train(resume_from_checkpoint=resume or None)
+    _write(trainer, config, settings, groups=len(groups), state=state, out=out)
+    return out
+
+
+def _claim(state: Path, settings: TrainSettings) -> None:
+    """Make the folder of a run's state, or check that it belongs to the same run."""
+    file = state / "settings.json"
+    wanted = settings.model_dump_json(indent=2)
+    if file.is_file() and file.read_text("utf-8") != wanted:
+        raise SettingsError(f"{state} holds a run with other settings; remove it, or give another --out")
+    state.mkdir(parents=True, exist_ok=True)
+    file.write_text(wanted, "utf-8")
+
+
+def _read_groups(settings: TrainSettings) -> list[Group]:
+    groups = [
+        group
+        for folder in settings.data
+        for group in make_groups(
+            load_beir(folder),
+            negatives=settings.negatives,
+            random_negatives=settings.random_negatives,
+            max_queries=settings.max_queries,
+            seed=settings.seed,
+        )
+    ]
+    random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
+    return groups
+
+
+def _arguments(
+    settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool
+) -> transformers.TrainingArguments:
+    return transformers.TrainingArguments(
+        output_dir=str(state),
+        per_device_train_batch_size=min(settings.groups_per_forward, settings.groups_per_step),
+        gradient_accumulation_steps=max(1, settings.groups_per_step // settings.groups_per_forward),
+        num_train_epochs=settings.epochs,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=settings.warmup,
+        weight_decay=settings.weight_decay,
+        bf16=bf16,
+        use_cpu=cpu,
+        activation_checkpointing=settings.activation_checkpointing,
+        save_steps=settings.save_steps,
+        save_total_limit=2,
+        logging_steps=10,
+        report_to=[],
+        disable_tqdm=not sys.stderr.isatty(),
+        remove_unused_columns=False,
+        dataloader_pin_memory=not cpu,
+        seed=settings.seed,
+    )
+
+
+def _write(
+    trainer: GroupTrainer,
+    config: CheckpointConfig,
+    settings: TrainSettings,
+    *,
+    groups: int,
+    state: Path,
+    out: Path,
+) -> None:
+    """Write the finished checkpoint beside its place, then put it there in one step."""
+    finished = state / "finished"
+    shutil.rmtree(finished, ignore_errors=True)
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.base is None:
+        raise CheckpointError("an adapter needs a base")
+    model.peft_config["default"].base_model_name_or_path = config.base.name
+    model.save_pretrained(finished, save_embedding_layers=False)
+    (finished / "README.md").unlink(missing_ok=True)
+    (finished / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+    record = {
+        "settings": settings.model_dump(mode="json", exclude={"data"})
+        | {"data": [folder.name for folder in settings.data]},
+        "groups": groups,
+        "steps": trainer.state.global_step,
+        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+    }
+    (finished / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    finished.rename(out)
+    shutil.rmtree(state)
