@@ -1,1 +1,55 @@
-"""Rerank retrieved passages with a Mistral-architecture cross-encoder."""
+"""Rerank retrieved passages with a Mistral-architecture cross-encoder.
+
+    from mistral_rerank import open_reranker
+
+    reranker = open_reranker("mini")
+    best = reranker.rank("Who wrote Faust?", passages, top_n=3)
+"""
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from mistral_rerank.errors import (
+    CheckpointError,
+    InputTooLongError,
+    InvalidInputError,
+    MissingDependencyError,
+    RerankerClosedError,
+    RerankError,
+    ScoringError,
+    SettingsError,
+)
+from mistral_rerank.reranker import Pair, RankedPassage, Reranker, Score
+from mistral_rerank.settings import RerankSettings, open_reranker
+
+if TYPE_CHECKING:
+    from mistral_rerank.local.reranker import LocalReranker
+
+__version__ = version("mistral-rerank")
+
+__all__ = [
+    "CheckpointError",
+    "InputTooLongError",
+    "InvalidInputError",
+    "LocalReranker",
+    "MissingDependencyError",
+    "Pair",
+    "RankedPassage",
+    "RerankError",
+    "RerankSettings",
+    "Reranker",
+    "RerankerClosedError",
+    "Score",
+    "ScoringError",
+    "SettingsError",
+    "open_reranker",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Load what needs torch on first use."""
+    if name == "LocalReranker":
+        from mistral_rerank.local.reranker import LocalReranker
+
+        return LocalReranker
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Judged data sets and first-stage retrieval."""

@@ -1,0 +1,1 @@
+"""The model on this machine: checkpoint -> tokens -> batches -> forward -> logits."""

@@ -13,6 +13,7 @@ calibration, and where an adapter's base comes from. Without it the defaults bel
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -152,7 +153,9 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
 
     base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers)
     try:
-        adapted = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
+            adapted = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the adapter in {checkpoint.folder} does not fit its base: {error}") from error
     for module in adapted.modules():
@@ -160,9 +163,9 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
             module.get_base_layer().to(torch.float32)
             module.merge(safe_merge=True)
             module.get_base_layer().to(dtype)
-    head = {name.split(".")[-2]: tensor for name, tensor in adapted.state_dict().items() if "score.modules_to_save" in name}
+    trained = any("score.modules_to_save" in name for name in adapted.state_dict())
     merged: PreTrainedModel = adapted.unload()
-    if not head:
+    if not trained:
         raise CheckpointError(f"the adapter in {checkpoint.folder} holds no trained score head")
     return merged.to(dtype)
 
@@ -200,6 +203,28 @@ def load_classifier(folder: Path, *, dtype: torch.dtype | str, layers: int | Non
     model._head_is_new = bool(missing)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
+    """Say what a checkpoint is made of and how it would run here, for people to read."""
+    from mistral_rerank.local.device import pick_device, pick_dtype
+
+    checkpoint = open_checkpoint(model)
+    config, place = checkpoint.config, pick_device(device)
+    own = json.loads((checkpoint.folder / "config.json").read_text("utf-8")) if checkpoint.base is None else None
+    of_base = json.loads((checkpoint.base / "config.json").read_text("utf-8")) if checkpoint.base else {}
+    shape = own or of_base
+    layers = checkpoint.layers or shape.get("num_hidden_layers")
+    return {
+        "model": f"{model} ({checkpoint.folder})",
+        "base": "none, a whole model" if checkpoint.base is None else str(checkpoint.base),
+        "architecture": f"{shape.get('model_type')}, {layers} layers of width {shape.get('hidden_size')}",
+        "template": config.template + ("<end token>" if config.append_eos else ""),
+        "pooling": f"{config.pooling} token, {config.attention} attention",
+        "longest input": f"{config.max_length} tokens",
+        "calibration": f"sigmoid({config.calibration.scale:g} x logit + {config.calibration.bias:g})",
+        "runs on": f"{place} in {str(pick_dtype(dtype, place)).removeprefix('torch.')}",
+    }
 
 
 def _transformers() -> Any:  # noqa: ANN401 - transformers' auto classes are not typed

@@ -116,7 +116,9 @@ class GroupTrainer(transformers.Trainer):  # type: ignore[misc] - transformers i
         """Give the loss of one forward's groups."""
         classifier = self.accelerator.unwrap_model(model).get_base_model()
         backbone, head = classifier.base_model, classifier.score
-        logits = torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]])
+        # the Trainer's own autocast wraps the model's forward, which is not what runs here
+        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
+            logits = torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]])
         return group_loss(logits[inputs["places"]], self._loss)
 
 

@@ -1,0 +1,227 @@
+"""One worker thread that owns the model, and the queue in front of it.
+
+Callers (threads, asyncio tasks, server requests) submit pairs and get a future. The worker loads the model on
+the first job, so there is one load whoever comes first, and no lock around model or tokenizer. It takes one
+batch at a time and goes round the waiting jobs, so that a small job does not wait for a big one to finish;
+jobs that were cancelled are dropped before their next batch.
+
+With `share_batches` a batch is filled up with sequences of other waiting jobs. That keeps an accelerator busy,
+at the price that rounding depends on who else was waiting (about 1e-6 in float32). Without it a job's batches
+depend on the job alone, and its scores are the same to the last bit whatever else goes on.
+
+The engine knows no checkpoint, tokenizer or device: it is given something that loads a `Scorer`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from mistral_rerank.errors import RerankerClosedError, ScoringError
+from mistral_rerank.local.plan import rows_in_budget
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mistral_rerank.local.tokens import EncodedPair
+    from mistral_rerank.reranker import Pair, Score
+
+
+class Scorer(Protocol):
+    """What the worker needs of a loaded model."""
+
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        """Tokenize pairs."""
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Score one batch of sequences; MemoryError when it does not fit."""
+
+    def score(self, logit: float) -> Score:
+        """Make a score of a logit; ScoringError when it is not finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """One sequence of one pair of one job."""
+
+    job: _Job
+    pair: int
+    ids: list[int]
+
+
+class _Job:
+    """What one caller asked for. `waiting` holds its sequences not scored yet, longest first."""
+
+    def __init__(self, pairs: Sequence[Pair]) -> None:
+        self.pairs = pairs
+        self.future: Future[list[Score]] = Future()
+        self.waiting: deque[_Item] = deque()
+        self.logits: list[float] = []
+
+    def encode(self, scorer: Scorer) -> None:
+        encoded = scorer.encode(self.pairs)
+        items = [_Item(self, i, ids) for i, pair in enumerate(encoded) for ids in pair.sequences]
+        self.waiting = deque(sorted(items, key=lambda item: -len(item.ids)))
+        self.logits = [float("-inf")] * len(encoded)
+
+    def record(self, pair: int, logit: float) -> None:
+        """Keep the best of a pair's chunks; a logit that is not a number stays one."""
+        self.logits[pair] = logit if logit != logit else max(self.logits[pair], logit)
+
+    def resolve(self, scorer: Scorer) -> None:
+        try:
+            scores = [scorer.score(logit) for logit in self.logits]
+        except BaseException as error:  # noqa: BLE001
+            self.fail(error)
+        else:
+            if self.future.set_running_or_notify_cancel():
+                self.future.set_result(scores)
+
+    def fail(self, error: BaseException) -> None:
+        self.waiting.clear()
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(error)
+
+
+class Engine:
+    """Runs batches on one thread.
+
+    Args:
+        load: makes the scorer; called on the worker, once, or again if it failed.
+        batch_tokens: the most padded tokens of a batch.
+        share_batches: whether sequences of several jobs may share a batch.
+    """
+
+    def __init__(self, load: Callable[[], Scorer], *, batch_tokens: int, share_batches: bool) -> None:
+        self._load = load
+        self._scorer: Scorer | None = None
+        self._batch_tokens = batch_tokens
+        self._share = share_batches
+        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: deque[_Job] = deque()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def submit(self, pairs: Sequence[Pair]) -> Future[list[Score]]:
+        """Queue pairs; the future gives one score a pair, in input order. Cancelling it frees its place.
+
+        Raises:
+            RerankerClosedError: the engine was closed.
+        """
+        job = _Job(pairs)
+        with self._lock:
+            if self._closed:
+                raise RerankerClosedError("the reranker is closed; open a new one")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="mistral-rerank", daemon=True)
+                self._thread.start()
+            self._inbox.put(job)
+        return job.future
+
+    def close(self) -> None:
+        """Fail what is still waiting, free the model, and wait for the batch that is running."""
+        with self._lock:
+            self._closed = True
+            thread, self._thread = self._thread, None
+            if thread is not None:
+                self._inbox.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def _run(self) -> None:
+        while self._take_in():
+            scorer = self._ready()
+            if scorer is not None and self._jobs:
+                self._step(scorer)
+        self._scorer = None
+        for job in self._jobs:
+            job.fail(RerankerClosedError("the reranker was closed before these pairs were scored"))
+        self._jobs.clear()
+
+    def _take_in(self) -> bool:
+        """Move what has arrived into the list of jobs, waiting when there is none; False to stop."""
+        while True:
+            try:
+                job = self._inbox.get(block=not self._jobs)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._jobs.append(job)
+
+    def _ready(self) -> Scorer | None:
+        """Load the model if need be, and tokenize the jobs that have just arrived."""
+        try:
+            if self._scorer is None:
+                self._scorer = self._load()
+        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+            self._fail_all(error)
+            return None
+        for job in [job for job in self._jobs if not job.logits]:
+            try:
+                job.encode(self._scorer)
+            except BaseException as error:  # noqa: BLE001
+                job.fail(error)
+            if not job.waiting:
+                self._jobs.remove(job)
+                if not job.future.done():
+                    job.resolve(self._scorer)
+        return self._scorer
+
+    def _step(self, scorer: Scorer) -> None:
+        """Score one batch: the first job's longest sequences, and others' if batches are shared."""
+        job = self._jobs[0]
+        if job.future.cancelled():
+            self._jobs.popleft()
+            return
+        batch = self._next_batch(job)
+        try:
+            logits = self._logits(scorer, [item.ids for item in batch])
+        except BaseException as error:  # noqa: BLE001
+            for failed in {id(item.job): item.job for item in batch}.values():
+                failed.fail(error)
+                self._jobs.remove(failed)
+            return
+        for item, logit in zip(batch, logits, strict=True):
+            item.job.record(item.pair, logit)
+        self._jobs.rotate(-1)
+        for done in [job for job in self._jobs if not job.waiting]:
+            self._jobs.remove(done)
+            done.resolve(scorer)
+
+    def _next_batch(self, job: _Job) -> list[_Item]:
+        longest = len(job.waiting[0].ids)
+        rows = rows_in_budget(longest, self._batch_tokens)
+        batch = [job.waiting.popleft() for _ in range(min(rows, len(job.waiting)))]
+        if self._share:
+            for other in list(self._jobs)[1:]:
+                if not other.future.cancelled():
+                    fitting = [item for item in other.waiting if len(item.ids) <= longest][: rows - len(batch)]
+                    batch += fitting
+                    taken = {id(item) for item in fitting}
+                    other.waiting = deque(item for item in other.waiting if id(item) not in taken)
+        return batch
+
+    def _logits(self, scorer: Scorer, sequences: list[list[int]]) -> list[float]:
+        """Score a batch, in halves where memory is short; later batches then start at the smaller size."""
+        try:
+            return scorer.logits(sequences)
+        except MemoryError as error:
+            if len(sequences) == 1:
+                raise ScoringError(
+                    f"out of memory for a single pair of {len(sequences[0])} tokens; lower max_length, or use "
+                    "a smaller dtype or another device"
+                ) from error
+        half = (len(sequences) + 1) // 2
+        self._batch_tokens = max(1, half * len(sequences[0]))
+        return self._logits(scorer, sequences[:half]) + self._logits(scorer, sequences[half:])
+
+    def _fail_all(self, error: BaseException) -> None:
+        for job in self._jobs:
+            job.fail(error)
+        self._jobs.clear()

@@ -1,0 +1,145 @@
+"""The reranker on this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import weakref
+from typing import TYPE_CHECKING
+
+from mistral_rerank.errors import MissingDependencyError
+from mistral_rerank.local.engine import Engine
+from mistral_rerank.prompts import Prompt
+from mistral_rerank.reranker import Pair, Reranker, Score, check_pairs
+
+try:
+    from mistral_rerank.local import checkpoint as checkpoints
+    from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.model import RerankModel
+    from mistral_rerank.local.tokens import EncodedPair, Overflow, PairTokenizer
+except ImportError as error:
+    raise MissingDependencyError.of("local", error) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+logger = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
+"""Padded tokens of a batch that fill a device of this kind, when the user does not say."""
+
+
+class LocalReranker(Reranker):
+    """Scores pairs with a model on this machine.
+
+    Nothing is loaded or fetched until the first pair is scored, or `warmup` is called.
+
+    Args:
+        model: "mini", a checkpoint folder or a hub id.
+        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
+        max_length: the most tokens of a pair; None for the checkpoint's own limit.
+        overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts
+            ("chunk"), or refused ("error"). The question is never cut.
+        batch_tokens: the most padded tokens of a batch; None for a size that suits the device.
+        share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
+            it gains little and costs bitwise reproducible scores.
+
+    Raises:
+        SettingsError: the device is not here, or the dtype is not known.
+    """
+
+    def __init__(
+        self,
+        model: str = checkpoints.MINI,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        max_length: int | None = None,
+        overflow: Overflow = "truncate",
+        batch_tokens: int | None = None,
+        share_batches: bool | None = None,
+    ) -> None:
+        self._model_name = model
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype, self.device)
+        self._engine = Engine(
+            functools.partial(
+                LoadedCheckpoint,
+                model,
+                device=self.device,
+                dtype=self.dtype,
+                max_length=max_length,
+                overflow=overflow,
+            ),
+            batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
+            share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
+        )
+        weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights
+
+    @property
+    def model_name(self) -> str:
+        """The model as the user named it."""
+        return self._model_name
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+        """See `Reranker.score_pairs`."""
+        check_pairs(pairs)
+        return self._engine.submit(list(pairs)).result() if pairs else []
+
+    async def ascore_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+        """See `Reranker.ascore_pairs`."""
+        check_pairs(pairs)
+        return await asyncio.wrap_future(self._engine.submit(list(pairs))) if pairs else []
+
+    def warmup(self) -> None:
+        """Load the model and score one short pair, so that the first real one does not wait."""
+        self.score_pairs([("warm", "up")])
+
+    def close(self) -> None:
+        """Free the model; what other threads still wait for fails with RerankerClosedError."""
+        self._engine.close()
+
+
+class LoadedCheckpoint:
+    """A checkpoint's tokenizer, model and calibration together: what the engine's worker holds.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be found, fetched or read.
+    """
+
+    def __init__(
+        self, model: str, *, device: torch.device, dtype: torch.dtype, max_length: int | None, overflow: Overflow
+    ) -> None:
+        checkpoint = checkpoints.open_checkpoint(model)
+        config = checkpoint.config
+        loaded = checkpoints.load_model(checkpoint, dtype=dtype)
+        limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", config.max_length))
+        self._tokenizer = PairTokenizer(
+            checkpoints.load_tokenizer(checkpoint),
+            Prompt(config.template),
+            append_eos=config.append_eos,
+            max_length=min(limit, max_length or limit),
+            overflow=overflow,
+        )
+        self._model = RerankModel(loaded.base_model.to(device), loaded.score.to(device), device)
+        self._calibration = config.calibration
+        logger.info("loaded %s on %s in %s", model, device, dtype)
+
+    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+        """Tokenize pairs, and say in the log how many passages had to be cut."""
+        encoded = self._tokenizer.encode(pairs)
+        if cut := sum(pair.tokens_left_out > 0 for pair in encoded):
+            logger.info("%d of %d passages were over the limit and were cut", cut, len(encoded))
+        return encoded
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Score one batch."""
+        return self._model.logits(sequences)
+
+    def score(self, logit: float) -> Score:
+        """Apply the calibration."""
+        return Score.from_logit(logit, scale=self._calibration.scale, bias=self._calibration.bias)
