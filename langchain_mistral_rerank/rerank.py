@@ -6,14 +6,16 @@ from copy import deepcopy
 from typing import TYPE_CHECKING
 
 from langchain_core.documents import BaseDocumentCompressor, Document
-from mistral_rerank.adapters import RerankOptions, check_items
 from pydantic import Field
 from typing_extensions import override
+
+from mistral_rerank.adapters import RerankOptions, check_items
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from langchain_core.callbacks import Callbacks
+
     from mistral_rerank import RankedPassage
 
 
@@ -27,7 +29,9 @@ class MistralRerank(RerankOptions, BaseDocumentCompressor):
     probability stands in `metadata["relevance_score"]`. The inputs are left as they are.
     """
 
-    score_key: str = Field(default="relevance_score", description="where in the metadata the probability goes")
+    score_key: str = Field(
+        default="relevance_score", description="where in the metadata the probability goes"
+    )
 
     @override
     def compress_documents(

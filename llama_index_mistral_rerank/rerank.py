@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
-from mistral_rerank.adapters import RerankOptions, check_items
-from mistral_rerank.errors import InvalidInputError
 from pydantic import Field
 from typing_extensions import override
+
+from mistral_rerank.adapters import RerankOptions, check_items
+from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from mistral_rerank import RankedPassage

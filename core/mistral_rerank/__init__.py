@@ -1,9 +1,9 @@
 """Rerank retrieved passages with a Mistral-architecture cross-encoder.
 
-    from mistral_rerank import open_reranker
+from mistral_rerank import open_reranker
 
-    reranker = open_reranker("mini")
-    best = reranker.rank("Who wrote Faust?", passages, top_n=3)
+reranker = open_reranker("mini")
+best = reranker.rank("Who wrote Faust?", passages, top_n=3)
 """
 
 from importlib.metadata import version

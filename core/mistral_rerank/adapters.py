@@ -28,7 +28,10 @@ class RerankOptions(RerankSettings):
         default=None, ge=0, le=1, description="leave out what is under this probability, before top_n counts"
     )
     reranker: Reranker | None = Field(
-        default=None, exclude=True, repr=False, description="use this one instead of opening one by the settings"
+        default=None,
+        exclude=True,
+        repr=False,
+        description="use this one instead of opening one by the settings",
     )
 
     _opened: Reranker | None = PrivateAttr(default=None)
@@ -47,7 +50,9 @@ class RerankOptions(RerankSettings):
 
     async def aranked(self, query: str, texts: Sequence[str]) -> list[RankedPassage]:
         """`ranked` without blocking the event loop."""
-        return await self.use().arank(query, texts, top_n=self.top_n, min_score=self.min_score) if texts else []
+        return (
+            await self.use().arank(query, texts, top_n=self.top_n, min_score=self.min_score) if texts else []
+        )
 
 
 def check_items(items: Iterable[object], wanted: type, hint: str) -> None:
@@ -55,6 +60,7 @@ def check_items(items: Iterable[object], wanted: type, hint: str) -> None:
 
     Raises:
         InvalidInputError: naming the position and the type, never the content.
+
     """
     for position, item in enumerate(items):
         if not isinstance(item, wanted):

@@ -31,13 +31,17 @@ Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder or a 
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 MaxLength = Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")]
-Overflow = Annotated[str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")]
+Overflow = Annotated[
+    str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")
+]
 
 
 @app.command()
 def rank(
     query: Annotated[str, typer.Argument(help="the question")],
-    files: Annotated[list[Path] | None, typer.Argument(help="text or .jsonl files; none or - for stdin")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="text or .jsonl files; none or - for stdin")
+    ] = None,
     top_n: Annotated[int | None, typer.Option(min=0, help="how many to show  [default: all]")] = None,
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="hide less probable passages")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines instead of a table")] = False,
@@ -95,17 +99,25 @@ def train(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
     out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
     layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
-    loss: Annotated[str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")
+    ] = None,
     negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a question  [default: 4]")] = None,
     random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
     max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
-    max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="tokens of a pair while training  [default: 512]")
+    ] = None,
     lora_rank: Annotated[int | None, typer.Option(help="rank of the LoRA matrices  [default: 16]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="its highest value  [default: 3e-4]")] = None,
     epochs: Annotated[float | None, typer.Option(help="times every question is seen  [default: 1]")] = None,
     groups_per_step: Annotated[int | None, typer.Option(help="questions of one step  [default: 32]")] = None,
-    groups_per_forward: Annotated[int | None, typer.Option(help="held in memory at once  [default: 4]")] = None,
-    save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
+    groups_per_forward: Annotated[
+        int | None, typer.Option(help="held in memory at once  [default: 4]")
+    ] = None,
+    save_steps: Annotated[
+        int | None, typer.Option(help="steps between resumable states  [default: 50]")
+    ] = None,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same weights on one machine")] = 0,
@@ -150,7 +162,9 @@ def info(model: Model = None, device: Device = None, dtype: Dtype = None) -> Non
 
 @app.callback()
 def options(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say what is loaded and what is cut")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="say what is loaded and what is cut")
+    ] = False,
 ) -> None:
     """Rerank passages with a Mistral-architecture cross-encoder."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
@@ -186,7 +200,7 @@ def _given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if values[name] is not None}
 
 
-def _open(path: Path) -> Any:  # noqa: ANN401 - TextIO, which Path.open does not say
+def _open(path: Path) -> Any:
     return path.open(encoding="utf-8")
 
 

@@ -39,6 +39,7 @@ def read_passages(lines: Iterable[str], name: str, *, json_lines: bool | None = 
 
     Raises:
         InvalidInputError: a line is no JSON object with a string "text"; it names the line.
+
     """
     kept = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if json_lines is None:
@@ -69,6 +70,7 @@ def score_file(
 
     Raises:
         InvalidInputError: a line is not of the format, `out` exists, or the partial file is of other pairs.
+
     """
     if out.exists():
         raise InvalidInputError(f"{out} exists; give another --out, or remove it")
@@ -124,7 +126,9 @@ def _skip_done(partial: Path, records: Iterator[Record]) -> int:
     for line in lines:
         record, old = next(records, None), json.loads(line)
         if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
-            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
+            raise InvalidInputError(
+                f"{partial} holds scores of other pairs; remove it, or give another --out"
+            )
     return len(lines)
 
 

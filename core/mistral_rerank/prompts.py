@@ -27,6 +27,7 @@ class Prompt:
 
     Raises:
         SettingsError: a placeholder is missing, repeated or in the wrong order.
+
     """
 
     template: str = DEFAULT_TEMPLATE

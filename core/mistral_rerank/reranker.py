@@ -32,6 +32,7 @@ class Score:
 
     Raises:
         ScoringError: the logit is not finite.
+
     """
 
     logit: float
@@ -83,6 +84,7 @@ class Reranker(ABC):
         Raises:
             InvalidInputError: a text is not a string, a question is blank, or an input is too long.
             ScoringError: the model gave no usable score. There is never a partial result.
+
         """
 
     @abstractmethod
@@ -110,6 +112,7 @@ class Reranker(ABC):
 
         Raises:
             InvalidInputError: as `score_pairs`, or `top_n` negative, or `min_score` outside [0, 1].
+
         """
         if not check_ranking(query, passages, top_n=top_n, min_score=min_score):
             return []
@@ -159,6 +162,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
 
     Raises:
         InvalidInputError: a text is not a string, or a question is blank.
+
     """
     for position, (query, passage) in enumerate(pairs):
         if not isinstance(query, str) or not isinstance(passage, str):
@@ -168,9 +172,7 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
             raise InvalidInputError(f"the question of pair {position} is empty; give it some text")
 
 
-def check_ranking(
-    query: str, passages: Sequence[str], *, top_n: int | None, min_score: float | None
-) -> bool:
+def check_ranking(query: str, passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
     """Refuse arguments that make no sense; False when the result is empty whatever the scores."""
     if not isinstance(query, str) or not query.strip():
         raise InvalidInputError("the question is empty; give the text to rank the passages by")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 ENV_PREFIX = "MISTRAL_RERANK_"
 
 
-def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:  # noqa: ANN401 - as pydantic.Field
+def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
     """Declare a field whose default comes from the environment, read anew for each instance."""
     return Field(
         default_factory=lambda: os.environ.get(ENV_PREFIX + name.upper()) or default,
@@ -39,7 +39,9 @@ class RerankSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
     )
-    max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
+    max_length: int | None = _setting(
+        "max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8
+    )
     overflow: Literal["truncate", "chunk", "error"] = _setting(
         "overflow", "truncate", "what happens to a passage over the limit"
     )
@@ -54,13 +56,14 @@ class RerankSettings(BaseModel):
         Raises:
             SettingsError: the device is not on this machine.
             MissingDependencyError: the extra `local` is not installed.
+
         """
         from mistral_rerank.local.reranker import LocalReranker
 
         return LocalReranker(**{name: getattr(self, name) for name in RerankSettings.model_fields})
 
 
-def open_reranker(model: str | None = None, **settings: Any) -> Reranker:  # noqa: ANN401 - checked by RerankSettings
+def open_reranker(model: str | None = None, **settings: Any) -> Reranker:
     """Open a reranker.
 
         reranker = open_reranker("mini")
@@ -72,6 +75,7 @@ def open_reranker(model: str | None = None, **settings: Any) -> Reranker:  # noq
 
     Raises:
         SettingsError: a setting is not known or does not fit.
+
     """
     given = settings if model is None else {"model": model, **settings}
     try:
@@ -85,5 +89,7 @@ def describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (given: {problem['input']!r})")
+        problems.append(
+            f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (given: {problem['input']!r})"
+        )
     return "; ".join(problems)

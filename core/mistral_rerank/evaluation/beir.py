@@ -27,6 +27,7 @@ class BeirDataset:
         corpus: passage id -> the text that a model reads, title and text joined.
         queries: query id -> question, only those that are judged.
         qrels: query id -> passage id -> grade; a grade above 0 is relevant.
+
     """
 
     name: str
@@ -48,6 +49,7 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
 
     Raises:
         InvalidInputError: a file is missing or a line is not of the format; it names the file and line.
+
     """
     qrels = _read_qrels(_qrels_file(folder, split))
     corpus = {

@@ -18,6 +18,7 @@ class BM25:
 
     Args:
         corpus: passage id -> text.
+
     """
 
     def __init__(self, corpus: Mapping[str, str], *, k1: float = 0.9, b: float = 0.4) -> None:

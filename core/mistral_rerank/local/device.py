@@ -14,6 +14,7 @@ def pick_device(name: str) -> torch.device:
 
     Raises:
         SettingsError: no such device, or not on this machine.
+
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -21,7 +22,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(f"device {name!r} is not usable here; give 'auto', 'cpu', 'cuda' or 'mps'") from error
+        raise SettingsError(
+            f"device {name!r} is not usable here; give 'auto', 'cpu', 'cuda' or 'mps'"
+        ) from error
     return device
 
 
@@ -30,6 +33,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
 
     Raises:
         SettingsError: no such dtype.
+
     """
     if name == "auto":
         return torch.bfloat16 if multiplies_bfloat16(device) else torch.float32

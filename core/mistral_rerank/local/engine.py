@@ -75,7 +75,7 @@ class _Job:
     def resolve(self, scorer: Scorer) -> None:
         try:
             scores = [scorer.score(logit) for logit in self.logits]
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             self.fail(error)
         else:
             if self.future.set_running_or_notify_cancel():
@@ -94,6 +94,7 @@ class Engine:
         load: makes the scorer; called on the worker, once, or again if it failed.
         batch_tokens: the most padded tokens of a batch.
         share_batches: whether sequences of several jobs may share a batch.
+
     """
 
     def __init__(self, load: Callable[[], Scorer], *, batch_tokens: int, share_batches: bool) -> None:
@@ -112,6 +113,7 @@ class Engine:
 
         Raises:
             RerankerClosedError: the engine was closed.
+
         """
         job = _Job(pairs)
         with self._lock:
@@ -159,13 +161,13 @@ class Engine:
         try:
             if self._scorer is None:
                 self._scorer = self._load()
-        except BaseException as error:  # noqa: BLE001 - it belongs to the callers
+        except BaseException as error:
             self._fail_all(error)
             return None
         for job in [job for job in self._jobs if not job.logits]:
             try:
                 job.encode(self._scorer)
-            except BaseException as error:  # noqa: BLE001
+            except BaseException as error:
                 job.fail(error)
             if not job.waiting:
                 self._jobs.remove(job)
@@ -182,7 +184,7 @@ class Engine:
         batch = self._next_batch(job)
         try:
             logits = self._logits(scorer, [item.ids for item in batch])
-        except BaseException as error:  # noqa: BLE001
+        except BaseException as error:
             for failed in {id(item.job): item.job for item in batch}.values():
                 failed.fail(error)
                 self._jobs.remove(failed)
@@ -201,7 +203,9 @@ class Engine:
         if self._share:
             for other in list(self._jobs)[1:]:
                 if not other.future.cancelled():
-                    fitting = [item for item in other.waiting if len(item.ids) <= longest][: rows - len(batch)]
+                    fitting = [item for item in other.waiting if len(item.ids) <= longest][
+                        : rows - len(batch)
+                    ]
                     batch += fitting
                     taken = {id(item) for item in fitting}
                     other.waiting = deque(item for item in other.waiting if id(item) not in taken)

@@ -38,6 +38,7 @@ def pooled_logits(
 
     Returns:
         (rows,) float32.
+
     """
     hidden = backbone(input_ids=ids, attention_mask=None, use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
@@ -60,6 +61,7 @@ class RerankModel:
 
         Raises:
             MemoryError: the batch does not fit; what it had taken is free again.
+
         """
         ids, lengths = pad(sequences)
         try:

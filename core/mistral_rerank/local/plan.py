@@ -23,6 +23,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
     Returns:
         Lists of positions in `lengths`, every position once; equal lengths keep their input order.
+
     """
     waiting = sorted(range(len(lengths)), key=lambda position: -lengths[position])
     batches = []

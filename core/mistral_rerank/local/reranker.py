@@ -50,6 +50,7 @@ class LocalReranker(Reranker):
 
     Raises:
         SettingsError: the device is not here, or the dtype is not known.
+
     """
 
     def __init__(
@@ -78,7 +79,9 @@ class LocalReranker(Reranker):
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
         )
-        weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights
+        weakref.finalize(
+            self, self._engine.close
+        )  # a reranker that is forgotten frees its thread and weights
 
     @property
     def model_name(self) -> str:
@@ -109,10 +112,17 @@ class LoadedCheckpoint:
 
     Raises:
         CheckpointError: the checkpoint cannot be found, fetched or read.
+
     """
 
     def __init__(
-        self, model: str, *, device: torch.device, dtype: torch.dtype, max_length: int | None, overflow: Overflow
+        self,
+        model: str,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_length: int | None,
+        overflow: Overflow,
     ) -> None:
         checkpoint = checkpoints.open_checkpoint(model)
         config = checkpoint.config

@@ -44,6 +44,7 @@ class PairTokenizer:
         append_eos: whether the sequence ends in the tokenizer's end token.
         max_length: the most tokens of a sequence, special tokens included.
         overflow: what happens to a longer one.
+
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class PairTokenizer:
         Raises:
             InputTooLongError: a question leaves no room for its passage, or `overflow` is "error" and a pair
                 is over the limit. The message names the position and the counts.
+
         """
         texts = [self._prompt.format(_clean(query), _clean(passage)) for query, passage in pairs]
         encodings = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=False)

@@ -60,18 +60,24 @@ class TrainSettings(BaseModel):
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
-    max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
+    max_queries: int | None = Field(
+        default=None, ge=1, description="questions taken from one data set at most"
+    )
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
     template: str = DEFAULT_TEMPLATE
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     learning_rate: float = Field(default=3e-4, gt=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate"
+    )
     weight_decay: float = Field(default=0.01, ge=0)
     epochs: float = Field(default=1.0, gt=0)
     groups_per_step: int = Field(default=32, ge=1, description="questions of one optimizer step")
-    groups_per_forward: int = Field(default=4, ge=1, description="questions whose activations are held at once")
+    groups_per_forward: int = Field(
+        default=4, ge=1, description="questions whose activations are held at once"
+    )
     batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
@@ -101,16 +107,18 @@ class GroupCollator:
 class GroupTrainer(transformers.Trainer):  # type: ignore[misc] - transformers is not typed
     """The Trainer with the reranker's forward and loss."""
 
-    def __init__(self, *args: Any, loss: Loss, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, loss: Loss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss = loss
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
+        self.model_accepts_loss_kwargs = (
+            False  # the loss is a mean: let the Trainer divide by the accumulation
+        )
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,  # noqa: FBT001, FBT002 - the Trainer's signature
+        return_outputs: bool = False,
         **_: object,
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
@@ -118,7 +126,9 @@ class GroupTrainer(transformers.Trainer):  # type: ignore[misc] - transformers i
         backbone, head = classifier.base_model, classifier.score
         # the Trainer's own autocast wraps the model's forward, which is not what runs here
         with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-            logits = torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]])
+            logits = torch.cat(
+                [pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]]
+            )
         return group_loss(logits[inputs["places"]], self._loss)
 
 
@@ -138,6 +148,7 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     Raises:
         SettingsError: `out` exists, or holds the state of a run with other settings.
         InvalidInputError: a data set cannot be read.
+
     """
     if out.exists():
         raise SettingsError(f"{out} exists; give another folder, or remove it")
@@ -178,7 +189,9 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
         loss=settings.loss,
     )
     resume = any(state.glob("checkpoint-*"))
-    with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
+    with disable_input_dtype_casting(
+        model, active=bf16
+    ):  # autocast casts the small adapter, not the activations
         trainer.train(resume_from_checkpoint=resume or None)
     _write(trainer, config, settings, groups=len(groups), state=state, out=out)
     return out

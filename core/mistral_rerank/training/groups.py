@@ -42,6 +42,7 @@ def make_groups(
 
     Raises:
         InvalidInputError: the corpus is too small for a group of this size.
+
     """
     chance = random.Random(f"{seed}/{dataset.name}")  # noqa: S311 - sampling, not security
     ids = [query for query in dataset.queries if dataset.positives(query)]

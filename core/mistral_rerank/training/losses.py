@@ -19,6 +19,7 @@ def bce(logits: torch.Tensor) -> torch.Tensor:
 
     Args:
         logits: (groups, passages), the relevant passage first.
+
     """
     labels = logits.new_zeros(logits.shape)
     labels[:, 0] = 1.0

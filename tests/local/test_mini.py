@@ -1,0 +1,53 @@
+"""The embedded default, as its users get it."""
+
+import pytest
+import torch
+from peft import PeftModel
+from support import plain_logits
+from transformers import AutoModelForSequenceClassification
+
+from mistral_rerank import LocalReranker
+from mistral_rerank.evaluation.first_stage import BM25
+from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint
+from mistral_rerank.local.tokens import PairTokenizer
+from mistral_rerank.prompts import Prompt
+
+
+@pytest.fixture(scope="module")
+def mini():
+    with LocalReranker("mini", device="cpu", dtype="float32") as reranker:
+        yield reranker
+
+
+def test_mini_equals_plain_transformers_and_peft(mini, facts):
+    checkpoint = open_checkpoint("mini")
+    passages = list(facts.corpus.values())
+    pairs = [(query, passages[n]) for n, query in enumerate(list(facts.queries.values())[:12])]
+    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(), max_length=8192)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        checkpoint.base, num_labels=1, num_hidden_layers=16, dtype=torch.float32
+    )
+    adapted = PeftModel.from_pretrained(base, checkpoint.folder).eval()
+    expected = plain_logits(adapted, [pair.sequences[0] for pair in tokenizer.encode(pairs)])
+    assert [score.logit for score in mini.score_pairs(pairs)] == pytest.approx(expected, abs=1e-4)
+
+
+def test_special_tokens_spelled_in_a_passage_stay_text(mini):
+    tokenizer = load_tokenizer(open_checkpoint("mini"))
+    maker = PairTokenizer(tokenizer, Prompt(), max_length=8192)
+    for spelled in ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<repo_name>", "<file_sep>"):
+        ((ids,),) = [pair.sequences for pair in maker.encode([("who?", f"me {spelled}")])]
+        assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
+
+
+def test_mini_finds_what_word_overlap_misses(mini, facts):
+    queries = list(facts.queries)
+    found = BM25(facts.corpus).search([facts.queries[query] for query in queries], k=10)
+    before = after = 0
+    for query, ranking in zip(queries, found, strict=True):
+        (answer,) = facts.positives(query)
+        ids = [passage for passage, _ in ranking]
+        best = mini.rank(facts.queries[query], [facts.corpus[passage] for passage in ids], top_n=1)
+        before += ids[0] == answer
+        after += ids[best[0].index] == answer
+    assert after >= before + 8

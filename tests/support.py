@@ -1,0 +1,54 @@
+"""What tests share and no fixture is: a stand-in reranker, a tiny configuration, the reference loop."""
+
+from pathlib import Path
+
+import torch
+from transformers import MistralConfig
+
+from mistral_rerank import Pair, Reranker, Score
+
+FACTS = Path(__file__).parent.parent / "examples" / "facts"
+
+
+class LengthReranker(Reranker):
+    """Stands in where the model does not matter: a longer passage is better."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    @property
+    def model_name(self) -> str:
+        return "length"
+
+    def score_pairs(self, pairs: list[Pair]) -> list[Score]:
+        self.calls += 1
+        return [Score.from_logit(len(passage)) for _, passage in pairs]
+
+    async def ascore_pairs(self, pairs: list[Pair]) -> list[Score]:
+        return self.score_pairs(pairs)
+
+
+def tiny_config(vocabulary: int, **changes: object) -> MistralConfig:
+    """Four query heads to one key-value head, and a window shorter than many inputs."""
+    options = {
+        "vocab_size": vocabulary,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "sliding_window": 24,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "num_labels": 1,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return MistralConfig(**(options | changes))
+
+
+def plain_logits(model: torch.nn.Module, sequences: list[list[int]]) -> list[float]:
+    """The reference: transformers' own classifier, one sequence at a time, no padding."""
+    with torch.inference_mode():
+        return [model(input_ids=torch.tensor([ids]), use_cache=False).logits.item() for ids in sequences]

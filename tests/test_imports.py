@@ -1,0 +1,39 @@
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "peft", "fastapi", "bm25s")
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("mistral_rerank", (*HEAVY, "langchain_core", "llama_index")),
+        ("langchain_mistral_rerank", (*HEAVY, "llama_index")),
+        ("llama_index_mistral_rerank", (*HEAVY, "langchain_core")),
+    ],
+)
+def test_importing_a_package_loads_nothing_heavy(module, absent):
+    code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_without_torch_the_error_says_what_to_install():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import mistral_rerank\n"
+        "try: mistral_rerank.open_reranker('mini')\n"
+        "except mistral_rerank.MissingDependencyError as error: print(error)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'mistral-rerank[local]'" in found.stdout
+
+
+def test_every_public_name_exists():
+    import mistral_rerank
+
+    assert all(hasattr(mistral_rerank, name) for name in mistral_rerank.__all__)
+    with pytest.raises(AttributeError):
+        _ = mistral_rerank.nonsense

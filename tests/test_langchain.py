@@ -1,0 +1,108 @@
+import copy
+import json
+
+import pytest
+from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from pydantic import ValidationError
+
+from langchain_mistral_rerank import MistralRerank
+from mistral_rerank import InvalidInputError
+
+
+class Note(Document):
+    """A document class of a user's own."""
+
+
+@pytest.fixture
+def documents():
+    return [
+        Document(page_content="a", id="1", metadata={"nested": {"list": [1]}, "relevance_score": 99}),
+        Note(page_content="ccc", id="2"),
+        Document(page_content="bb", metadata={"source": "s"}),
+        Document(page_content="a", id="1"),
+    ]
+
+
+async def both_ways(compressor, documents, query="q"):
+    sync = compressor.compress_documents(documents, query)
+    assert await compressor.acompress_documents(documents, query) == sync
+    return sync
+
+
+async def test_documents_come_back_reordered_with_ids_classes_and_scores(length_reranker, documents):
+    found = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), documents)
+    assert [(document.page_content, document.id) for document in found] == [
+        ("ccc", "2"),
+        ("bb", None),
+        ("a", "1"),
+        ("a", "1"),
+    ]
+    assert type(found[0]) is Note
+    assert [document.metadata["relevance_score"] for document in found] == pytest.approx(
+        [0.9526, 0.8808, 0.7311, 0.7311], abs=1e-4
+    )
+    assert json.loads(json.dumps([document.metadata for document in found]))[2]["nested"] == {"list": [1]}
+
+
+async def test_inputs_are_not_touched_and_share_nothing_with_the_outputs(length_reranker, documents):
+    before = copy.deepcopy(documents)
+    found = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), documents)
+    found[2].metadata["nested"]["list"].append(2)
+    found[1].metadata["new"] = True
+    assert documents == before
+
+
+async def test_top_n_and_min_score(length_reranker, documents):
+    assert len(await both_ways(MistralRerank(reranker=length_reranker, top_n=2), documents)) == 2
+    assert await both_ways(MistralRerank(reranker=length_reranker, top_n=0), documents) == []
+    kept = await both_ways(MistralRerank(reranker=length_reranker, min_score=0.9), documents)
+    assert [document.page_content for document in kept] == ["ccc"]
+
+
+async def test_an_empty_list_loads_no_model():
+    assert await both_ways(MistralRerank(model="/not/there"), []) == []
+
+
+@pytest.mark.parametrize("options", [{"topn": 3}, {"top_n": -1}, {"min_score": 2}, {"dtype": "int7"}])
+def test_options_that_do_not_fit_are_refused(options):
+    with pytest.raises(ValidationError):
+        MistralRerank(**options)
+
+
+def test_a_blank_query_and_a_wrong_element_are_refused(length_reranker, documents):
+    compressor = MistralRerank(reranker=length_reranker)
+    with pytest.raises(ValueError, match="question is empty"):
+        compressor.compress_documents(documents, " ")
+    with pytest.raises(InvalidInputError, match="item 1 is a str"):
+        compressor.compress_documents([documents[0], "text"], "q")
+
+
+class Everything(BaseRetriever):
+    documents: list[Document]
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        return self.documents
+
+
+async def test_it_works_in_the_frameworks_retriever_and_pipeline(length_reranker, documents):
+    base = Everything(documents=documents)
+    alone = MistralRerank(reranker=length_reranker, top_n=2)
+    for compressor in (alone, DocumentCompressorPipeline(transformers=[alone])):
+        retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=base)
+        found = retriever.invoke("q")
+        assert [document.page_content for document in found] == ["ccc", "bb"]
+        assert await retriever.ainvoke("q") == found
+
+
+async def test_a_real_model_behind_it_ranks_as_the_core_does(tiny, tiny_reranker, facts):
+    texts = list(facts.corpus.values())[:12]
+    compressor = MistralRerank(model=str(tiny), device="cpu", dtype="float32", batch_tokens=400, top_n=None)
+    found = await both_ways(compressor, [Document(page_content=text) for text in texts], "who?")
+    expected = tiny_reranker.rank("who?", texts)
+    assert [document.page_content for document in found] == [place.text for place in expected]
+    assert [document.metadata["relevance_score"] for document in found] == [
+        place.score.probability for place in expected
+    ]

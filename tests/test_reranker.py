@@ -1,0 +1,77 @@
+import math
+
+import pytest
+
+from mistral_rerank import InvalidInputError, Score, ScoringError
+from mistral_rerank.reranker import order, sigmoid
+
+
+def test_rank_puts_the_best_first_and_keeps_input_positions(length_reranker):
+    ranking = length_reranker.rank("q", ["a", "ccc", "bb"])
+    assert [(place.index, place.text) for place in ranking] == [(1, "ccc"), (2, "bb"), (0, "a")]
+
+
+def test_equal_scores_keep_their_input_order(length_reranker):
+    assert [place.index for place in length_reranker.rank("q", ["aa", "bb", "cc"])] == [0, 1, 2]
+
+
+def test_duplicate_passages_keep_their_positions(length_reranker):
+    assert [place.index for place in length_reranker.rank("q", ["a", "bb", "a"])] == [1, 0, 2]
+
+
+@pytest.mark.parametrize(("top_n", "expected"), [(None, 3), (2, 2), (9, 3)])
+def test_top_n_bounds_the_result(length_reranker, top_n, expected):
+    assert len(length_reranker.rank("q", ["a", "b", "c"], top_n=top_n)) == expected
+
+
+async def test_nothing_is_scored_when_the_result_is_empty_anyway(length_reranker):
+    assert length_reranker.rank("q", []) == []
+    assert length_reranker.rank("q", ["a"], top_n=0) == []
+    assert await length_reranker.arank("q", []) == []
+    assert length_reranker.calls == 0
+
+
+def test_min_score_is_a_probability_applied_before_top_n():
+    scores = [Score.from_logit(logit) for logit in (-1.0, 2.0, 0.5)]
+    ranking = order(["a", "b", "c"], scores, min_score=0.6, top_n=2)
+    assert [place.text for place in ranking] == ["b", "c"]
+    assert order(["a", "b", "c"], scores, min_score=0.7, top_n=2)[0].text == "b"
+    assert len(order(["a", "b", "c"], scores, min_score=0.7, top_n=2)) == 1
+
+
+@pytest.mark.parametrize(
+    ("query", "passages", "options", "hint"),
+    [
+        ("  ", ["a"], {}, "question is empty"),
+        (None, ["a"], {}, "question is empty"),
+        ("q", "a", {}, "list of strings"),
+        ("q", ["a"], {"top_n": -1}, "0 or more"),
+        ("q", ["a"], {"min_score": 1.5}, "0 to 1"),
+    ],
+)
+async def test_arguments_that_make_no_sense_are_refused(length_reranker, query, passages, options, hint):
+    with pytest.raises(InvalidInputError, match=hint):
+        length_reranker.rank(query, passages, **options)
+    with pytest.raises(ValueError, match=hint):
+        await length_reranker.arank(query, passages, **options)
+
+
+async def test_arank_is_rank(length_reranker):
+    assert await length_reranker.arank("q", ["a", "bb"], top_n=1) == length_reranker.rank(
+        "q", ["a", "bb"], top_n=1
+    )
+
+
+@pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_an_error(logit):
+    with pytest.raises(ScoringError, match="float32"):
+        Score.from_logit(logit)
+
+
+def test_calibration_moves_the_probability_and_not_the_logit():
+    score = Score.from_logit(2.0, scale=0.5, bias=-1.0)
+    assert (score.logit, score.probability) == (2.0, 0.5)
+
+
+def test_sigmoid_holds_at_both_ends():
+    assert (sigmoid(-1e4), sigmoid(0.0), sigmoid(1e4)) == (0.0, 0.5, 1.0)
