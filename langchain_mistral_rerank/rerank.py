@@ -29,9 +29,7 @@ class MistralRerank(RerankOptions, BaseDocumentCompressor):
     probability stands in `metadata["relevance_score"]`. The inputs are left as they are.
     """
 
-    score_key: str = Field(
-        default="relevance_score", description="where in the metadata the probability goes"
-    )
+    score_key: str = Field(default="relevance_score", description="where in the metadata the probability goes")
 
     @override
     def compress_documents(

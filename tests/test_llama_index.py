@@ -2,10 +2,10 @@ import json
 
 import pytest
 from llama_index.core import QueryBundle
-from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 from llama_index.core.llms import MockLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from pydantic import ValidationError
@@ -103,12 +103,8 @@ async def test_it_works_in_the_frameworks_query_engine(length_reranker, nodes):
 
 async def test_a_real_model_behind_it_ranks_as_the_core_does(tiny, tiny_reranker, facts):
     texts = list(facts.corpus.values())[:12]
-    postprocessor = MistralRerank(
-        model=str(tiny), device="cpu", dtype="float32", batch_tokens=400, top_n=None
-    )
-    found = await both_ways(
-        postprocessor, [NodeWithScore(node=TextNode(text=text)) for text in texts], "who?"
-    )
+    postprocessor = MistralRerank(model=str(tiny), device="cpu", dtype="float32", batch_tokens=400, top_n=None)
+    found = await both_ways(postprocessor, [NodeWithScore(node=TextNode(text=text)) for text in texts], "who?")
     expected = tiny_reranker.rank("who?", texts)
     assert [(node.node.text, node.score) for node in found] == [
         (place.text, place.score.probability) for place in expected

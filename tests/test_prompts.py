@@ -16,9 +16,7 @@ def test_braces_and_placeholders_in_texts_are_text():
     assert text.text[text.passage_start : text.passage_end] == "{query} {0}"
 
 
-@pytest.mark.parametrize(
-    "template", ["{query}", "{passage}", "{passage} {query}", "{query} {query} {passage}", ""]
-)
+@pytest.mark.parametrize("template", ["{query}", "{passage}", "{passage} {query}", "{query} {query} {passage}", ""])
 def test_a_template_without_both_placeholders_in_order_is_refused(template):
     with pytest.raises(SettingsError, match="must hold"):
         Prompt(template)

@@ -57,9 +57,7 @@ async def test_arguments_that_make_no_sense_are_refused(length_reranker, query, 
 
 
 async def test_arank_is_rank(length_reranker):
-    assert await length_reranker.arank("q", ["a", "bb"], top_n=1) == length_reranker.rank(
-        "q", ["a", "bb"], top_n=1
-    )
+    assert await length_reranker.arank("q", ["a", "bb"], top_n=1) == length_reranker.rank("q", ["a", "bb"], top_n=1)
 
 
 @pytest.mark.parametrize("logit", [math.nan, math.inf, -math.inf])

@@ -50,9 +50,7 @@ class RerankOptions(RerankSettings):
 
     async def aranked(self, query: str, texts: Sequence[str]) -> list[RankedPassage]:
         """`ranked` without blocking the event loop."""
-        return (
-            await self.use().arank(query, texts, top_n=self.top_n, min_score=self.min_score) if texts else []
-        )
+        return await self.use().arank(query, texts, top_n=self.top_n, min_score=self.min_score) if texts else []
 
 
 def check_items(items: Iterable[object], wanted: type, hint: str) -> None:

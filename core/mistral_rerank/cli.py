@@ -31,17 +31,13 @@ Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder or a 
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 MaxLength = Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")]
-Overflow = Annotated[
-    str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")
-]
+Overflow = Annotated[str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")]
 
 
 @app.command()
 def rank(
     query: Annotated[str, typer.Argument(help="the question")],
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="text or .jsonl files; none or - for stdin")
-    ] = None,
+    files: Annotated[list[Path] | None, typer.Argument(help="text or .jsonl files; none or - for stdin")] = None,
     top_n: Annotated[int | None, typer.Option(min=0, help="how many to show  [default: all]")] = None,
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="hide less probable passages")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines instead of a table")] = False,
@@ -77,12 +73,13 @@ def score(
     overflow: Overflow = None,
 ) -> None:
     """Score pairs: the same JSON lines come out, with "logit" and "probability"."""
+    name = "stdin" if pairs == Path("-") else str(pairs)
     with (
         open_reranker(**_given(locals(), "model", "device", "dtype", "max_length", "overflow")) as reranker,
         sys.stdin if pairs == Path("-") else _open(pairs) as lines,
     ):
         if out is None:
-            for record in score_lines(reranker, lines, str(pairs)):
+            for record in score_lines(reranker, lines, name):
                 print(json.dumps(record, ensure_ascii=False), flush=True)  # noqa: T201
             return
         total = None if lines is sys.stdin else sum(1 for line in lines if line.strip())
@@ -90,7 +87,7 @@ def score(
             lines.seek(0)
         with _progress() as progress:
             task = progress.add_task("pairs", total=total)
-            score_file(reranker, lines, str(pairs), out, progress=lambda n: progress.advance(task, n))
+            score_file(reranker, lines, name, out, progress=lambda n: progress.advance(task, n))
 
 
 @app.command()
@@ -99,25 +96,17 @@ def train(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
     out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
     layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
-    loss: Annotated[
-        str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")
-    ] = None,
+    loss: Annotated[str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")] = None,
     negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a question  [default: 4]")] = None,
     random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
     max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="tokens of a pair while training  [default: 512]")
-    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="rank of the LoRA matrices  [default: 16]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="its highest value  [default: 3e-4]")] = None,
     epochs: Annotated[float | None, typer.Option(help="times every question is seen  [default: 1]")] = None,
     groups_per_step: Annotated[int | None, typer.Option(help="questions of one step  [default: 32]")] = None,
-    groups_per_forward: Annotated[
-        int | None, typer.Option(help="held in memory at once  [default: 4]")
-    ] = None,
-    save_steps: Annotated[
-        int | None, typer.Option(help="steps between resumable states  [default: 50]")
-    ] = None,
+    groups_per_forward: Annotated[int | None, typer.Option(help="held in memory at once  [default: 4]")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="the same seed gives the same weights on one machine")] = 0,
@@ -162,9 +151,7 @@ def info(model: Model = None, device: Device = None, dtype: Dtype = None) -> Non
 
 @app.callback()
 def options(
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="say what is loaded and what is cut")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say what is loaded and what is cut")] = False,
 ) -> None:
     """Rerank passages with a Mistral-architecture cross-encoder."""
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
@@ -178,7 +165,8 @@ def main() -> None:
         app()
     except (RerankError, OSError) as error:
         if isinstance(error, BrokenPipeError):
-            sys.stdout = None  # type: ignore[assignment] - whoever read us has left; do not flush to it
+            # whoever read us has left: there is nothing to flush to
+            sys.stdout = None
             sys.exit(1)
         _fail(str(error))
     except ValidationError as error:

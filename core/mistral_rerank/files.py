@@ -50,9 +50,7 @@ def read_passages(lines: Iterable[str], name: str, *, json_lines: bool | None = 
     return [Passage(f"{record.get('title') or ''} {record['text']}".strip(), record) for record in records]
 
 
-def score_file(
-    reranker: Reranker, pairs: TextIO, name: str, out: Path, *, progress: Callable[[int], None]
-) -> int:
+def score_file(reranker: Reranker, pairs: TextIO, name: str, out: Path, *, progress: Callable[[int], None]) -> int:
     """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability".
 
     Lines are written block by block to `<out>.partial`, which becomes `out` when it is complete. A run that
@@ -126,9 +124,7 @@ def _skip_done(partial: Path, records: Iterator[Record]) -> int:
     for line in lines:
         record, old = next(records, None), json.loads(line)
         if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
-            raise InvalidInputError(
-                f"{partial} holds scores of other pairs; remove it, or give another --out"
-            )
+            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
     return len(lines)
 
 

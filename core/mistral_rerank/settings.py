@@ -39,9 +39,7 @@ class RerankSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
     )
-    max_length: int | None = _setting(
-        "max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8
-    )
+    max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
     overflow: Literal["truncate", "chunk", "error"] = _setting(
         "overflow", "truncate", "what happens to a passage over the limit"
     )
@@ -89,7 +87,5 @@ def describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        problems.append(
-            f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (given: {problem['input']!r})"
-        )
+        problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (given: {problem['input']!r})")
     return "; ".join(problems)

@@ -36,9 +36,7 @@ def test_the_settings_of_a_checkpoint_decide_prompt_end_token_limit_and_calibrat
     with LocalReranker(str(folder), device="cpu", dtype="float32") as reranker:
         scores = reranker.score_pairs(pairs[:20])
     assert [score.logit for score in scores] == pytest.approx(expected, abs=1e-4)
-    assert scores[0].probability == pytest.approx(
-        torch.tensor(expected[0] * 0.5 - 1).sigmoid().item(), abs=1e-4
-    )
+    assert scores[0].probability == pytest.approx(torch.tensor(expected[0] * 0.5 - 1).sigmoid().item(), abs=1e-4)
 
 
 def test_the_users_limit_can_only_lower_the_checkpoints(folder, pairs):
@@ -62,9 +60,7 @@ def test_a_base_is_cut_to_its_first_layers(folder, tokenizer):
 
 
 def test_weights_that_are_not_safetensors_are_refused(folder):
-    torch.save(
-        MistralForSequenceClassification.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin"
-    )
+    torch.save(MistralForSequenceClassification.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with (
         LocalReranker(str(folder), device="cpu") as reranker,

@@ -26,9 +26,7 @@ class Lengths:
     def encode(self, pairs):
         if any(passage == "bad" for _, passage in pairs):
             raise ValueError("bad passage")
-        return [
-            EncodedPair(tuple([len(part)] * len(part) for part in passage.split("|"))) for _, passage in pairs
-        ]
+        return [EncodedPair(tuple([len(part)] * len(part) for part in passage.split("|"))) for _, passage in pairs]
 
     def logits(self, sequences):
         self.gate.wait(10)
@@ -137,9 +135,7 @@ def test_the_model_is_loaded_once_however_many_come_first():
 
     made = Engine(load, batch_tokens=12, share_batches=False)
     with ThreadPoolExecutor(20) as pool:
-        assert list(pool.map(lambda n: logits(submit(made, "a" * n)), range(1, 21))) == [
-            [n] for n in range(1, 21)
-        ]
+        assert list(pool.map(lambda n: logits(submit(made, "a" * n)), range(1, 21))) == [[n] for n in range(1, 21)]
     assert loads == ["mistral-rerank"]
 
 

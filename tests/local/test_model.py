@@ -67,9 +67,7 @@ def test_chunk_mode_gives_the_score_of_the_best_chunk(tiny, facts):
     assert len(pair.sequences) > 2
     model = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32).eval()
     best = max(plain_logits(model, list(pair.sequences)))
-    with LocalReranker(
-        str(tiny), device="cpu", dtype="float32", max_length=160, overflow="chunk"
-    ) as reranker:
+    with LocalReranker(str(tiny), device="cpu", dtype="float32", max_length=160, overflow="chunk") as reranker:
         assert reranker.score_pairs([(query, long)])[0].logit == pytest.approx(best, abs=TOLERANCE)
 
 

@@ -58,15 +58,11 @@ def test_chunks_cover_the_whole_passage_and_overlap(tokenizer):
 def test_a_pair_at_the_limit_is_left_alone(tokenizer):
     whole = only(make(tokenizer).encode([("who?", LONG)]))
     for overflow in ("truncate", "chunk", "error"):
-        assert (
-            only(make(tokenizer, max_length=len(whole), overflow=overflow).encode([("who?", LONG)])) == whole
-        )
+        assert only(make(tokenizer, max_length=len(whole), overflow=overflow).encode([("who?", LONG)])) == whole
 
 
 def test_error_mode_names_the_pair_and_the_counts_but_no_text(tokenizer):
-    with pytest.raises(
-        InputTooLongError, match=r"exceeds maximum allowed token size 60 \(pair 1\)"
-    ) as caught:
+    with pytest.raises(InputTooLongError, match=r"exceeds maximum allowed token size 60 \(pair 1\)") as caught:
         make(tokenizer, max_length=60, overflow="error").encode([("who?", "me"), ("who?", LONG)])
     assert "glacier" not in str(caught.value)
 
@@ -80,9 +76,7 @@ def test_a_question_without_room_for_its_passage_is_an_error(tokenizer, overflow
 @pytest.mark.parametrize("spelled", ["</s>", "<s>", "<pad>", "<|im_end|>", "x</s>y", "<|im_end|>\n</s>"])
 def test_text_never_becomes_a_special_token(tokenizer, spelled):
     special = set(tokenizer.all_special_ids)
-    assert set(tokenizer(spelled).input_ids[1:]) & special, (
-        "the plain tokenizer is fooled, so this test can fail"
-    )
+    assert set(tokenizer(spelled).input_ids[1:]) & special, "the plain tokenizer is fooled, so this test can fail"
     for pair in (("who?", spelled), (spelled, "me")):
         ids = only(make(tokenizer).encode([pair]))
         assert not set(ids[1:-1]) & special

@@ -38,9 +38,7 @@ def test_trap_1_the_end_token_is_pooled_even_when_it_is_also_the_pad_token(model
     ids = sequences(tokenizer)
     expected = batched(model, ids)
     model.config.pad_token_id = tokenizer.eos_token_id
-    assert plain_logits(model, ids)[0] != pytest.approx(expected[0], abs=1e-3), (
-        "transformers falls into the trap"
-    )
+    assert plain_logits(model, ids)[0] != pytest.approx(expected[0], abs=1e-3), "transformers falls into the trap"
     assert batched(model, ids) == expected
 
 
@@ -115,9 +113,7 @@ def test_trap_9_the_head_runs_in_float32_so_bfloat16_hidden_states_do_not_tie():
 def test_trap_11_an_adapter_is_merged_in_float32_and_then_cast(tiny, tokenizer, tmp_path):
     torch.manual_seed(5)
     base = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32)
-    adapted = get_peft_model(
-        base, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "down_proj"])
-    )
+    adapted = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "down_proj"]))
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             nn.init.normal_(parameter, std=0.02)

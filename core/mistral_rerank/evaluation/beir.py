@@ -9,13 +9,13 @@ import csv
 import gzip
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +97,7 @@ def _read_jsonl(folder: Path, stem: str, needed: tuple[str, ...]) -> Iterator[di
     if not plain.is_file() and not packed.is_file():
         raise InvalidInputError(f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz; it is not a BEIR folder")
     file = plain if plain.is_file() else packed
-    opened = plain.open("rb") if file is plain else gzip.open(packed, "rb")
-    with opened as lines:
+    with gzip.open(file) if file is packed else file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
                 record = json.loads(line)

@@ -31,9 +31,7 @@ class PretrainedBase(BaseModel):
     kind: Literal["pretrained"] = "pretrained"
     name: str
     revision: str | None = None
-    layers: int | None = Field(
-        default=None, ge=1, description="how many of its layers are used; None for all"
-    )
+    layers: int | None = Field(default=None, ge=1, description="how many of its layers are used; None for all")
 
 
 class WheelBase(BaseModel):
@@ -203,9 +201,7 @@ def _convert(gguf: Path, target: Path) -> None:
     except ImportError as error:
         raise MissingDependencyError.of("local", error) from error
 
-    source = transformers.AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    source = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     fields = GGUFReader(gguf).fields
     kinds, words = fields["tokenizer.ggml.token_type"].contents(), fields["tokenizer.ggml.tokens"].contents()

@@ -92,9 +92,7 @@ def read_config(folder: Path) -> CheckpointConfig:
     """
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint"
-        )
+        raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
     if (folder / RERANK_JSON).is_file():
         try:
             return CheckpointConfig.model_validate_json((folder / RERANK_JSON).read_text("utf-8"))
@@ -160,9 +158,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", FutureWarning
-            )  # PEFT reads an attribute that transformers renamed
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
             adapted = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"the adapter in {checkpoint.folder} does not fit its base: {error}") from error
@@ -225,11 +221,7 @@ def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
 
     checkpoint = open_checkpoint(model)
     config, place = checkpoint.config, pick_device(device)
-    own = (
-        json.loads((checkpoint.folder / "config.json").read_text("utf-8"))
-        if checkpoint.base is None
-        else None
-    )
+    own = json.loads((checkpoint.folder / "config.json").read_text("utf-8")) if checkpoint.base is None else None
     of_base = json.loads((checkpoint.base / "config.json").read_text("utf-8")) if checkpoint.base else {}
     shape = own or of_base
     layers = checkpoint.layers or shape.get("num_hidden_layers")

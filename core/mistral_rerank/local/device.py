@@ -22,9 +22,7 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingsError(
-            f"device {name!r} is not usable here; give 'auto', 'cpu', 'cuda' or 'mps'"
-        ) from error
+        raise SettingsError(f"device {name!r} is not usable here; give 'auto', 'cpu', 'cuda' or 'mps'") from error
     return device
 
 

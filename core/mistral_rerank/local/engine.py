@@ -203,9 +203,7 @@ class Engine:
         if self._share:
             for other in list(self._jobs)[1:]:
                 if not other.future.cancelled():
-                    fitting = [item for item in other.waiting if len(item.ids) <= longest][
-                        : rows - len(batch)
-                    ]
+                    fitting = [item for item in other.waiting if len(item.ids) <= longest][: rows - len(batch)]
                     batch += fitting
                     taken = {id(item) for item in fitting}
                     other.waiting = deque(item for item in other.waiting if id(item) not in taken)

@@ -25,9 +25,7 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]
     return ids, lengths
 
 
-def pooled_logits(
-    backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengths: torch.Tensor
-) -> torch.Tensor:
+def pooled_logits(backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Run the backbone and the binary head on right-padded rows.
 
     Args:
@@ -65,9 +63,7 @@ class RerankModel:
         """
         ids, lengths = pad(sequences)
         try:
-            return pooled_logits(
-                self._backbone, self._head, ids.to(self._device), lengths.to(self._device)
-            ).tolist()
+            return pooled_logits(self._backbone, self._head, ids.to(self._device), lengths.to(self._device)).tolist()
         except torch.OutOfMemoryError as error:
             message = str(error)
         except RuntimeError as error:

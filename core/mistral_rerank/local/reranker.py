@@ -79,9 +79,7 @@ class LocalReranker(Reranker):
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
         )
-        weakref.finalize(
-            self, self._engine.close
-        )  # a reranker that is forgotten frees its thread and weights
+        weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights
 
     @property
     def model_name(self) -> str:

@@ -8,6 +8,7 @@ puts the logits back together before the loss.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import shutil
 import sys
@@ -40,11 +41,14 @@ try:
     import transformers
     from peft import LoraConfig, get_peft_model
     from peft.helpers import disable_input_dtype_casting
+    from tqdm import tqdm
 except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -60,24 +64,18 @@ class TrainSettings(BaseModel):
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
-    max_queries: int | None = Field(
-        default=None, ge=1, description="questions taken from one data set at most"
-    )
+    max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
     template: str = DEFAULT_TEMPLATE
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     learning_rate: float = Field(default=3e-4, gt=0)
-    warmup: float = Field(
-        default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate"
-    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(default=0.01, ge=0)
     epochs: float = Field(default=1.0, gt=0)
     groups_per_step: int = Field(default=32, ge=1, description="questions of one optimizer step")
-    groups_per_forward: int = Field(
-        default=4, ge=1, description="questions whose activations are held at once"
-    )
+    groups_per_forward: int = Field(default=4, ge=1, description="questions whose activations are held at once")
     batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
@@ -104,21 +102,43 @@ class GroupCollator:
         }
 
 
-class GroupTrainer(transformers.Trainer):  # type: ignore[misc] - transformers is not typed
+class LossProgress(transformers.ProgressCallback):
+    """Shows the loss on the progress bar, or in the log where there is no terminal."""
+
+    def on_train_begin(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
+        """Open the bar, which stays silent without a terminal."""
+        self.training_bar = tqdm(total=state.max_steps, unit="step", dynamic_ncols=True, disable=None)
+        self.current_step = 0
+
+    def on_log(
+        self,
+        _args: object,
+        state: transformers.TrainerState,
+        _control: object,
+        logs: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        """Take up the loss of the last step."""
+        if not logs or "loss" not in logs:
+            return
+        if not self.training_bar.disable:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        elif state.global_step % 10 == 0:
+            logger.info("step %d of %d, loss %.3f", state.global_step, state.max_steps, float(logs["loss"]))
+
+
+class GroupTrainer(transformers.Trainer):
     """The Trainer with the reranker's forward and loss."""
 
     def __init__(self, *args: Any, loss: Loss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss = loss
-        self.model_accepts_loss_kwargs = (
-            False  # the loss is a mean: let the Trainer divide by the accumulation
-        )
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
 
     def compute_loss(
         self,
         model: torch.nn.Module,
         inputs: dict[str, Any],
-        return_outputs: bool = False,
         **_: object,
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
@@ -126,9 +146,7 @@ class GroupTrainer(transformers.Trainer):  # type: ignore[misc] - transformers i
         backbone, head = classifier.base_model, classifier.score
         # the Trainer's own autocast wraps the model's forward, which is not what runs here
         with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-            logits = torch.cat(
-                [pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]]
-            )
+            logits = torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]])
         return group_loss(logits[inputs["places"]], self._loss)
 
 
@@ -143,7 +161,7 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
         out: the folder to write; it must not exist yet.
 
     Returns:
-        `out`: a PEFT folder with `rerank.json` and `training.json` (settings, counts, loss curve).
+        `out`: a PEFT folder with `rerank.json` and `training.json` (settings, counts, the loss of every step).
 
     Raises:
         SettingsError: `out` exists, or holds the state of a run with other settings.
@@ -188,10 +206,12 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
         data_collator=collator,
         loss=settings.loss,
     )
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.remove_callback(transformers.ProgressCallback)
+    if trainer.is_world_process_zero():
+        trainer.add_callback(LossProgress())
     resume = any(state.glob("checkpoint-*"))
-    with disable_input_dtype_casting(
-        model, active=bf16
-    ):  # autocast casts the small adapter, not the activations
+    with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
         trainer.train(resume_from_checkpoint=resume or None)
     _write(trainer, config, settings, groups=len(groups), state=state, out=out)
     return out
@@ -223,9 +243,7 @@ def _read_groups(settings: TrainSettings) -> list[Group]:
     return groups
 
 
-def _arguments(
-    settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool
-) -> transformers.TrainingArguments:
+def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=str(state),
         per_device_train_batch_size=min(settings.groups_per_forward, settings.groups_per_step),
@@ -240,7 +258,7 @@ def _arguments(
         activation_checkpointing=settings.activation_checkpointing,
         save_steps=settings.save_steps,
         save_total_limit=2,
-        logging_steps=10,
+        logging_steps=1,
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
@@ -273,8 +291,8 @@ def _write(
         | {"data": [folder.name for folder in settings.data]},
         "groups": groups,
         "steps": trainer.state.global_step,
-        "log": [entry for entry in trainer.state.log_history if "loss" in entry],
+        "loss": [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry],
     }
-    (finished / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    (finished / "training.json").write_text(json.dumps(record) + "\n", "utf-8")
     finished.rename(out)
     shutil.rmtree(state)

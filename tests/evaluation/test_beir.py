@@ -1,0 +1,55 @@
+import gzip
+
+import pytest
+
+from mistral_rerank import InvalidInputError
+from mistral_rerank.evaluation.beir import load_beir
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "corpus.jsonl").write_text(
+        '{"_id": "d1", "title": "T", "text": "one"}\n{"_id": "d2", "title": "", "text": "two"}\n{"_id": 3, "text": "x"}\n'
+    )
+    with gzip.open(tmp_path / "queries.jsonl.gz", "wt") as file:
+        file.write('{"_id": "q1", "text": "who?"}\n{"_id": "q2", "text": "not judged"}\n')
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t0\n")
+    return tmp_path
+
+
+def test_a_folder_is_read_plain_or_packed(folder):
+    data = load_beir(folder)
+    assert data.corpus == {"d1": "T one", "d2": "two", "3": "x"}
+    assert data.queries == {"q1": "who?"}
+    assert data.qrels == {"q1": {"d1": 2, "d2": 0}}
+    assert data.positives("q1") == ["d1"]
+
+
+def test_one_of_several_splits_must_be_named(folder):
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td2\t1\n")
+    with pytest.raises(InvalidInputError, match="found: dev, test"):
+        load_beir(folder)
+    assert load_beir(folder, split="dev").positives("q1") == ["d2"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "hint"),
+    [
+        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\nnonsense\n', "corpus.jsonl:2: not a JSON object"),
+        ("corpus.jsonl", '{"_id": "d1"}\n', "corpus.jsonl:1: lacks text"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "test.tsv:2: expected query-id"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n", "such as 'q9'"),
+    ],
+)
+def test_what_is_wrong_is_named_by_file_and_line(folder, file, content, hint):
+    (folder / file).write_text(content)
+    with pytest.raises(InvalidInputError, match=hint):
+        load_beir(folder)
+
+
+@pytest.mark.parametrize("missing", ["corpus.jsonl", "queries.jsonl.gz", "qrels/test.tsv"])
+def test_a_missing_file_is_named(folder, missing):
+    (folder / missing).unlink()
+    with pytest.raises(InvalidInputError, match="not a BEIR folder"):
+        load_beir(folder)

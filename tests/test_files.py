@@ -1,0 +1,93 @@
+import io
+import json
+
+import pytest
+
+from mistral_rerank import InvalidInputError
+from mistral_rerank.files import BLOCK, read_passages, score_file, score_lines
+
+
+def pairs_text(count):
+    return "".join(json.dumps({"query": "q", "passage": "a" * (n % 7), "id": n}) + "\n" for n in range(count))
+
+
+def expected(count, reranker):
+    return list(score_lines(reranker, io.StringIO(pairs_text(count)), "pairs"))
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def nothing(_):
+    pass
+
+
+def test_passages_are_lines_or_json_objects(length_reranker):
+    assert [passage.text for passage in read_passages(["one\n", "\n", "  two \n"], "notes.txt")] == [
+        "one",
+        "two",
+    ]
+    (passage,) = read_passages(['{"_id": 7, "title": "T", "text": "x"}\n'], "stdin")
+    assert (passage.text, passage.record["_id"]) == ("T x", 7)
+    assert read_passages(["{not json\n"], "stdin")[0].text == "{not json"
+
+
+def test_a_wrong_line_is_named():
+    with pytest.raises(InvalidInputError, match="c.jsonl:2: not JSON"):
+        read_passages(['{"text": "x"}', "{"], "c.jsonl")
+    with pytest.raises(InvalidInputError, match="c.jsonl:1: expected a JSON object with the string 'text'"):
+        read_passages(['{"text": 3}'], "c.jsonl")
+
+
+def test_scores_are_added_to_the_records(length_reranker):
+    (record,) = expected(1, length_reranker)
+    assert record == {"query": "q", "passage": "", "id": 0, "logit": 0.0, "probability": 0.5}
+
+
+def test_a_stopped_run_goes_on_and_equals_one_that_was_not(tmp_path, length_reranker):
+    count, out = 2 * BLOCK + 10, tmp_path / "scores.jsonl"
+    seen = []
+    calls = length_reranker.score_pairs
+
+    def stops(pairs):
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        seen.append(len(pairs))
+        return calls(pairs)
+
+    length_reranker.score_pairs = stops
+    with pytest.raises(KeyboardInterrupt):
+        score_file(length_reranker, io.StringIO(pairs_text(count)), "pairs", out, progress=nothing)
+    assert not out.exists()
+    partial = tmp_path / "scores.jsonl.partial"
+    assert len(read(partial)) == BLOCK
+    with partial.open("a") as file:
+        file.write('{"query": "half a li')
+    length_reranker.score_pairs = calls
+    progress = []
+    done = score_file(length_reranker, io.StringIO(pairs_text(count)), "pairs", out, progress=progress.append)
+    assert (done, progress) == (count, [BLOCK, BLOCK, 10])
+    assert read(out) == expected(count, length_reranker)
+    assert not partial.exists()
+
+
+def test_a_partial_file_of_other_pairs_is_not_continued(tmp_path, length_reranker):
+    (tmp_path / "s.jsonl.partial").write_text('{"query": "other", "passage": "x", "logit": 1}\n')
+    with pytest.raises(InvalidInputError, match="scores of other pairs"):
+        score_file(length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", progress=nothing)
+
+
+def test_a_wrong_pair_stops_the_run_and_keeps_what_is_done(tmp_path, length_reranker):
+    text = pairs_text(BLOCK) + '{"query": " ", "passage": "x"}\n'
+    with pytest.raises(InvalidInputError, match=f'p:{BLOCK + 1}: "query" is empty'):
+        score_file(length_reranker, io.StringIO(text), "p", tmp_path / "s.jsonl", progress=nothing)
+    assert len(read(tmp_path / "s.jsonl.partial")) == BLOCK
+    assert not (tmp_path / "s.jsonl").exists()
+
+
+def test_an_existing_result_is_not_overwritten(tmp_path, length_reranker):
+    (tmp_path / "s.jsonl").write_text("kept")
+    with pytest.raises(InvalidInputError, match="exists"):
+        score_file(length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", progress=nothing)
+    assert (tmp_path / "s.jsonl").read_text() == "kept"

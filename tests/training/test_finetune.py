@@ -1,0 +1,124 @@
+import json
+import math
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from support import FACTS, plain_logits
+from transformers import AutoModelForSequenceClassification
+
+from mistral_rerank import InvalidInputError, LocalReranker, SettingsError
+from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint
+from mistral_rerank.local.tokens import PairTokenizer
+from mistral_rerank.prompts import Prompt
+from mistral_rerank.training.finetune import GroupCollator, GroupTrainer, TrainSettings, finetune
+from mistral_rerank.training.groups import Group
+
+
+@pytest.fixture(scope="module")
+def settings(tiny):
+    return TrainSettings(
+        base=str(tiny),
+        layers=2,
+        data=(FACTS,),
+        negatives=2,
+        max_length=160,
+        groups_per_step=8,
+        groups_per_forward=4,
+        learning_rate=3e-3,
+        epochs=3,
+        save_steps=3,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(settings, tmp_path_factory):
+    return finetune(settings, tmp_path_factory.mktemp("train") / "checkpoint")
+
+
+def weights(folder):
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_training_lowers_the_loss(trained):
+    record = json.loads((trained / "training.json").read_text())
+    assert (record["groups"], record["steps"], len(record["loss"])) == (40, 15, 15)
+    untrained = math.log(4) + math.log(2)  # of a head that gives 0, for groups of four
+    assert record["loss"][0] == pytest.approx(untrained, abs=1e-3)
+    assert sum(record["loss"][-5:]) / 5 < 0.9 * untrained
+
+
+def test_the_checkpoint_opens_in_plain_transformers_and_peft_with_equal_logits(trained, tiny, pairs):
+    checkpoint = open_checkpoint(str(trained))
+    assert (checkpoint.base, checkpoint.layers) == (tiny, 2)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tiny, num_labels=1, num_hidden_layers=2, dtype=torch.float32
+    )
+    plain = PeftModel.from_pretrained(base, trained).eval()
+    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(), max_length=512)
+    expected = plain_logits(plain, [pair.sequences[0] for pair in tokenizer.encode(pairs[:30])])
+    assert max(expected) - min(expected) > 0.01
+    with LocalReranker(str(trained), device="cpu", dtype="float32") as reranker:
+        found = [score.logit for score in reranker.score_pairs(pairs[:30])]
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_all_seven_linears_and_the_head_are_trained_and_nothing_else(trained):
+    names = weights(trained)
+    kinds = {name.split(".")[-3] for name in names if "lora" in name}
+    assert kinds == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert [name for name in names if "lora" not in name] == ["base_model.model.score.weight"]
+    assert all(tensor.abs().sum() > 0 for tensor in names.values())
+
+
+def test_the_seed_decides_the_weights(settings, trained, tmp_path):
+    again = weights(finetune(settings, tmp_path / "again"))
+    assert all(torch.equal(tensor, again[name]) for name, tensor in weights(trained).items())
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, tmp_path, monkeypatch):
+    calls = []
+    compute_loss = GroupTrainer.compute_loss
+
+    def killed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) > 15:
+            raise KeyboardInterrupt
+        return compute_loss(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GroupTrainer, "compute_loss", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SettingsError, match="other settings"):
+        finetune(settings.model_copy(update={"seed": 1}), tmp_path / "out")
+    resumed = finetune(settings, tmp_path / "out")
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(trained).items())
+    before, after = (json.loads((folder / "training.json").read_text()) for folder in (trained, resumed))
+    assert after == before
+    assert list(tmp_path.iterdir()) == [resumed]
+
+
+def test_an_existing_folder_is_not_overwritten(settings, trained):
+    with pytest.raises(SettingsError, match="exists"):
+        finetune(settings, trained)
+
+
+def test_data_that_is_not_beir_is_refused_before_anything_is_written(settings, tmp_path):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(InvalidInputError, match="not a BEIR folder"):
+        finetune(settings.model_copy(update={"data": (tmp_path / "data",)}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_batches_of_similar_length_are_put_back_into_groups(tokenizer):
+    groups = [Group("who?", ("me " * 30, "you", "they " * 12)), Group("where?", ("here", "there " * 20, ""))]
+    maker = PairTokenizer(tokenizer, Prompt(), max_length=512)
+    batch = GroupCollator(maker, batch_tokens=80)(groups)
+    rows = [ids[row, :length].tolist() for ids, lengths in batch["batches"] for row, length in enumerate(lengths)]
+    for group, places in zip(groups, batch["places"].tolist(), strict=True):
+        for passage, place in zip(group.passages, places, strict=True):
+            assert [rows[place]] == list(maker.encode([(group.query, passage)])[0].sequences)
