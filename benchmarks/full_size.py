@@ -1,0 +1,77 @@
+"""Load and score with the full dimensions of the design: 4096 wide, 16 layers, 32 heads, 8 key-value heads.
+
+The weights are random: this measures memory and speed, not quality. It writes 7 GB to a temporary folder.
+
+python benchmarks/full_size.py [--layers 16] [--pairs 8]
+"""
+
+import argparse
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+FACTS = Path(__file__).parent.parent / "examples" / "facts"
+
+
+def write_checkpoint(folder: Path, layers: int) -> None:
+    """Write random bfloat16 weights and a small tokenizer."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import MistralConfig, MistralForSequenceClassification, PreTrainedTokenizerFast
+
+    config = MistralConfig(num_hidden_layers=layers, num_labels=1, sliding_window=4096, pad_token_id=0)
+    torch.set_default_dtype(torch.bfloat16)
+    MistralForSequenceClassification(config).save_pretrained(folder)
+    backend = ByteLevelBPETokenizer()
+    backend.train([str(FACTS / "corpus.jsonl")], vocab_size=2000, special_tokens=["<unk>", "<s>", "</s>"])
+    PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, eos_token="</s>").save_pretrained(folder)
+
+
+def peak_gib() -> float:
+    """Give the largest resident memory of this process so far."""
+    status = Path("/proc/self/status").read_text()
+    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 2**20
+
+
+def main() -> None:
+    """Print load time, speed and memory."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.write:
+        write_checkpoint(options.write, options.layers)
+        return
+    import torch
+    import transformers
+
+    from mistral_rerank import open_reranker
+    from mistral_rerank.evaluation.beir import load_beir
+
+    facts = load_beir(FACTS)
+    passages = list(facts.corpus.values())[: options.pairs]
+    with tempfile.TemporaryDirectory() as scratch:
+        again = [sys.executable, __file__, "--layers", str(options.layers), "--write", scratch]
+        subprocess.run(again, check=True)  # in a process of its own: its memory must not count
+        weights = sum(file.stat().st_size for file in Path(scratch).glob("*.safetensors")) / 2**30
+        before = peak_gib()
+        with open_reranker(scratch, device="cpu", dtype="bfloat16") as reranker:
+            start = time.perf_counter()
+            reranker.score_pairs([("warm", "up")])
+            loaded = time.perf_counter() - start
+            start = time.perf_counter()
+            scores = reranker.score_pairs([("Why does bread rise?", passage) for passage in passages])
+            seconds = time.perf_counter() - start
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.processor()}")
+    print(f"weights {weights:.2f} GiB; loaded in {loaded:.1f} s; {len(scores) / seconds:.2f} pairs/s")
+    print(f"peak memory {peak_gib():.2f} GiB, of which {before:.2f} GiB before the model")
+    print(f"above weights: {100 * ((peak_gib() - before) / weights - 1):.1f} %")
+
+
+if __name__ == "__main__":
+    main()
