@@ -67,9 +67,7 @@ def main() -> None:
             start = time.perf_counter()
             scores = reranker.score_pairs([("Why does bread rise?", passage) for passage in passages])
             seconds = time.perf_counter() - start
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.processor() or platform.machine()}"
-    )
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}")
     print(f"weights {weights:.2f} GiB; loaded in {loaded:.1f} s; {len(scores) / seconds:.2f} pairs/s")
     print(f"peak memory {peak_gib():.2f} GiB, of which {before:.2f} GiB before the model")
     print(f"above weights: {100 * ((peak_gib() - before) / weights - 1):.1f} %")

@@ -127,6 +127,20 @@ def test_trap_11_an_adapter_is_merged_in_float32_and_then_cast(tiny, tokenizer, 
     assert torch.equal(whole, exact)
 
 
+def test_trap_9_a_trained_head_is_not_rounded_with_the_backbone(tiny, tmp_path):
+    base = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32)
+    adapted = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj"]))
+    nn.init.normal_(adapted.get_base_model().score.modules_to_save["default"].weight)
+    adapted.save_pretrained(tmp_path / "adapter")
+    trained = adapted.get_base_model().score.modules_to_save["default"].weight
+    AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.bfloat16).save_pretrained(tmp_path / "base")
+    checkpoint = Checkpoint(tmp_path / "adapter", CheckpointConfig(), tmp_path / "base")
+    for dtype in (torch.bfloat16, torch.float32):
+        model = load_model(checkpoint, dtype=dtype)
+        assert model.model.norm.weight.dtype == dtype
+        assert torch.equal(model.score.weight, trained)
+
+
 def test_trap_13_only_running_out_of_memory_is_retried(tiny_reranker, tiny, monkeypatch):
     calls = []
 

@@ -137,7 +137,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the whole model onto the CPU: backbone, `score` head, adapter merged.
+    """Load the whole model onto the CPU: backbone in `dtype`, an adapter's `score` head in float32, merged.
 
     An adapter is merged layer by layer in float32 before anything is rounded to `dtype`, and at most one
     layer is held in float32 at a time.
@@ -156,6 +156,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers)
+    base.score.float()  # PEFT would round the trained head to the base's dtype
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
@@ -171,7 +172,8 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     merged: PreTrainedModel = adapted.unload()
     if not trained:
         raise CheckpointError(f"the adapter in {checkpoint.folder} holds no trained score head")
-    return merged.to(dtype)
+    merged.base_model.to(dtype)
+    return merged
 
 
 def load_classifier(folder: Path, *, dtype: torch.dtype | str, layers: int | None = None) -> PreTrainedModel:
