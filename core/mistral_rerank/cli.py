@@ -109,7 +109,7 @@ def train(
     save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
-    seed: Annotated[int, typer.Option(help="the same seed gives the same weights on one machine")] = 0,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same examples and weights")] = 0,
 ) -> None:
     """Fine-tune a base with LoRA on BEIR folders; start it again after a stop and it goes on."""
     given = _given(locals(), *(name for name in locals() if name != "out"))

@@ -137,7 +137,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the whole model onto the CPU: backbone in `dtype`, an adapter's `score` head in float32, merged.
+    """Load the whole model onto the CPU: backbone in `dtype`, `score` head in float32, adapter merged.
 
     An adapter is merged layer by layer in float32 before anything is rounded to `dtype`, and at most one
     layer is held in float32 at a time.
@@ -147,9 +147,11 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
 
     """
     if checkpoint.base is None:
-        model = load_classifier(checkpoint.folder, dtype=dtype)
+        model = load_classifier(checkpoint.folder, dtype="auto")
         if getattr(model, "_head_is_new", False):
             raise CheckpointError(f"{checkpoint.folder} has no score.weight; it is no one-label classifier")
+        model.score.float()
+        model.base_model.to(dtype)
         return model
     import torch
     from peft import PeftModel

@@ -6,7 +6,7 @@ batch at a time and goes round the waiting jobs, so that a small job does not wa
 jobs that were cancelled are dropped before their next batch.
 
 With `share_batches` a batch is filled up with sequences of other waiting jobs. That keeps an accelerator busy,
-at the price that rounding depends on who else was waiting (about 1e-6 in float32). Without it a job's batches
+at the price that rounding depends on who else was waiting. Without it a job's batches
 depend on the job alone, and its scores are the same to the last bit whatever else goes on.
 
 The engine knows no checkpoint, tokenizer or device: it is given something that loads a `Scorer`.

@@ -54,7 +54,7 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 class TrainSettings(BaseModel):
-    """Every choice of a training run; the same settings and data give the same weights on one machine."""
+    """Every choice of a training run; the same settings and data give the same weights on one thread."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -171,9 +171,9 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     if out.exists():
         raise SettingsError(f"{out} exists; give another folder, or remove it")
     state = out.with_name(out.name + ".training")
+    groups = _read_groups(settings)
     _claim(state, settings)
     transformers.set_seed(settings.seed)
-    groups = _read_groups(settings)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
     base = named_base(settings.base, layers=settings.layers)
