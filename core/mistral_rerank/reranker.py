@@ -69,8 +69,12 @@ class Reranker(ABC):
     """Scores pairs and ranks passages; safe to use from many threads and tasks at once.
 
     Subclasses write `score_pairs` and `ascore_pairs`, both in input order; the rest follows from them.
-    Usable as a context manager, synchronous or asynchronous.
+    Usable as a context manager, synchronous or asynchronous. A deep copy of something that holds a reranker
+    holds the same one: its weights and connections are not doubled.
     """
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
 
     @property
     @abstractmethod
@@ -172,10 +176,20 @@ def check_pairs(pairs: Sequence[Pair]) -> None:
             raise InvalidInputError(f"the question of pair {position} is empty; give it some text")
 
 
-def check_ranking(query: str, passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
-    """Refuse arguments that make no sense; False when the result is empty whatever the scores."""
+def check_query(query: str) -> None:
+    """Refuse a question that is no text or blank.
+
+    Raises:
+        InvalidInputError: saying so.
+
+    """
     if not isinstance(query, str) or not query.strip():
         raise InvalidInputError("the question is empty; give the text to rank the passages by")
+
+
+def check_ranking(query: str, passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
+    """Refuse arguments that make no sense; False when the result is empty whatever the scores."""
+    check_query(query)
     if isinstance(passages, str):
         raise InvalidInputError("passages is one string; give a list of strings")
     if top_n is not None and top_n < 0:

@@ -35,7 +35,8 @@ BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
 class LocalReranker(Reranker):
     """Scores pairs with a model on this machine.
 
-    Nothing is loaded or fetched until the first pair is scored, or `warmup` is called.
+    Nothing is loaded or fetched until the first pair is scored, or `warmup` is called. A pickle holds the
+    settings alone.
 
     Args:
         model: "mini", a checkpoint folder or a hub id.
@@ -65,6 +66,14 @@ class LocalReranker(Reranker):
         share_batches: bool | None = None,
     ) -> None:
         self._model_name = model
+        self._options = {
+            "device": device,
+            "dtype": dtype,
+            "max_length": max_length,
+            "overflow": overflow,
+            "batch_tokens": batch_tokens,
+            "share_batches": share_batches,
+        }
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self._engine = Engine(
@@ -80,6 +89,10 @@ class LocalReranker(Reranker):
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
         )
         weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights
+
+    def __reduce__(self) -> tuple[functools.partial[LocalReranker], tuple[str]]:
+        """Pickle the settings, never the weights."""
+        return functools.partial(LocalReranker, **self._options), (self._model_name,)  # type: ignore[arg-type]
 
     @property
     def model_name(self) -> str:
