@@ -3,7 +3,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0  # what the tests run with; the package itself takes a range
 BIN = $(VENV)/bin
 
-.PHONY: setup test lint demo bench
+LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 llama-index-core==0.13.* 'llama-index-workflows<2'
+
+.PHONY: setup test test-lowest lint demo bench
 
 setup: $(VENV)/.all  ## a virtual environment with everything
 
@@ -24,6 +26,13 @@ demo: $(VENV)/.demo  ## rerank real passages with mini
 
 test: setup  ## all tests
 	$(BIN)/python -m pytest
+
+$(VENV)/lowest: pyproject.toml $(VENV)/.all
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ $(LOWEST)
+	touch $@
+
+test-lowest: $(VENV)/lowest  ## the adapters in the oldest frameworks (OpenInference needs a newer LlamaIndex)
+	PYTHONPATH=$(VENV)/lowest $(BIN)/python -m pytest tests/adapters -k "not llama_index_shows"
 
 lint: setup  ## format, lint and types
 	$(BIN)/ruff format --check .

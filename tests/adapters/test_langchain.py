@@ -1,14 +1,18 @@
 import copy
 import json
+from typing import TypedDict
 
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
-from langchain_classic.retrievers.document_compressors import DocumentCompressorPipeline
+from langchain_classic.retrievers.document_compressors import CrossEncoderReranker, DocumentCompressorPipeline
 from langchain_core.documents import Document
+from langchain_core.load import dumps, loads
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.tools import create_retriever_tool
+from langgraph.graph import END, START, StateGraph
 from pydantic import ValidationError
 
-from langchain_mistral_rerank import MistralRerank
+from langchain_mistral_rerank import MistralCrossEncoder, MistralRerank
 from mistral_rerank import InvalidInputError
 
 
@@ -106,3 +110,68 @@ async def test_a_real_model_behind_it_ranks_as_the_core_does(tiny, tiny_reranker
     assert [document.metadata["relevance_score"] for document in found] == [
         place.score.probability for place in expected
     ]
+
+
+async def test_metadata_keys_and_text_fn_decide_what_the_model_reads(length_reranker):
+    documents = [Document(page_content="aa", metadata={"title": "t"}), Document(page_content="b" * 9)]
+    made = MistralRerank(reranker=length_reranker, metadata_keys=("title", "absent"))
+    assert made.rerank("q", documents, top_n=None)[0].text == "title: t\naa"
+    assert [d.page_content for d in await both_ways(made, documents)] == ["aa", "b" * 9]
+    made = MistralRerank(reranker=length_reranker, text_fn=lambda document: document.page_content[:1])
+    assert [place.text for place in made.rerank("q", documents)] == ["a", "b"]
+
+
+async def test_as_a_runnable_it_batches_retries_and_falls_back(length_reranker, documents):
+    made = MistralRerank(reranker=length_reranker, top_n=1)
+    runnable, request = made.as_runnable(), {"query": "q", "documents": documents}
+    expected = made.compress_documents(documents, "q")
+    assert runnable.invoke(request) == await runnable.ainvoke(request) == expected
+    assert runnable.batch([request, request]) == await runnable.abatch([request, request]) == [expected, expected]
+    broken = MistralRerank(model="/not/there", device="cpu").as_runnable()
+    assert broken.with_retry(stop_after_attempt=2).with_fallbacks([runnable]).invoke(request) == expected
+
+
+def test_the_cross_encoder_works_in_langchains_own_reranker(length_reranker, documents):
+    compressor = CrossEncoderReranker(model=MistralCrossEncoder(reranker=length_reranker), top_n=2)
+    assert [document.page_content for document in compressor.compress_documents(documents, "q")] == ["ccc", "bb"]
+    assert MistralCrossEncoder().score([]) == []
+    assert MistralCrossEncoder(reranker=length_reranker).score([("q", "")]) == [0.5]
+
+
+def test_it_survives_langchains_own_serialization():
+    made = MistralRerank(model="m", top_n=None, min_score=0.25, metadata_keys=("title",), score_key="s")
+    text = dumps(made)
+    with pytest.raises(ValueError, match="not allowed"):
+        loads(text, allowed_objects="core")
+    again = loads(text, allowed_objects=[MistralRerank], valid_namespaces=["langchain_mistral_rerank"])
+    assert again == made
+
+
+async def test_it_works_as_a_tool_and_in_a_chain(length_reranker, documents):
+    compressor = MistralRerank(reranker=length_reranker, top_n=1)
+    retriever = ContextualCompressionRetriever(
+        base_compressor=compressor, base_retriever=Everything(documents=documents)
+    )
+    tool = create_retriever_tool(retriever, "facts", "finds facts")
+    assert tool.invoke({"query": "q"}) == await tool.ainvoke({"query": "q"}) == "ccc"
+    chain = retriever | (lambda found: [document.id for document in found])
+    assert chain.invoke("q") == ["2"]
+
+
+class State(TypedDict):
+    query: str
+    documents: list[Document]
+
+
+async def test_it_works_as_the_retrieval_step_of_a_graph(length_reranker, documents):
+    compressor = MistralRerank(reranker=length_reranker, top_n=1)
+
+    async def rerank(state: State):
+        return {"documents": await compressor.acompress_documents(state["documents"], state["query"])}
+
+    graph = StateGraph(State)
+    graph.add_node("rerank", rerank)
+    graph.add_edge(START, "rerank")
+    graph.add_edge("rerank", END)
+    found = await graph.compile().ainvoke({"query": "q", "documents": documents})
+    assert [document.page_content for document in found["documents"]] == ["ccc"]

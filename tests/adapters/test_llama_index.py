@@ -2,12 +2,14 @@ import json
 
 import pytest
 from llama_index.core import QueryBundle
+from llama_index.core.chat_engine import ContextChatEngine
 from llama_index.core.llms import MockLLM
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
-from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
 from llama_index.core.response_synthesizers import ResponseMode, get_response_synthesizer
 from llama_index.core.retrievers import BaseRetriever
-from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
+from llama_index.core.schema import ImageNode, MetadataMode, Node, NodeWithScore, TextNode
+from llama_index.core.tools import RetrieverTool
 from pydantic import ValidationError
 
 from llama_index_mistral_rerank import MistralRerank
@@ -109,3 +111,33 @@ async def test_a_real_model_behind_it_ranks_as_the_core_does(tiny, tiny_reranker
     assert [(node.node.text, node.score) for node in found] == [
         (place.text, place.score.probability) for place in expected
     ]
+
+
+async def test_it_works_in_citations_a_chat_and_a_tool(length_reranker, nodes):
+    found, options = Everything(nodes), {"node_postprocessors": [MistralRerank(reranker=length_reranker, top_n=1)]}
+    retriever_tool = RetrieverTool.from_defaults(found, name="facts", **options)
+    assert "cccc" in str(retriever_tool("q"))
+    assert "cccc" in str(await retriever_tool.acall("q"))
+    citing = CitationQueryEngine(retriever=found, llm=MockLLM(), **options)
+    assert len(citing.query("q").source_nodes) == 1
+    chat = ContextChatEngine.from_defaults(retriever=found, llm=MockLLM(), **options)
+    assert [node.node.node_id for node in chat.chat("q").source_nodes] == ["2"]
+    assert [node.node.node_id for node in (await chat.achat("q")).source_nodes] == ["2"]
+
+
+async def test_a_node_without_text_is_scored_as_an_empty_passage(length_reranker):
+    nodes = [NodeWithScore(node=node) for node in (ImageNode(image="aGk="), Node(), TextNode(text="words"))]
+    found = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), nodes)
+    assert [type(node.node) for node in found] == [TextNode, ImageNode, Node]
+    assert [node.score for node in found][1:] == [0.5, 0.5]
+
+
+async def test_any_sequence_of_nodes_will_do(length_reranker, nodes):
+    made = MistralRerank(reranker=length_reranker, top_n=1)
+    assert made.postprocess_nodes(tuple(nodes), query_str="q") == made.postprocess_nodes(nodes, query_str="q")
+
+
+def test_every_option_survives_the_frameworks_own_serialization():
+    made = MistralRerank(model="m", top_n=None, metadata_mode=MetadataMode.ALL, keep_retrieval_score=True)
+    assert MistralRerank.from_dict(made.to_dict()).to_dict() == made.to_dict()
+    assert MistralRerank.from_json(made.to_json()).to_dict() == made.to_dict()
