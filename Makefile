@@ -3,7 +3,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0  # what the tests run with; the package itself takes a range
 BIN = $(VENV)/bin
 
-LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 llama-index-core==0.13.* 'llama-index-workflows<2'
+LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 \
+	langgraph==1.0.* langgraph-checkpoint==3.0.* langgraph-prebuilt==1.0.* langgraph-sdk==0.2.* \
+	llama-index-core==0.13.* 'llama-index-workflows<2'
 
 .PHONY: setup test test-lowest lint demo bench
 
