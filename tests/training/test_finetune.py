@@ -1,5 +1,9 @@
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,12 +12,12 @@ from safetensors.torch import load_file
 from support import FACTS, plain_logits
 from transformers import AutoModelForSequenceClassification
 
-from mistral_rerank import InvalidInputError, LocalReranker, SettingsError
+from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
 from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.training.finetune import GroupCollator, GroupTrainer, TrainSettings, finetune
-from mistral_rerank.training.groups import Group
+from mistral_rerank.training.groups import Group, make_groups
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,67 @@ def test_activation_checkpointing_gives_the_same_losses(settings, trained, tmp_p
     again = finetune(settings.model_copy(update={"activation_checkpointing": True}), tmp_path / "out")
     before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, again))
     assert after == pytest.approx(before, abs=0.02)
+
+
+def test_compiled_layers_give_the_same_losses(settings, trained, tmp_path):
+    again = finetune(settings.model_copy(update={"compile": True, "epochs": 1}), tmp_path / "out")
+    before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, again))
+    assert after[:1] == pytest.approx(before[:1], abs=1e-4)
+    assert set(weights(again)) == set(weights(trained))
+
+
+def test_training_goes_on_from_an_adapter(settings, trained, tmp_path):
+    more = finetune(settings.model_copy(update={"init": str(trained), "epochs": 1}), tmp_path / "more")
+    before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, more))
+    assert sum(after) / len(after) < sum(before) / len(before)
+    with pytest.raises(CheckpointError, match="neither"):
+        finetune(settings.model_copy(update={"init": str(tmp_path)}), tmp_path / "none")
+    changed = {"init": str(trained), "template": "{query}\n{passage}"}
+    with pytest.raises(SettingsError, match="template"):
+        finetune(settings.model_copy(update=changed), tmp_path / "none")
+    assert list(tmp_path.iterdir()) == [more]
+
+
+@pytest.fixture(scope="module")
+def taught(settings, facts, tmp_path_factory):
+    """Settings of a run on groups whose teacher likes the last passage best."""
+    file = tmp_path_factory.mktemp("groups") / "groups.jsonl"
+    groups = make_groups(facts, negatives=2, random_negatives=1)
+    lines = [{"query": group.query, "passages": group.passages, "teacher": (0, 0, 0, 9)} for group in groups]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return settings.model_copy(update={"data": (file,), "epochs": 1})
+
+
+def test_a_teacher_changes_what_is_learnt(taught, tmp_path):
+    first = [
+        json.loads((finetune(settings, tmp_path / name) / "training.json").read_text())["loss"][0]
+        for name, settings in (("taught", taught), ("alone", taught.model_copy(update={"distill": 0.0})))
+    ]
+    divergence = math.log(4) - 0.0025  # of an untrained model's even shares from the teacher's, about one-hot
+    assert first[0] - first[1] == pytest.approx(divergence, abs=2e-3)
+
+
+def test_groups_of_two_sizes_are_refused(settings, taught, tmp_path):
+    with pytest.raises(SettingsError, match="one size"):
+        finetune(settings.model_copy(update={"data": taught.data + settings.data}), tmp_path / "out")
+
+
+def test_two_processes_train_what_one_does(settings, tmp_path):
+    """Both start from one seed and see half of every step's groups: the mean gradient is the same."""
+    command = ["train", "--base", settings.base, "--layers", "2", "--data", str(FACTS), "--device", "cpu"]
+    command += ["--negatives", "2", "--max-length", "160", "--groups-per-forward", "4", "--learning-rate", "3e-3"]
+    program = str(Path(sys.executable).with_name("mistral-rerank"))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(
+        [program, *command, "--groups-per-step", "8", "--out", tmp_path / "one"], check=True, env=environment
+    )
+    subprocess.run(
+        [*launch, program, *command, "--groups-per-step", "8", "--out", tmp_path / "two"], check=True, env=environment
+    )
+    one, two = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two"))
+    assert (one["steps"], two["steps"]) == (5, 5)
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)
 
 
 def test_batches_of_similar_length_are_put_back_into_groups(tokenizer):

@@ -27,6 +27,7 @@ from mistral_rerank.prompts import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RERANK_JSON = "rerank.json"
@@ -148,40 +149,55 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     """
     if checkpoint.base is None:
         model = load_classifier(checkpoint.folder, dtype="auto")
-        if getattr(model, "_head_is_new", False):
-            raise CheckpointError(f"{checkpoint.folder} has no score.weight; it is no one-label classifier")
         model.score.float()
         model.base_model.to(dtype)
         return model
     import torch
-    from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers)
+    base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers, new_head=True)
     base.score.float()  # PEFT would round the trained head to the base's dtype
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
-            adapted = PeftModel.from_pretrained(base, checkpoint.folder, is_trainable=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the adapter in {checkpoint.folder} does not fit its base: {error}") from error
+    adapted = load_adapter(base, checkpoint.folder)
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "merge"):
             module.get_base_layer().to(torch.float32)
             module.merge(safe_merge=True)
             module.get_base_layer().to(dtype)
-    trained = any("score.modules_to_save" in name for name in adapted.state_dict())
     merged: PreTrainedModel = adapted.unload()
-    if not trained:
-        raise CheckpointError(f"the adapter in {checkpoint.folder} holds no trained score head")
     merged.base_model.to(dtype)
     return merged
 
 
-def load_classifier(folder: Path, *, dtype: torch.dtype | str, layers: int | None = None) -> PreTrainedModel:
-    """Load a folder as a one-label classifier, only its first `layers` layers if given.
+def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """Put a LoRA adapter and its trained head onto a base.
 
-    A base has no head yet: it then starts from small random numbers, and `_head_is_new` is set on the model.
+    Raises:
+        CheckpointError: the adapter is not usable, does not fit the base or holds no head.
+
+    """
+    from peft import PeftModel
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
+            adapted = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the adapter in {folder} does not fit its base: {error}") from error
+    if not any("score.modules_to_save" in name for name in adapted.state_dict()):
+        raise CheckpointError(f"the adapter in {folder} holds no trained score head")
+    return adapted
+
+
+def load_classifier(
+    folder: Path, *, dtype: torch.dtype | str, layers: int | None = None, new_head: bool = False
+) -> PreTrainedModel:
+    """Load a folder as a one-label classifier.
+
+    Args:
+        folder: holds config and weights, as transformers writes them.
+        dtype: what the weights become; "auto" keeps theirs.
+        layers: keep only the first layers.
+        new_head: whether a base without a `score` head will do, which then starts from small random numbers.
 
     Raises:
         CheckpointError: the folder holds no such model in safetensors.
@@ -214,7 +230,8 @@ def load_classifier(folder: Path, *, dtype: torch.dtype | str, layers: int | Non
     missing = set(report["missing_keys"])
     if missing - {"score.weight"}:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(missing)[:3])} ...")
-    model._head_is_new = bool(missing)
+    if missing and not new_head:
+        raise CheckpointError(f"{folder} has no score.weight; it is no one-label classifier")
     loaded: PreTrainedModel = model
     return loaded
 

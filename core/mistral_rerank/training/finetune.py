@@ -9,31 +9,36 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import random
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
+from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.evaluation.beir import load_beir
 from mistral_rerank.local.bases import base_folder, named_base
 from mistral_rerank.local.checkpoint import (
     RERANK_JSON,
     Checkpoint,
     CheckpointConfig,
+    find_checkpoint,
+    load_adapter,
     load_classifier,
     load_tokenizer,
+    read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.model import pad, pooled_logits
 from mistral_rerank.local.plan import plan_batches
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
-from mistral_rerank.training.groups import Group, make_groups
+from mistral_rerank.training.groups import Group, make_groups, read_groups
 from mistral_rerank.training.losses import Loss, group_loss
 
 try:
@@ -48,6 +53,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from peft import PeftModel
+
 logger = logging.getLogger(__name__)
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -60,8 +67,10 @@ class TrainSettings(BaseModel):
 
     base: str = Field(description="a folder, a hub id, or smollm2-135m")
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
-    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders")
+    init: str | None = Field(default=None, description="go on from this adapter checkpoint: a folder, or mini")
+    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
+    distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
     negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
     max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
@@ -78,6 +87,7 @@ class TrainSettings(BaseModel):
     groups_per_forward: int = Field(default=4, ge=1, description="questions whose activations are held at once")
     batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
+    compile: bool = Field(default=False, description="compile the layers first: a minute, then faster steps")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
     device: str = "auto"
     seed: int = 0
@@ -91,7 +101,7 @@ class GroupCollator:
         self._batch_tokens = batch_tokens
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Give `batches` of (ids, lengths) and `places`: (groups, passages) into their joined logits."""
+        """Give the keyword arguments of `group_logits`, and `teacher`: (groups, passages), or None."""
         encoded = self._tokenizer.encode([(group.query, text) for group in groups for text in group.passages])
         sequences = [pair.sequences[0] for pair in encoded]
         plan = plan_batches([len(sequence) for sequence in sequences], self._batch_tokens)
@@ -99,7 +109,30 @@ class GroupCollator:
         return {
             "batches": [pad([sequences[position] for position in batch]) for batch in plan],
             "places": torch.argsort(order).view(len(groups), -1),
+            "teacher": torch.tensor([group.teacher for group in groups]) if groups[0].teacher else None,
         }
+
+
+def group_logits(
+    classifier: Any,
+    *,
+    batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    places: torch.Tensor,
+    **_: object,
+) -> torch.Tensor:
+    """Run the token batches of some groups through a classifier.
+
+    Args:
+        classifier: a backbone with a `score` head.
+        batches: (ids, lengths) of right-padded rows, as `pooled_logits` takes them.
+        places: (groups, passages) int64, where a passage's logit lies in the joined batches.
+
+    Returns:
+        (groups, passages) float32.
+
+    """
+    backbone, head = classifier.base_model, classifier.score
+    return torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in batches])[places]
 
 
 class LossProgress(transformers.ProgressCallback):
@@ -130,9 +163,9 @@ class LossProgress(transformers.ProgressCallback):
 class GroupTrainer(transformers.Trainer):
     """The Trainer with the reranker's forward and loss."""
 
-    def __init__(self, *args: Any, loss: Loss, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, loss: Loss, distill: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._loss = loss
+        self._loss, self._distill = loss, distill
         self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
 
     def compute_loss(
@@ -142,12 +175,8 @@ class GroupTrainer(transformers.Trainer):
         **_: object,
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
-        classifier = self.accelerator.unwrap_model(model).get_base_model()
-        backbone, head = classifier.base_model, classifier.score
-        # the Trainer's own autocast wraps the model's forward, which is not what runs here
-        with torch.autocast(self.args.device.type, dtype=torch.bfloat16, enabled=self.args.bf16):
-            logits = torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in inputs["batches"]])
-        return group_loss(logits[inputs["places"]], self._loss)
+        teacher = inputs.pop("teacher")
+        return group_loss(model(**inputs), self._loss, teacher, self._distill)
 
 
 def finetune(settings: TrainSettings, out: Path) -> Path:
@@ -172,26 +201,16 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
         raise SettingsError(f"{out} exists; give another folder, or remove it")
     state = out.with_name(out.name + ".training")
     groups = _read_groups(settings)
-    _claim(state, settings)
-    transformers.set_seed(settings.seed)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
+    init = _initial_adapter(settings)
+    arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
+    _claim(state, settings)
+    transformers.set_seed(settings.seed)
     base = named_base(settings.base, layers=settings.layers)
     config = CheckpointConfig(template=settings.template, base=base)
     folder = base_folder(base)
-    model = load_classifier(folder, dtype=torch.bfloat16 if bf16 else torch.float32, layers=settings.layers)
-    model.score.float()
-    torch.nn.init.zeros_(model.score.weight)  # every logit starts at 0, so no passage has a head start
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            task_type="SEQ_CLS",
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=LORA_TARGETS,
-        ),
-    )
+    model = _trainable(settings, folder, init, dtype=torch.bfloat16 if bf16 else torch.float32)
     tokenizer = load_tokenizer(Checkpoint(folder, config, None))
     collator = GroupCollator(
         PairTokenizer(
@@ -201,10 +220,11 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     )
     trainer = GroupTrainer(
         model=model,
-        args=_arguments(settings, state, bf16=bf16, cpu=device.type == "cpu"),
+        args=arguments,
         train_dataset=groups,
         data_collator=collator,
         loss=settings.loss,
+        distill=settings.distill,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.remove_callback(transformers.ProgressCallback)
@@ -213,8 +233,44 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     resume = any(state.glob("checkpoint-*"))
     with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
         trainer.train(resume_from_checkpoint=resume or None)
-    _write(trainer, config, settings, groups=len(groups), state=state, out=out)
+    if trainer.is_world_process_zero():
+        _write(trainer, config, settings, groups=len(groups), state=state, out=out)
+    trainer.accelerator.wait_for_everyone()
     return out
+
+
+def _initial_adapter(settings: TrainSettings) -> Path | None:
+    """Find the checkpoint to go on from, and check that it reads pairs as this run writes them."""
+    if settings.init is None:
+        return None
+    folder = find_checkpoint(settings.init)
+    template = read_config(folder).template
+    if template != settings.template:
+        raise SettingsError(f"{settings.init} was trained with the template {template!r}; give this run the same")
+    return folder
+
+
+def _trainable(settings: TrainSettings, base: Path, init: Path | None, *, dtype: torch.dtype) -> PeftModel:
+    """Give the base under a LoRA adapter, a new one or that of `init`, and with `group_logits` as its forward."""
+    classifier = load_classifier(base, dtype=dtype, layers=settings.layers, new_head=True)
+    classifier.score.float()
+    torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
+    if settings.compile:
+        for layer in classifier.base_model.layers:
+            layer.compile(dynamic=True)
+    classifier.forward = partial(group_logits, classifier)  # under the Trainer's own wrappers: autocast, DDP
+    if init is not None:
+        adapted = load_adapter(classifier, init, trainable=True)
+        adapted.peft_config["default"].base_model_name_or_path = str(base)  # PEFT would look for a name on the hub
+        return adapted
+    lora = LoraConfig(
+        task_type="SEQ_CLS",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LORA_TARGETS,
+    )
+    return get_peft_model(classifier, lora)
 
 
 def _claim(state: Path, settings: TrainSettings) -> None:
@@ -224,30 +280,48 @@ def _claim(state: Path, settings: TrainSettings) -> None:
     if file.is_file() and file.read_text("utf-8") != wanted:
         raise SettingsError(f"{state} holds a run with other settings; remove it, or give another --out")
     state.mkdir(parents=True, exist_ok=True)
-    file.write_text(wanted, "utf-8")
+    beside = file.with_suffix(f".{os.getpid()}")
+    beside.write_text(wanted, "utf-8")
+    beside.replace(file)
 
 
 def _read_groups(settings: TrainSettings) -> list[Group]:
     groups = [
         group
-        for folder in settings.data
-        for group in make_groups(
-            load_beir(folder),
-            negatives=settings.negatives,
-            random_negatives=settings.random_negatives,
-            max_queries=settings.max_queries,
-            seed=settings.seed,
+        for source in settings.data
+        for group in (
+            read_groups(source)
+            if source.suffix == ".jsonl"
+            else make_groups(
+                load_beir(source),
+                negatives=settings.negatives,
+                random_negatives=settings.random_negatives,
+                max_queries=settings.max_queries,
+                seed=settings.seed,
+            )
         )
     ]
+    shapes = {(len(group.passages), group.teacher is not None) for group in groups}
+    if len(shapes) != 1:
+        raise SettingsError(
+            f"the groups of a run need one size, and a teacher in all or none; found {sorted(shapes)}"
+        )
     random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
     return groups
 
 
 def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -> transformers.TrainingArguments:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
+    at_once = settings.groups_per_forward * processes
+    if settings.groups_per_step % at_once:
+        raise SettingsError(
+            f"groups_per_step {settings.groups_per_step} is no multiple of {at_once}: "
+            f"groups_per_forward {settings.groups_per_forward} x {processes} processes"
+        )
     return transformers.TrainingArguments(
         output_dir=str(state),
-        per_device_train_batch_size=min(settings.groups_per_forward, settings.groups_per_step),
-        gradient_accumulation_steps=max(1, settings.groups_per_step // settings.groups_per_forward),
+        per_device_train_batch_size=settings.groups_per_forward,
+        gradient_accumulation_steps=settings.groups_per_step // at_once,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -255,6 +329,8 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         weight_decay=settings.weight_decay,
         bf16=bf16,
         use_cpu=cpu,
+        ddp_backend="gloo" if cpu and processes > 1 else None,
+        ddp_find_unused_parameters=False,
         activation_checkpointing=settings.activation_checkpointing,
         save_steps=settings.save_steps,
         save_total_limit=2,
@@ -280,9 +356,7 @@ def _write(
     finished = state / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.base is None:
-        raise CheckpointError("an adapter needs a base")
-    model.peft_config["default"].base_model_name_or_path = config.base.name
+    model.peft_config["default"].base_model_name_or_path = config.base.name if config.base else settings.base
     model.save_pretrained(finished, save_embedding_layers=False)
     (finished / "README.md").unlink(missing_ok=True)
     (finished / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")

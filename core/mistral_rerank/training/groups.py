@@ -6,10 +6,14 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter, ValidationError
+
 from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.evaluation.first_stage import BM25
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mistral_rerank.evaluation.beir import BeirDataset
 
 
@@ -19,6 +23,11 @@ class Group:
 
     query: str
     passages: tuple[str, ...]
+    teacher: tuple[float, ...] | None = None
+    """What another model thinks of every passage: logits, whose softmax over the group is the target."""
+
+
+_GROUP_LINE = TypeAdapter(Group)
 
 
 def make_groups(
@@ -65,4 +74,26 @@ def make_groups(
                 chosen.append(other)
         passages = [chance.choice(dataset.positives(query)), *chosen]
         groups.append(Group(dataset.queries[query], tuple(dataset.corpus[passage] for passage in passages)))
+    return groups
+
+
+def read_groups(file: Path) -> list[Group]:
+    """Read groups from JSON lines: `query`, `passages` (the first answers it) and, if a teacher gave any, `teacher`.
+
+    Raises:
+        InvalidInputError: a line is not of that format; it names the file and line.
+
+    """
+    groups = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                groups.append(_GROUP_LINE.validate_json(line))
+            except ValidationError as error:
+                raise InvalidInputError(f"{file}, line {number}: {error.errors()[0]['msg']}") from error
+            group = groups[-1]
+            if len(group.passages) < 2 or (group.teacher and len(group.teacher) != len(group.passages)):
+                raise InvalidInputError(
+                    f"{file}, line {number}: a group needs two passages, and teacher scores for all of them or none"
+                )
     return groups

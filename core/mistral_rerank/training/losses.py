@@ -31,10 +31,31 @@ def infonce(logits: torch.Tensor) -> torch.Tensor:
     return functional.cross_entropy(logits, logits.new_zeros(len(logits)).long())
 
 
-def group_loss(logits: torch.Tensor, loss: Loss) -> torch.Tensor:
-    """Give the named loss, a scalar; "bce+infonce" is their plain sum."""
-    if loss == "bce":
-        return bce(logits)
-    if loss == "infonce":
-        return infonce(logits)
-    return bce(logits) + infonce(logits)
+def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence from the teacher's softmax over each group to the model's.
+
+    Args:
+        logits: (groups, passages).
+        teacher: (groups, passages), the teacher's logits.
+
+    """
+    return functional.kl_div(
+        logits.log_softmax(-1), teacher.to(logits).log_softmax(-1), reduction="batchmean", log_target=True
+    )
+
+
+def group_loss(
+    logits: torch.Tensor, loss: Loss, teacher: torch.Tensor | None = None, distill: float = 1.0
+) -> torch.Tensor:
+    """Give the named loss, a scalar; "bce+infonce" is their plain sum.
+
+    Where there is a teacher, `distill` times its divergence is added.
+    """
+    total = logits.new_zeros(())
+    if loss != "infonce":
+        total = total + bce(logits)
+    if loss != "bce":
+        total = total + infonce(logits)
+    if teacher is not None:
+        total = total + distill * distillation(logits, teacher)
+    return total
