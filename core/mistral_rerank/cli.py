@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,6 +111,7 @@ def train(
     save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
     distill: Annotated[float | None, typer.Option(help="weight of the teacher's scores  [default: 1]")] = None,
     compile: Annotated[bool, typer.Option(help="compile the layers first, for faster steps")] = False,  # noqa: A002
+    int8: Annotated[bool, typer.Option(help="frozen weights in int8, twice as fast on many CPUs")] = False,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same examples and weights")] = 0,
@@ -149,7 +151,7 @@ def mine(
                 negatives=negatives,
                 max_queries=max_queries,
                 seed=seed,
-                progress=lambda n, task=task, progress=progress: progress.advance(task, n),
+                progress=partial(progress.advance, task),
             )
         groups += mined.groups
         _stderr.print(f"{folder.name}: {len(mined.groups)} questions, {mined.short} with too few safe negatives")

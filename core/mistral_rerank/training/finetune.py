@@ -34,6 +34,7 @@ from mistral_rerank.local.checkpoint import (
     read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
+from mistral_rerank.local.int8 import Int8Linear
 from mistral_rerank.local.model import pad, pooled_logits
 from mistral_rerank.local.plan import plan_batches
 from mistral_rerank.local.tokens import PairTokenizer
@@ -46,6 +47,7 @@ try:
     import transformers
     from peft import LoraConfig, get_peft_model
     from peft.helpers import disable_input_dtype_casting
+    from peft.tuners.lora import Linear as LoraLinear
     from tqdm import tqdm
 except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
@@ -88,6 +90,7 @@ class TrainSettings(BaseModel):
     batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     compile: bool = Field(default=False, description="compile the layers first: a minute, then faster steps")
+    int8: bool = Field(default=False, description="frozen weights in int8: twice as fast on a CPU with VNNI")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
     device: str = "auto"
     seed: int = 0
@@ -262,15 +265,20 @@ def _trainable(settings: TrainSettings, base: Path, init: Path | None, *, dtype:
     if init is not None:
         adapted = load_adapter(classifier, init, trainable=True)
         adapted.peft_config["default"].base_model_name_or_path = str(base)  # PEFT would look for a name on the hub
-        return adapted
-    lora = LoraConfig(
-        task_type="SEQ_CLS",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        target_modules=LORA_TARGETS,
-    )
-    return get_peft_model(classifier, lora)
+    else:
+        lora = LoraConfig(
+            task_type="SEQ_CLS",
+            r=settings.lora_rank,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
+            target_modules=LORA_TARGETS,
+        )
+        adapted = get_peft_model(classifier, lora)
+    if settings.int8:
+        for module in adapted.modules():
+            if isinstance(module, LoraLinear):
+                module.base_layer = Int8Linear(module.base_layer)
+    return adapted
 
 
 def _claim(state: Path, settings: TrainSettings) -> None:
@@ -331,6 +339,7 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         use_cpu=cpu,
         ddp_backend="gloo" if cpu and processes > 1 else None,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # none of them changes
         activation_checkpointing=settings.activation_checkpointing,
         save_steps=settings.save_steps,
         save_total_limit=2,
