@@ -79,6 +79,11 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
     def is_lc_serializable(cls) -> bool:
         return True
 
+    @property
+    @override
+    def lc_secrets(self) -> dict[str, str]:
+        return {"api_key": "MISTRAL_RERANK_API_KEY"}
+
     def _texts(self, items: Sequence[Document]) -> list[str]:
         check_items(items, Document, "wrap the text: Document(page_content=...)")
         return [self._text(document) for document in items]

@@ -4,7 +4,7 @@ from mistral_rerank import LocalReranker, RerankSettings, SettingsError, open_re
 
 
 def test_a_setting_comes_from_the_argument_then_the_environment_then_the_default(monkeypatch):
-    assert RerankSettings().model == "mini"
+    assert (RerankSettings().model, RerankSettings().named_model) == (None, "mini")
     monkeypatch.setenv("MISTRAL_RERANK_MODEL", "from/env")
     monkeypatch.setenv("MISTRAL_RERANK_MAX_LENGTH", "256")
     monkeypatch.setenv("MISTRAL_RERANK_SHARE_BATCHES", "true")

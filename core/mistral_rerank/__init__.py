@@ -14,6 +14,7 @@ from mistral_rerank.errors import (
     InputTooLongError,
     InvalidInputError,
     MissingDependencyError,
+    RemoteError,
     RerankerClosedError,
     RerankError,
     ScoringError,
@@ -24,6 +25,7 @@ from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
     from mistral_rerank.local.reranker import LocalReranker
+    from mistral_rerank.remote.reranker import RemoteReranker
 
 __version__ = version("mistral-rerank")
 
@@ -35,6 +37,8 @@ __all__ = [
     "MissingDependencyError",
     "Pair",
     "RankedPassage",
+    "RemoteError",
+    "RemoteReranker",
     "RerankError",
     "RerankSettings",
     "Reranker",
@@ -47,9 +51,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Load what needs torch on first use."""
+    """Load what needs torch or httpx on first use."""
     if name == "LocalReranker":
         from mistral_rerank.local.reranker import LocalReranker
 
         return LocalReranker
+    if name == "RemoteReranker":
+        from mistral_rerank.remote.reranker import RemoteReranker
+
+        return RemoteReranker
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -70,7 +70,7 @@ class RerankerHolder(RerankSettings):
     @property
     def used_model(self) -> str:
         """The model's name, for traces; nothing is opened for it."""
-        return self.model if self.reranker is None else self.reranker.model_name
+        return self.named_model if self.reranker is None else self.reranker.model_name
 
     def _key(self) -> tuple[object, ...]:
         return tuple(getattr(self, name) for name in RerankSettings.model_fields)

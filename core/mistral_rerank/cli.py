@@ -26,9 +26,14 @@ if TYPE_CHECKING:
 
     from mistral_rerank.reranker import RankedPassage
 
+RERANKER_OPTIONS = ("model", "backend", "base_url", "protocol", "device", "dtype", "max_length", "overflow")
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder or a hub id  [default: mini]")]
+Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
+Backend = Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")]
+BaseUrl = Annotated[str | None, typer.Option(help="the endpoint's; its key comes from MISTRAL_RERANK_API_KEY")]
+ProtocolName = Annotated[str | None, typer.Option("--protocol", help="auto, nvidia, cohere, jina, vllm, tei, voyage")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 MaxLength = Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")]
@@ -43,6 +48,9 @@ def rank(
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="hide less probable passages")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines instead of a table")] = False,
     model: Model = None,
+    backend: Backend = None,
+    base_url: BaseUrl = None,
+    protocol: ProtocolName = None,
     device: Device = None,
     dtype: Dtype = None,
     max_length: MaxLength = None,
@@ -53,7 +61,7 @@ def rank(
     A passage is a line of text, or a JSON object a line with "text" (and "title", if any).
     """
     passages = [passage for file in files or [Path("-")] for passage in _passages(file)]
-    with open_reranker(**_given(locals(), "model", "device", "dtype", "max_length", "overflow")) as reranker:
+    with open_reranker(**_given(locals(), *RERANKER_OPTIONS)) as reranker:
         texts = [passage.text for passage in passages]
         ranking = reranker.rank(query, texts, top_n=top_n, min_score=min_score)
     if as_json:
@@ -68,6 +76,9 @@ def score(
     pairs: Annotated[Path, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
     out: Annotated[Path | None, typer.Option(help="write here, and go on from here when stopped")] = None,
     model: Model = None,
+    backend: Backend = None,
+    base_url: BaseUrl = None,
+    protocol: ProtocolName = None,
     device: Device = None,
     dtype: Dtype = None,
     max_length: MaxLength = None,
@@ -76,7 +87,7 @@ def score(
     """Score pairs: the same JSON lines come out, with "logit" and "probability"."""
     name = "stdin" if pairs == Path("-") else str(pairs)
     with (
-        open_reranker(**_given(locals(), "model", "device", "dtype", "max_length", "overflow")) as reranker,
+        open_reranker(**_given(locals(), *RERANKER_OPTIONS)) as reranker,
         sys.stdin if pairs == Path("-") else _open(pairs) as lines,
     ):
         if out is None:
@@ -182,7 +193,7 @@ def info(model: Model = None, device: Device = None, dtype: Dtype = None) -> Non
 
     settings = RerankSettings(**_given(locals(), "model", "device", "dtype"))
     table = Table(show_header=False, box=None)
-    facts = summary(settings.model, device=settings.device, dtype=settings.dtype)
+    facts = summary(settings.named_model, device=settings.device, dtype=settings.dtype)
     for name, value in {"mistral-rerank": __version__, **facts}.items():
         table.add_row(name, repr(value) if "\n" in value else value)
     Console().print(table)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from mistral_rerank.errors import SettingsError
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Reranker
 
 ENV_PREFIX = "MISTRAL_RERANK_"
+DEFAULT_MODEL = "mini"
 
 
 def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
@@ -30,11 +31,22 @@ def _setting(name: str, default: object, description: str, **constraints: Any) -
 
 
 class RerankSettings(BaseModel):
-    """Which model, where it runs, and how it reads long passages."""
+    """Which model, where it runs, and how it reads long passages.
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True, protected_namespaces=())
+    `backend` alone moves from this machine to an endpoint and back: the settings of the other one are ignored.
+    """
 
-    model: str = _setting("model", "mini", "mini, a checkpoint folder or a hub id")
+    model_config = ConfigDict(
+        extra="forbid",
+        validate_assignment=True,
+        protected_namespaces=(),
+        hide_input_in_errors=True,  # a key under a misspelled name
+    )
+
+    backend: Literal["local", "remote"] = _setting("backend", "local", "this machine, or an HTTP endpoint")
+    model: str | None = _setting(
+        "model", None, "mini (local default), a checkpoint folder, a hub id, or a name at the endpoint"
+    )
     device: str = _setting("device", "auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
@@ -47,18 +59,66 @@ class RerankSettings(BaseModel):
     share_batches: bool | None = _setting(
         "share_batches", None, "whether concurrent calls may share batches; default: on accelerators"
     )
+    base_url: str | None = _setting("base_url", None, "the endpoint's; default: the vendor's own")
+    protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = _setting(
+        "protocol", "auto", "the contract that the endpoint speaks; auto finds out"
+    )
+    api_key: SecretStr | None = Field(
+        default=None,
+        exclude=True,
+        description="default: MISTRAL_RERANK_API_KEY, then the vendor's own variable, such as NVIDIA_API_KEY",
+    )
+    timeout: float = _setting("timeout", 120.0, "seconds that a remote call may take in all", gt=0)
+    retries: int = _setting("retries", 2, "how often a failed request is sent again", ge=0)
+    max_passages: int | None = _setting("max_passages", None, "most passages of a request; default: as allowed", ge=1)
+    max_concurrency: int = _setting("max_concurrency", 8, "most requests of one call at once", ge=1)
+    requests_per_minute: float | None = _setting("requests_per_minute", None, "most requests a minute", gt=0)
+    score_unit: Literal["auto", "logit", "probability"] = _setting(
+        "score_unit", "auto", "what the endpoint's scores are; auto goes by its contract"
+    )
+
+    @property
+    def named_model(self) -> str:
+        """The model in words, also where none is set."""
+        return self.model or (DEFAULT_MODEL if self.backend == "local" else self.base_url or self.protocol)
 
     def open(self) -> Reranker:
-        """Make the reranker that these settings describe; its model is loaded on first use.
+        """Make the reranker that these settings describe; on first use its model is loaded, or its endpoint asked.
 
         Raises:
-            SettingsError: the device is not on this machine.
+            SettingsError: the device is not on this machine, or the base URL is unusable.
             MissingDependencyError: the extra `local` is not installed.
 
         """
+        if self.backend == "remote":
+            from mistral_rerank.remote.reranker import RemoteReranker
+
+            return RemoteReranker(
+                self.model, overflow=self.overflow, **{name: getattr(self, name) for name in REMOTE}
+            )
         from mistral_rerank.local.reranker import LocalReranker
 
-        return LocalReranker(**{name: getattr(self, name) for name in RerankSettings.model_fields})
+        return LocalReranker(self.model or DEFAULT_MODEL, **{name: getattr(self, name) for name in LOCAL})
+
+    def __getstate__(self) -> dict[Any, Any]:
+        """Leave the key out of pickles; whoever opens one takes it from the environment."""
+        state = super().__getstate__()
+        return state | {"__dict__": state["__dict__"] | {"api_key": None}}
+
+
+LOCAL = ("device", "dtype", "max_length", "overflow", "batch_tokens", "share_batches")
+REMOTE = (
+    "base_url",
+    "protocol",
+    "api_key",
+    "overflow",
+    "timeout",
+    "retries",
+    "max_passages",
+    "max_concurrency",
+    "requests_per_minute",
+    "score_unit",
+)
 
 
 def open_reranker(model: str | None = None, **settings: Any) -> Reranker:
@@ -68,7 +128,8 @@ def open_reranker(model: str | None = None, **settings: Any) -> Reranker:
         reranker.rank("Who wrote Faust?", passages, top_n=3)
 
     Args:
-        model: "mini", a checkpoint folder or a hub id; None for the environment's choice, else "mini".
+        model: "mini", a checkpoint folder or a hub id, or with `backend="remote"` a name at the endpoint; None for
+            the environment's choice, else "mini", or whatever the endpoint serves.
         settings: the other fields of `RerankSettings`.
 
     Raises:
@@ -87,5 +148,7 @@ def describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (given: {problem['input']!r})")
+        may_be_secret = problem["type"] == "extra_forbidden" or name == "api_key"
+        given = "" if may_be_secret else f" (given: {problem['input']!r})"
+        problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
     return "; ".join(problems)

@@ -1,0 +1,93 @@
+"""Cohere's contract, versions 1 and 2, and Jina's, which is Cohere's first with a `usage`.
+
+Sources: https://docs.cohere.com/reference/rerank, https://docs.cohere.com/v1/reference/rerank,
+https://api.jina.ai/redoc
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body, score_of
+
+
+class Document(Body):
+    """A passage as version 1 may write it."""
+
+    text: str
+
+
+class RerankBody(Body):
+    """The body of a request, for both versions."""
+
+    query: str
+    documents: list[str | Document] = Field(min_length=1, max_length=10_000)
+    model: str | None = None
+    top_n: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
+
+
+def write_request_v2(request: RerankRequest) -> dict[str, Any]:
+    """Ask for all passages; the API cuts long ones itself."""
+    model = {} if request.model is None else {"model": request.model}
+    return model | {"query": request.query, "documents": list(request.passages)}
+
+
+def write_request_v1(request: RerankRequest) -> dict[str, Any]:
+    """Ask version 1, and Jina, not to send the passages back."""
+    return write_request_v2(request) | {"return_documents": request.return_texts}
+
+
+def read_request(body: object) -> RerankRequest:
+    """Read a body of either version; see `read_body` for errors."""
+    read = read_body(RerankBody, body)
+    return RerankRequest(
+        read.query,
+        tuple(document if isinstance(document, str) else document.text for document in read.documents),
+        model=read.model,
+        top_n=read.top_n,
+        unit="probability",
+        return_texts=read.return_documents,
+    )
+
+
+def write_reply(request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
+    """Give probabilities, best first."""
+    results = [
+        {"index": place.index, "relevance_score": score_of(place, request.unit)}
+        | ({"document": {"text": place.text}} if request.return_texts else {})
+        for place in reply.ranking
+    ]
+    return {
+        "id": reply.id,
+        "model": reply.model,
+        "results": results,
+        "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
+        "usage": {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens},
+    }
+
+
+COHERE = Contract(
+    name="cohere",
+    path="/v2/rerank",
+    unit="probability",
+    max_passages=1000,
+    write_request=write_request_v2,
+    read_request=read_request,
+    write_reply=write_reply,
+    hosted="https://api.cohere.com",
+    key_variables=("CO_API_KEY", "COHERE_API_KEY"),
+)
+JINA = Contract(
+    name="jina",
+    path="/v1/rerank",
+    unit="probability",
+    max_passages=1000,
+    write_request=write_request_v1,
+    read_request=read_request,
+    write_reply=write_reply,
+    hosted="https://api.jina.ai",
+    key_variables=("JINA_API_KEY",),
+)

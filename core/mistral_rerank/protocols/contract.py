@@ -1,0 +1,114 @@
+"""What every rerank contract is made of: a request and a reply in no contract's own words.
+
+A contract turns these into JSON bodies and back. Nothing here does any I/O; the client (`remote`) and the server
+read the same functions from opposite ends, so they cannot drift apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mistral_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mistral_rerank.reranker import RankedPassage
+
+Unit = Literal["logit", "probability"]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """One question with its passages.
+
+    Attributes:
+        query: the question.
+        passages: in the order in which replies count them.
+        model: the model's name at the endpoint; None for whichever it serves.
+        truncate: whether a pair over the model's limit is cut (the passage first) or refused.
+        top_n: how many of the best are wanted; None for all.
+        unit: what kind of score is wanted, where the contract lets one choose.
+        return_texts: whether the reply repeats the passages.
+
+    """
+
+    query: str
+    passages: tuple[str, ...]
+    model: str | None = None
+    truncate: bool = True
+    top_n: int | None = None
+    unit: Unit = "logit"
+    return_texts: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RerankReply:
+    """A ranking, best first, as `Reranker.rank` gives it, and what a reply says beside it."""
+
+    ranking: tuple[RankedPassage, ...]
+    model: str
+    id: str
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """One way to ask for a ranking over HTTP.
+
+    Attributes:
+        name: the value of the setting `protocol`.
+        path: where it is served, from the root of a host.
+        unit: what its scores are when a raw logit is asked for.
+        max_passages: how many a request may hold.
+        max_bytes: how long the body of a request may be.
+        write_request: gives the JSON body that a client sends.
+        read_request: reads that body at the server; raises InvalidInputError.
+        write_reply: gives the JSON body that a server answers.
+        hosted: the vendor's own base URL, if it is a service.
+        key_variables: environment variables that hold the vendor's key.
+
+    """
+
+    name: str
+    path: str
+    unit: Unit
+    max_passages: int
+    write_request: Callable[[RerankRequest], dict[str, Any]]
+    read_request: Callable[[object], RerankRequest]
+    write_reply: Callable[[RerankRequest, RerankReply], Any]
+    max_bytes: int = 4_000_000
+    hosted: str | None = None
+    key_variables: tuple[str, ...] = ()
+
+
+class Body(BaseModel):
+    """A JSON body as it travels; fields that a contract does not name are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+BodyT = TypeVar("BodyT", bound=Body)
+
+
+def read_body(kind: type[BodyT], body: object) -> BodyT:
+    """Check a decoded body.
+
+    Raises:
+        InvalidInputError: naming each field that does not fit, never its content.
+
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        problems = error.errors(include_input=False, include_url=False)
+        fields = (f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems)
+        raise InvalidInputError("; ".join(fields)) from None
+
+
+def score_of(place: RankedPassage, unit: Unit) -> float:
+    """Give a place's score in the unit that was asked for."""
+    return place.score.logit if unit == "logit" else place.score.probability

@@ -1,0 +1,74 @@
+"""NVIDIA's contract: a NIM container's `POST /v1/ranking`, and the same body at the hosted `.../reranking`.
+
+Source: https://docs.nvidia.com/nim/nemo-retriever/text-reranking/latest/using-reranking.html
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body
+
+
+class Text(Body):
+    """A question or a passage."""
+
+    text: str
+
+
+class RankingBody(Body):
+    """The body of a request."""
+
+    query: Text
+    passages: list[Text] = Field(min_length=1, max_length=512)
+    model: str | None = None
+    truncate: Literal["NONE", "END"] = "NONE"
+    top_k: int | None = Field(default=None, ge=1, description="no NIM takes it; LiteLLM sends it to hosted models")
+
+
+def write_request(request: RerankRequest) -> dict[str, Any]:
+    """Send nothing but what every version of the contract knows: newer NIMs refuse other fields."""
+    model = {} if request.model is None else {"model": request.model}
+    return model | {
+        "query": {"text": request.query},
+        "passages": [{"text": passage} for passage in request.passages],
+        "truncate": "END" if request.truncate else "NONE",
+    }
+
+
+def read_request(body: object) -> RerankRequest:
+    """Read a body; see `read_body` for errors."""
+    read = read_body(RankingBody, body)
+    return RerankRequest(
+        read.query.text,
+        tuple(passage.text for passage in read.passages),
+        model=read.model,
+        truncate=read.truncate == "END",
+        top_n=read.top_k,
+    )
+
+
+def write_reply(_request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
+    """Give raw logits, best first; `probability` is ours, so that a calibrated one travels too."""
+    return {
+        "rankings": [
+            {"index": place.index, "logit": place.score.logit, "probability": place.score.probability}
+            for place in reply.ranking
+        ],
+        "usage": {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens},
+    }
+
+
+NVIDIA = Contract(
+    name="nvidia",
+    path="/v1/ranking",
+    unit="logit",
+    max_passages=512,
+    write_request=write_request,
+    read_request=read_request,
+    write_reply=write_reply,
+    hosted="https://ai.api.nvidia.com",
+    key_variables=("NVIDIA_API_KEY",),
+)

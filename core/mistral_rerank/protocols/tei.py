@@ -1,0 +1,65 @@
+"""The contract of Hugging Face's text-embeddings-inference: `POST /rerank`, a bare list back.
+
+Source: text-embeddings-inference's `router/src/http/types.rs`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body, score_of
+
+
+class RerankBody(Body):
+    """The body of a request."""
+
+    query: str
+    texts: list[str] = Field(min_length=1)
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool | None = None
+
+
+def write_request(request: RerankRequest) -> dict[str, Any]:
+    """Ask for raw logits where they are wanted; a server of this kind has one model, so it is not named."""
+    return {
+        "query": request.query,
+        "texts": list(request.passages),
+        "raw_scores": request.unit == "logit",
+        "truncate": request.truncate,
+    }
+
+
+def read_request(body: object) -> RerankRequest:
+    """Read a body; see `read_body` for errors."""
+    read = read_body(RerankBody, body)
+    return RerankRequest(
+        read.query,
+        tuple(read.texts),
+        truncate=read.truncate is not False,
+        unit="logit" if read.raw_scores else "probability",
+        return_texts=read.return_text,
+    )
+
+
+def write_reply(request: RerankRequest, reply: RerankReply) -> list[dict[str, Any]]:
+    """Give scores, best first."""
+    return [
+        {"index": place.index, "score": score_of(place, request.unit)}
+        | ({"text": place.text} if request.return_texts else {})
+        for place in reply.ranking
+    ]
+
+
+TEI = Contract(
+    name="tei",
+    path="/rerank",
+    unit="logit",
+    max_passages=32,
+    max_bytes=1_900_000,
+    write_request=write_request,
+    read_request=read_request,
+    write_reply=write_reply,
+)

@@ -1,0 +1,74 @@
+"""Voyage's contract.
+
+Source: https://docs.voyageai.com/reference/reranker-api
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body, score_of
+
+
+class RerankBody(Body):
+    """The body of a request."""
+
+    query: str
+    documents: list[str] = Field(min_length=1, max_length=1000)
+    model: str | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    return_documents: bool = False
+    truncation: bool = True
+
+
+def write_request(request: RerankRequest) -> dict[str, Any]:
+    """Ask for all passages."""
+    model = {} if request.model is None else {"model": request.model}
+    return model | {
+        "query": request.query,
+        "documents": list(request.passages),
+        "truncation": request.truncate,
+    }
+
+
+def read_request(body: object) -> RerankRequest:
+    """Read a body; see `read_body` for errors."""
+    read = read_body(RerankBody, body)
+    return RerankRequest(
+        read.query,
+        tuple(read.documents),
+        model=read.model,
+        truncate=read.truncation,
+        top_n=read.top_k,
+        unit="probability",
+        return_texts=read.return_documents,
+    )
+
+
+def write_reply(request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
+    """Give probabilities, best first."""
+    return {
+        "object": "list",
+        "data": [
+            {"index": place.index, "relevance_score": score_of(place, request.unit)}
+            | ({"document": place.text} if request.return_texts else {})
+            for place in reply.ranking
+        ],
+        "model": reply.model,
+        "usage": {"total_tokens": reply.tokens},
+    }
+
+
+VOYAGE = Contract(
+    name="voyage",
+    path="/v1/rerank",
+    unit="probability",
+    max_passages=1000,
+    write_request=write_request,
+    read_request=read_request,
+    write_reply=write_reply,
+    hosted="https://api.voyageai.com",
+    key_variables=("VOYAGE_API_KEY",),
+)

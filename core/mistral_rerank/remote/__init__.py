@@ -1,0 +1,1 @@
+"""The reranker behind an HTTP endpoint: contracts from `protocols`, one exchange without I/O, one transport."""

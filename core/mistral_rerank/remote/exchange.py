@@ -1,0 +1,264 @@
+"""One batch of passages against an endpoint, from texts to scores, without any I/O.
+
+`Endpoint.score` is a generator: it yields a `Call` to be sent or a `Pause` to be kept, and takes the answer, or
+the error in its place. Everything that is decided lies here, so threads and event loops share it: probing for
+the contract, retries, polling, and halving a batch that is refused as too large.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from mistral_rerank.errors import (
+    DeadlineExceededError,
+    InvalidInputError,
+    InvalidReplyError,
+    NotFoundError,
+    RemoteError,
+    RemoteInputTooLongError,
+    RequestTooLargeError,
+)
+from mistral_rerank.protocols import Contract, RerankRequest
+from mistral_rerank.protocols.reply import read_scores
+from mistral_rerank.protocols.urls import HOSTED_NVIDIA
+from mistral_rerank.remote.failures import failure, is_retryable
+from mistral_rerank.remote.transport import Answer, Call
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mistral_rerank.protocols import Unit
+    from mistral_rerank.remote.pace import RateLimit, Retries
+    from mistral_rerank.reranker import Score
+
+T = TypeVar("T")
+
+WRONG_ROUTE = frozenset({400, 404, 405, 422})
+"""Statuses after which the next contract is tried, as NVIDIA's own client does."""
+
+CLOCK_SLACK = 0.005
+"""A timeout that ends this many seconds early is the deadline's."""
+
+STATUS_URL = "https://api.nvcf.nvidia.com/v2/nvcf/pexec/status"
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """So many seconds are to pass."""
+
+    seconds: float
+
+
+Steps = Generator[Call | Pause, Answer | None, T]
+
+
+class Endpoint:
+    """What is known of an endpoint, and how to talk to it.
+
+    Args:
+        candidates: contracts with their URLs, in the order to try; one when the contract is known.
+        model: its name; None for whichever is served.
+        headers: of every request, the key among them.
+        truncate: whether over-long pairs are cut there.
+        unit: what its scores are; None for what the contract says.
+        retries: how often to try again.
+        rate: the limit of requests a minute.
+        read_timeout: seconds to wait for each part of an answer; None for all that the call has left.
+        status_url: where to ask for a result that is not ready (202); None for NVIDIA's, at NVIDIA's host alone.
+        poll_wait: seconds between such questions.
+        secret: the key, to keep it out of errors.
+
+    """
+
+    def __init__(
+        self,
+        candidates: tuple[tuple[Contract, str], ...],
+        *,
+        model: str | None,
+        headers: Mapping[str, str],
+        truncate: bool,
+        unit: Unit | None,
+        retries: Retries,
+        rate: RateLimit,
+        read_timeout: float | None,
+        status_url: str | None,
+        poll_wait: float,
+        secret: str | None,
+    ) -> None:
+        self._candidates = candidates
+        self._model = model
+        self._headers = headers
+        self._truncate = truncate
+        self._unit = unit
+        self._retries = retries
+        self._rate = rate
+        self._read_timeout = read_timeout
+        self._status_url = status_url
+        self._poll_wait = poll_wait
+        self._secret = secret
+        self._asked_for_model = model is not None
+
+    @property
+    def contract(self) -> Contract:
+        """The contract in use, or the first to be tried."""
+        return self._candidates[0][0]
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known which contract is spoken."""
+        return len(self._candidates) == 1
+
+    def score(self, query: str, passages: Sequence[str], deadline: float) -> Steps[list[Score]]:
+        """Score one batch.
+
+        Args:
+            query: the question.
+            passages: at most as many as the contract takes.
+            deadline: on `time.monotonic`'s clock.
+
+        Returns:
+            A score for each passage, in order.
+
+        Raises:
+            RemoteError: one of its kinds, when no usable answer came in time.
+
+        """
+        try:
+            return (yield from self._first_that_answers(query, passages, deadline))
+        except RequestTooLargeError:
+            if len(passages) == 1:
+                raise
+        middle = len(passages) // 2
+        first = yield from self.score(query, passages[:middle], deadline)
+        return first + (yield from self.score(query, passages[middle:], deadline))
+
+    def _first_that_answers(self, query: str, passages: Sequence[str], deadline: float) -> Steps[list[Score]]:
+        candidates, refusals = self._candidates, []
+        for contract, url in candidates:
+            try:
+                scores = yield from self._ask(contract, url, query, passages, deadline)
+            except (RemoteInputTooLongError, RequestTooLargeError):
+                self._candidates = ((contract, url),)  # it understood the request
+                raise
+            except RemoteError as error:
+                if len(candidates) == 1 or error.status not in WRONG_ROUTE:
+                    raise
+                refusals.append(error)
+            else:
+                self._candidates = ((contract, url),)
+                return scores
+        understood = [error for error in refusals if error.status not in (404, 405)]
+        if understood:
+            raise understood[0]
+        tried = ", ".join(url for _, url in candidates)
+        raise NotFoundError(
+            f"no rerank API here, or not this model; tried {tried}; the first said: {refusals[0]}",
+            status=refusals[0].status,
+            request_id=refusals[0].request_id,
+        )
+
+    def _ask(
+        self, contract: Contract, url: str, query: str, passages: Sequence[str], deadline: float
+    ) -> Steps[list[Score]]:
+        """Send one request, again where that may help."""
+        headers = {**self._headers, "X-Request-Id": uuid.uuid4().hex}
+        if not self._asked_for_model and contract.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA:
+            yield from self._find_model(url, headers, deadline)
+        unit = self._unit or contract.unit
+        request = RerankRequest(query, tuple(passages), model=self._model, truncate=self._truncate, unit=unit)
+        content = _encoded(contract.write_request(request))
+        attempt = 0
+        while True:
+            try:
+                answer = yield from self._send("POST", url, headers, content, deadline)
+                answer = yield from self._finished(answer, url, headers, deadline)
+                if answer.status != 200:
+                    hide = partial(self._without_secrets, texts=(query, *passages))
+                    raise failure(answer, url=url, request_id=headers["X-Request-Id"], hide=hide)
+                return self._read(answer, url, headers, count=len(passages), unit=unit)
+            except RemoteError as error:
+                wait = self._retries.wait(attempt, error.retry_after) if is_retryable(error) else None
+                if isinstance(error, DeadlineExceededError):
+                    raise
+                if time.monotonic() >= deadline - CLOCK_SLACK:
+                    raise DeadlineExceededError(
+                        f"the time of the call is over; last: {error}",
+                        status=error.status,
+                        request_id=error.request_id,
+                    ) from error
+                if wait is None or time.monotonic() + wait >= deadline:
+                    raise
+            yield Pause(wait)
+            attempt += 1
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, deadline: float
+    ) -> Steps[Answer]:
+        if wait := self._rate.reserve(time.monotonic()):
+            if time.monotonic() + wait >= deadline:
+                raise DeadlineExceededError(
+                    "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
+                )
+            yield Pause(wait)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlineExceededError(f"the time of the call is over before {url} was asked; raise timeout")
+        timeout = left if self._read_timeout is None else min(left, self._read_timeout)
+        answer = yield Call(method, url, headers, content, timeout)
+        assert answer is not None  # noqa: S101 - a Call is answered by an Answer
+        return answer
+
+    def _finished(self, answer: Answer, url: str, headers: Mapping[str, str], deadline: float) -> Steps[Answer]:
+        """Ask for the result of a request that NVIDIA's gateway took (202), until it is there."""
+        while answer.status == 202:
+            identity = answer.headers.get("nvcf-reqid", "")
+            status_url = self._status_url or (STATUS_URL if urlsplit(url).hostname == HOSTED_NVIDIA else None)
+            if status_url is None or not identity.replace("-", "").isalnum():
+                raise InvalidReplyError(
+                    f"{url} answered 202 and does not say where the result will be; give status_url", status=None
+                )
+            yield Pause(min(self._poll_wait, max(0.0, deadline - time.monotonic())))
+            answer = yield from self._send("GET", f"{status_url}/{identity}", headers, None, deadline)
+        return answer
+
+    def _read(self, answer: Answer, url: str, headers: Mapping[str, str], *, count: int, unit: Unit) -> list[Score]:
+        try:
+            return read_scores(answer.content, count=count, unit=unit)
+        except InvalidReplyError as error:
+            named = answer.headers.get("x-request-id", headers["X-Request-Id"])
+            raise InvalidReplyError(f"{url} answered 200 with {error}", status=200, request_id=named) from None
+
+    def _find_model(self, url: str, headers: Mapping[str, str], deadline: float) -> Steps[None]:
+        """Ask once which model is served; an endpoint that does not say may know without its name."""
+        self._asked_for_model = True
+        try:
+            answer = yield from self._send("GET", f"{url.rsplit('/', 1)[0]}/models", headers, None, deadline)
+            listed = json.loads(answer.content)["data"] if answer.status == 200 else []
+            self._model = next((entry["id"] for entry in listed if isinstance(entry["id"], str)), None)
+        except DeadlineExceededError:
+            raise
+        except (RemoteError, ValueError, LookupError, TypeError, RecursionError):
+            return
+
+    def _without_secrets(self, message: str, texts: Sequence[str]) -> str:
+        """Take the key and the texts out of what an endpoint said."""
+        if self._secret:
+            message = message.replace(self._secret, "**********")
+        for text in texts:
+            if len(text) > 3:
+                message = message.replace(text, "[text]")
+        return message
+
+
+def _encoded(body: object) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None

@@ -1,0 +1,362 @@
+"""The reranker behind an HTTP endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import threading
+import time
+import weakref
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from pydantic import SecretStr
+
+from mistral_rerank import __version__
+from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
+from mistral_rerank.protocols.urls import candidates
+from mistral_rerank.remote.exchange import Endpoint, Pause
+from mistral_rerank.remote.pace import RateLimit, Retries
+from mistral_rerank.remote.transport import Transport
+from mistral_rerank.reranker import Pair, Reranker, Score, check_pairs
+
+if TYPE_CHECKING:
+    import ssl
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import httpx
+
+    from mistral_rerank.remote.exchange import Steps
+
+Protocol = Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
+Overflow = Literal["truncate", "chunk", "error"]
+
+KEY_VARIABLE = "MISTRAL_RERANK_API_KEY"
+
+SMALLEST_SPLIT = 32
+"""A call is spread over concurrent requests of no fewer passages than this."""
+
+MOST_THREADS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Passages of one question, and where their scores go."""
+
+    query: str
+    passages: list[str]
+    places: list[int]
+
+
+class RemoteReranker(Reranker):
+    """Scores pairs at an endpoint: NVIDIA's API, a NIM, this package's server, vLLM, TEI, Cohere, Jina, Voyage.
+
+    Nothing is sent before the first pair is scored. Safe to use from threads and from any number of event loops.
+    A pickle holds the settings without the key, the headers, the transports and the SSL context.
+
+    Args:
+        model: its name at the endpoint; None for whichever is served.
+        base_url: the root of a host, or with `/v1` or a proxy's prefix, or the whole route; None for the
+            vendor's own.
+        protocol: which contract is spoken; "auto" finds out with the first request.
+        api_key: sent as a bearer token to this endpoint alone; None for `MISTRAL_RERANK_API_KEY`, or else the
+            vendor's own variable, such as `NVIDIA_API_KEY`.
+        overflow: whether a pair over the model's limit is cut ("truncate") or refused ("error"), where the
+            contract offers a choice; "chunk" is done on this machine alone.
+        timeout: seconds that a call may take in all.
+        connect_timeout: seconds to wait for a connection.
+        read_timeout: seconds to wait for each part of an answer before trying again; None: all that is left.
+        retries: how often a failed request is sent again, or just their number.
+        max_passages: the most passages of a request; None for the contract's limit.
+        max_concurrency: how many requests of one call may be under way at once.
+        requests_per_minute: the most requests a minute; None for no limit.
+        score_unit: what the endpoint's scores are; "auto" for what its contract says.
+        headers: sent with every request, such as a gateway's.
+        status_url: where to ask for results that are not ready (202); None for NVIDIA's, at its host alone.
+        poll_wait: seconds between such questions.
+        verify: whether certificates are checked, or the context to check them with.
+        proxy: a proxy's URL; None for the environment's.
+        transport: an httpx transport for threads, instead of the network's.
+        async_transport: the same for event loops.
+
+    Raises:
+        SettingsError: a setting does not fit.
+
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        base_url: str | None = None,
+        protocol: Protocol = "auto",
+        api_key: str | SecretStr | None = None,
+        overflow: Overflow = "truncate",
+        timeout: float = 120.0,
+        connect_timeout: float = 5.0,
+        read_timeout: float | None = None,
+        retries: Retries | int = 2,
+        max_passages: int | None = None,
+        max_concurrency: int = 8,
+        requests_per_minute: float | None = None,
+        score_unit: Literal["auto", "logit", "probability"] = "auto",
+        headers: Mapping[str, str] | None = None,
+        status_url: str | None = None,
+        poll_wait: float = 0.1,
+        verify: bool | ssl.SSLContext = True,
+        proxy: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+        async_transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        if overflow == "chunk":
+            raise SettingsError("overflow='chunk' is done on this machine alone; give 'truncate' or 'error'")
+        self._settings = {
+            "model": model,
+            "base_url": base_url,
+            "protocol": protocol,
+            "overflow": overflow,
+            "timeout": timeout,
+            "connect_timeout": connect_timeout,
+            "read_timeout": read_timeout,
+            "retries": retries,
+            "max_passages": max_passages,
+            "max_concurrency": max_concurrency,
+            "requests_per_minute": requests_per_minute,
+            "score_unit": score_unit,
+            "status_url": status_url,
+            "poll_wait": poll_wait,
+            "proxy": proxy,
+        }
+        tried = candidates(base_url, protocol, model)
+        key = _key(api_key, tried[0][0].key_variables)
+        self._model, self._timeout = model, timeout
+        self._max_passages, self._max_concurrency = max_passages, max_concurrency
+        self._host = urlsplit(tried[0][1]).netloc
+        self._endpoint = Endpoint(
+            tried,
+            model=model,
+            headers={
+                "Accept": "application/json",
+                "Content-Type": "application/json",
+                "User-Agent": f"mistral-rerank/{__version__}",
+                **({"Authorization": f"Bearer {key}"} if key else {}),
+                **(headers or {}),
+            },
+            truncate=overflow == "truncate",
+            unit=None if score_unit == "auto" else score_unit,
+            retries=Retries(retries) if isinstance(retries, int) else retries,
+            rate=RateLimit(requests_per_minute),
+            read_timeout=read_timeout,
+            status_url=status_url,
+            poll_wait=poll_wait,
+            secret=key,
+        )
+        self._transport = Transport(
+            connect_timeout=connect_timeout,
+            verify=verify,
+            proxy=proxy,
+            transport=transport,
+            async_transport=async_transport,
+        )
+        self._closed = threading.Event()
+        self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="mistral-rerank-remote")
+        weakref.finalize(self, _release, self._transport, self._threads)
+
+    def __reduce__(self) -> tuple[functools.partial[RemoteReranker], tuple[()]]:
+        """Pickle the settings, never the key."""
+        return functools.partial(RemoteReranker, **self._settings), ()  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"RemoteReranker({self._model!r}, host={self._host!r}, protocol={self._endpoint.contract.name!r})"
+
+    @property
+    def model_name(self) -> str:
+        """The model as the user named it, or else the endpoint's host."""
+        return self._model or self._host
+
+    def score_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+        """See `Reranker.score_pairs`.
+
+        Raises:
+            RemoteError: one of its kinds; there is never a partial result.
+
+        """
+        check_pairs(pairs)
+        deadline = time.monotonic() + self._timeout
+        found: list[Score | None] = [None] * len(pairs)
+        stopped = threading.Event()
+        batches = self._batches(pairs)
+        running: dict[Future[list[Score]], Batch] = {}
+        try:
+            while True:
+                while len(running) < self._at_once() and (batch := next(batches, None)):
+                    running[self._start(batch, deadline, stopped)] = batch
+                if not running:
+                    return [score for score in found if score is not None]
+                left = max(0.0, deadline - time.monotonic())
+                done = wait(running, timeout=left, return_when=FIRST_COMPLETED).done
+                if not done:
+                    raise self._late()
+                for future in done:
+                    for place, score in zip(running.pop(future).places, future.result(), strict=True):
+                        found[place] = score
+        finally:
+            stopped.set()
+            for future in running:
+                future.cancel()
+
+    async def ascore_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+        """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
+        check_pairs(pairs)
+        deadline = time.monotonic() + self._timeout
+        found: list[Score | None] = [None] * len(pairs)
+        batches = self._batches(pairs)
+
+        async def fill(batch: Batch) -> None:
+            steps = self._endpoint.score(batch.query, batch.passages, deadline)
+            for place, score in zip(batch.places, await self._adrive(steps), strict=True):
+                found[place] = score
+
+        async def work() -> None:
+            for batch in batches:
+                await fill(batch)
+
+        try:
+            async with asyncio.timeout(self._timeout):
+                if not self._endpoint.is_settled and (batch := next(batches, None)):
+                    await fill(batch)
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(self._max_concurrency):
+                        group.create_task(work())
+        except RemoteError:
+            raise
+        except BaseExceptionGroup as group_error:
+            raise _first(group_error) from None
+        except TimeoutError:
+            raise self._late() from None
+        return [score for score in found if score is not None]
+
+    def close(self) -> None:
+        """Close the connections; waiting calls fail with RerankerClosedError."""
+        self._closed.set()
+        _release(self._transport, self._threads)
+
+    async def aclose(self) -> None:
+        """`close`, and the running loop's connections too."""
+        self._closed.set()
+        await self._transport.aclose()
+        _release(self._transport, self._threads)
+
+    def _batches(self, pairs: Sequence[Pair]) -> Iterator[Batch]:
+        """Cut a call into requests: one question each, within the limits of passages and bytes."""
+        contract = self._endpoint.contract
+        limit = min(self._max_passages or contract.max_passages, contract.max_passages)
+        size = min(limit, max(SMALLEST_SPLIT, -(-len(pairs) // self._max_concurrency)))
+        by_query: dict[str, list[int]] = {}
+        for place, (query, _) in enumerate(pairs):
+            by_query.setdefault(query, []).append(place)
+        for query, places in by_query.items():
+            start, used = 0, _length(query)
+            for end, place in enumerate(places):
+                length = _length(pairs[place][1])
+                if end > start and (end - start == size or used + length > contract.max_bytes):
+                    yield self._batch(query, pairs, places[start:end])
+                    start, used = end, _length(query)
+                used += length
+            yield self._batch(query, pairs, places[start:])
+
+    @staticmethod
+    def _batch(query: str, pairs: Sequence[Pair], places: list[int]) -> Batch:
+        return Batch(query, [pairs[place][1] for place in places], places)
+
+    def _at_once(self) -> int:
+        """How many requests may be under way: one alone while the contract is not known."""
+        return self._max_concurrency if self._endpoint.is_settled else 1
+
+    def _start(self, batch: Batch, deadline: float, stopped: threading.Event) -> Future[list[Score]]:
+        steps = self._endpoint.score(batch.query, batch.passages, deadline)
+        try:
+            return self._threads.submit(self._drive, steps, stopped)
+        except RuntimeError as error:
+            raise self._gone() from error
+
+    def _drive(self, steps: Steps[list[Score]], stopped: threading.Event) -> list[Score]:
+        """Do what an exchange asks for, in this thread."""
+        try:
+            step = next(steps)
+            while True:
+                if self._closed.is_set():
+                    raise self._gone()
+                if stopped.is_set():
+                    return []  # nobody waits any more
+                if isinstance(step, Pause):
+                    stopped.wait(step.seconds)
+                    step = steps.send(None)
+                    continue
+                try:
+                    answer = self._transport.send(step)
+                except RemoteError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            steps.close()
+
+    async def _adrive(self, steps: Steps[list[Score]]) -> list[Score]:
+        """Do what an exchange asks for, on the running loop."""
+        try:
+            step = next(steps)
+            while True:
+                if self._closed.is_set():
+                    raise self._gone()
+                if isinstance(step, Pause):
+                    await asyncio.sleep(step.seconds)
+                    step = steps.send(None)
+                    continue
+                try:
+                    answer = await self._transport.asend(step)
+                except RemoteError as error:
+                    step = steps.throw(error)
+                else:
+                    step = steps.send(answer)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        finally:
+            steps.close()
+
+    def _late(self) -> DeadlineExceededError:
+        return DeadlineExceededError(f"no answer from {self._host} within {self._timeout:g} s; raise timeout")
+
+    def _gone(self) -> RerankerClosedError:
+        return RerankerClosedError("the reranker is closed; open another one")
+
+
+def _length(text: str) -> int:
+    """Give the bytes that a text takes in a body, with its braces and names."""
+    return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) + 32
+
+
+def _key(given: str | SecretStr | None, variables: Sequence[str]) -> str | None:
+    key = given.get_secret_value() if isinstance(given, SecretStr) else given
+    key = key or next((os.environ[name] for name in (KEY_VARIABLE, *variables) if os.environ.get(name)), None)
+    if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip()):
+        raise SettingsError("the api_key holds spaces at its ends or characters that no header may hold")
+    return key
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _release(transport: Transport, threads: ThreadPoolExecutor) -> None:
+    transport.close()
+    threads.shutdown(wait=False, cancel_futures=True)
