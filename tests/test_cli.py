@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from remote.endpoint import Endpoint, expected, gives, speaks
 
 COMMAND = Path(sys.executable).parent / "mistral-rerank"
 
@@ -49,6 +50,23 @@ def test_score_writes_a_file_or_stdout(on_tiny, tmp_path, tiny_reranker):
     expected = tiny_reranker.score_pairs([("who?", "me"), ("where?", "here")])
     assert [first["logit"], second["logit"]] == pytest.approx([score.logit for score in expected], abs=1e-4)
     assert first["id"] == 5
+
+
+def test_rank_asks_an_endpoint(tmp_path):
+    passages = ["one", "two", "three"]
+    (tmp_path / "a.txt").write_text("\n".join(passages))
+    with Endpoint(speaks("nvidia")) as endpoint:
+        found = run("rank", "q", tmp_path / "a.txt", "--json", "--backend", "remote", "--base-url", endpoint.url)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert [json.loads(line)["text"] for line in found.stdout.splitlines()] == [p.text for p in expected(passages)]
+
+
+def test_an_endpoints_refusal_is_one_line(tmp_path):
+    with Endpoint(gives(403, {"detail": "not you"})) as endpoint:
+        found = run("rank", "q", "--backend", "remote", "--base-url", endpoint.url, stdin="one\n")
+    assert found.returncode == 1
+    assert found.stderr.count("\n") == 1
+    assert "403: not you" in found.stderr
 
 
 def test_info_tells_what_the_model_is(on_tiny):

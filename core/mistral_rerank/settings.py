@@ -93,9 +93,7 @@ class RerankSettings(BaseModel):
         if self.backend == "remote":
             from mistral_rerank.remote.reranker import RemoteReranker
 
-            return RemoteReranker(
-                self.model, overflow=self.overflow, **{name: getattr(self, name) for name in REMOTE}
-            )
+            return RemoteReranker(self.model, **{name: getattr(self, name) for name in REMOTE})
         from mistral_rerank.local.reranker import LocalReranker
 
         return LocalReranker(self.model or DEFAULT_MODEL, **{name: getattr(self, name) for name in LOCAL})

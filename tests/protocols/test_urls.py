@@ -1,0 +1,98 @@
+import pytest
+
+from mistral_rerank import SettingsError
+from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols.urls import candidates, clean_url, request_url
+
+HOSTED = "https://ai.api.nvidia.com/v1/retrieval/nvidia"
+
+
+@pytest.mark.parametrize(
+    ("base_url", "protocol", "expected"),
+    [
+        ("http://nim:8000", "nvidia", "http://nim:8000/v1/ranking"),
+        ("http://nim:8000/", "nvidia", "http://nim:8000/v1/ranking"),
+        ("http://nim:8000/v1", "nvidia", "http://nim:8000/v1/ranking"),
+        ("http://nim:8000/v1//", "nvidia", "http://nim:8000/v1/ranking"),
+        ("https://proxy/team/nim", "nvidia", "https://proxy/team/nim/v1/ranking"),
+        ("https://proxy/team/v1/ranking/", "nvidia", "https://proxy/team/v1/ranking"),
+        ("https://proxy/x/reranking", "nvidia", "https://proxy/x/reranking"),
+        ("http://[::1]:8000", "nvidia", "http://[::1]:8000/v1/ranking"),
+        ("https://api.cohere.com", "cohere", "https://api.cohere.com/v2/rerank"),
+        ("https://api.cohere.com/v1", "cohere", "https://api.cohere.com/v1/rerank"),
+        ("https://api.jina.ai/v1", "jina", "https://api.jina.ai/v1/rerank"),
+        ("http://vllm:8000", "vllm", "http://vllm:8000/v1/rerank"),
+        ("http://vllm:8000/rerank", "vllm", "http://vllm:8000/rerank"),
+        ("http://tei:8080", "tei", "http://tei:8080/rerank"),
+        ("https://api.voyageai.com/v1", "voyage", "https://api.voyageai.com/v1/rerank"),
+    ],
+)
+def test_every_form_of_base_url_leads_to_the_route(base_url, protocol, expected):
+    assert request_url(clean_url(base_url), CONTRACTS[protocol], "m") == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (None, f"{HOSTED}/reranking"),
+        ("nvidia/rerank-qa-mistral-4b", f"{HOSTED}/reranking"),
+        ("nv-rerank-qa-mistral-4b:1", f"{HOSTED}/reranking"),
+        ("nvidia/nv-rerankqa-mistral-4b-v3", f"{HOSTED}/nv-rerankqa-mistral-4b-v3/reranking"),
+        ("nvidia/llama-3.2-nv-rerankqa-1b-v2", f"{HOSTED}/llama-3_2-nv-rerankqa-1b-v2/reranking"),
+        ("nvidia/llama-nemotron-rerank-1b-v2", f"{HOSTED}/llama-nemotron-rerank-1b-v2/reranking"),
+    ],
+)
+@pytest.mark.parametrize("base_url", [None, "https://ai.api.nvidia.com", "https://ai.api.nvidia.com/v1/"])
+def test_nvidias_hosted_api_has_a_route_for_each_model(base_url, model, expected):
+    assert [url for _, url in candidates(base_url, "nvidia", model)] == [expected]
+    assert [url for _, url in candidates(base_url, "auto", model)] == [expected]
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "nim:8000",
+        "localhost",
+        "ftp://nim",
+        "http://",
+        "http://user:hunter2@nim",
+        "http://nim?key=hunter2",
+        "http://nim#hunter2",
+        "http://nim:99999",
+    ],
+)
+def test_a_base_url_that_cannot_be_meant_is_refused_without_repeating_secrets(base_url):
+    with pytest.raises(SettingsError, match="base_url") as refused:
+        candidates(base_url, "auto", None)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_auto_tries_nvidias_order_then_tei():
+    tried = [(contract.name, url) for contract, url in candidates("http://h/v1", "auto", "m")]
+    assert tried == [
+        ("nvidia", "http://h/v1/ranking"),
+        ("jina", "http://h/v1/rerank"),
+        ("nvidia", "http://h/v1/ranking/m"),
+        ("nvidia", "http://h/v1/retrieval/m/reranking"),
+        ("tei", "http://h/rerank"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("base_url", "names"),
+    [
+        ("https://api.cohere.com", ["cohere"]),
+        ("https://api.jina.ai/v1", ["jina"]),
+        ("https://api.voyageai.com/v1", ["voyage"]),
+        ("http://h/v1/ranking", ["nvidia"]),
+        ("http://h/rerank", ["jina", "tei"]),
+    ],
+)
+def test_auto_knows_vendors_and_complete_routes(base_url, names):
+    assert [contract.name for contract, _ in candidates(base_url, "auto", "m")] == names
+
+
+@pytest.mark.parametrize("protocol", ["vllm", "tei"])
+def test_a_contract_without_a_vendor_needs_a_base_url(protocol):
+    with pytest.raises(SettingsError, match="needs a base_url"):
+        candidates(None, protocol, "m")
