@@ -140,6 +140,16 @@ def test_compiled_layers_give_the_same_losses(settings, trained, tmp_path):
     assert set(weights(again)) == set(weights(trained))
 
 
+def test_int8_weights_give_nearly_the_same_losses_and_an_ordinary_adapter(settings, trained, tmp_path):
+    again = finetune(settings.model_copy(update={"int8": True, "epochs": 1}), tmp_path / "out")
+    before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, again))
+    assert after[1:4] == pytest.approx(before[1:4], rel=0.05)
+    assert after[1:4] != before[1:4]
+    assert {name: tensor.shape for name, tensor in weights(again).items()} == {
+        name: tensor.shape for name, tensor in weights(trained).items()
+    }
+
+
 def test_training_goes_on_from_an_adapter(settings, trained, tmp_path):
     more = finetune(settings.model_copy(update={"init": str(trained), "epochs": 1}), tmp_path / "more")
     before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, more))

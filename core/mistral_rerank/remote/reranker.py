@@ -214,7 +214,8 @@ class RemoteReranker(Reranker):
         check_pairs(pairs)
         deadline = time.monotonic() + self._timeout
         found: list[Score | None] = [None] * len(pairs)
-        batches = self._batches(pairs)
+        cut = list(self._batches(pairs))
+        batches = iter(cut)
 
         async def fill(batch: Batch) -> None:
             steps = self._endpoint.score(batch.query, batch.passages, deadline)
@@ -227,11 +228,12 @@ class RemoteReranker(Reranker):
 
         try:
             async with asyncio.timeout(self._timeout):
-                if not self._endpoint.is_settled and (batch := next(batches, None)):
-                    await fill(batch)
-                async with asyncio.TaskGroup() as group:
-                    for _ in range(self._max_concurrency):
-                        group.create_task(work())
+                if cut and (len(cut) == 1 or not self._endpoint.is_settled):
+                    await fill(next(batches))
+                if len(cut) > 1:
+                    async with asyncio.TaskGroup() as group:
+                        for _ in range(min(len(cut), self._max_concurrency)):
+                            group.create_task(work())
         except RemoteError:
             raise
         except BaseExceptionGroup as group_error:
