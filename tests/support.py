@@ -6,6 +6,7 @@ import torch
 from transformers import MistralConfig
 
 from mistral_rerank import Pair, Reranker, Score
+from mistral_rerank.reranker import Overflow
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
@@ -20,11 +21,11 @@ class LengthReranker(Reranker):
     def model_name(self) -> str:
         return "length"
 
-    def score_pairs(self, pairs: list[Pair]) -> list[Score]:
+    def score_pairs(self, pairs: list[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         self.calls += 1
         return [Score.from_logit(len(passage)) for _, passage in pairs]
 
-    async def ascore_pairs(self, pairs: list[Pair]) -> list[Score]:
+    async def ascore_pairs(self, pairs: list[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         return self.score_pairs(pairs)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Self
 
 from mistral_rerank.errors import InvalidInputError, ScoringError
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Pair = tuple[str, str]
 """A question and a passage."""
 
+Overflow = Literal["truncate", "chunk", "error"]
+"""What happens to a pair over the model's limit: the passage is cut, scored in pieces, or refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -29,6 +32,7 @@ class Score:
     Attributes:
         logit: the raw output of the binary head; higher is more relevant; unbounded.
         probability: sigmoid of the (calibrated) logit, in [0, 1].
+        tokens: how many the model read for it; 0 where that is not known. Equal scores may differ in it.
 
     Raises:
         ScoringError: the logit is not finite.
@@ -37,6 +41,7 @@ class Score:
 
     logit: float
     probability: float
+    tokens: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.logit):
@@ -46,9 +51,9 @@ class Score:
             )
 
     @classmethod
-    def from_logit(cls, logit: float, *, scale: float = 1.0, bias: float = 0.0) -> Score:
+    def from_logit(cls, logit: float, *, scale: float = 1.0, bias: float = 0.0, tokens: int = 0) -> Score:
         """Make a score of a raw logit; `scale` and `bias` are the calibration, probability's alone."""
-        return cls(float(logit), sigmoid(scale * logit + bias))
+        return cls(float(logit), sigmoid(scale * logit + bias), tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,12 @@ class Reranker(ABC):
         """What to call the model in traces and reports."""
 
     @abstractmethod
-    def score_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """Score every (question, passage) pair, in input order.
+
+        Args:
+            pairs: questions with passages.
+            overflow: what happens to over-long ones in this call; None for the reranker's own choice.
 
         Raises:
             InvalidInputError: a text is not a string, a question is blank, or an input is too long.
@@ -92,7 +101,7 @@ class Reranker(ABC):
         """
 
     @abstractmethod
-    async def ascore_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """`score_pairs` without blocking the event loop; cancelling frees the place in the queue."""
 
     def rank(
@@ -102,6 +111,7 @@ class Reranker(ABC):
         *,
         top_n: int | None = None,
         min_score: float | None = None,
+        overflow: Overflow | None = None,
     ) -> list[RankedPassage]:
         """Order passages by how well they answer the question, best first.
 
@@ -110,6 +120,7 @@ class Reranker(ABC):
             passages: the candidates; equal texts stay apart, told by their index.
             top_n: how many to return at most; None for all. 0 gives an empty list without scoring.
             min_score: leave out passages under this probability, before `top_n` counts.
+            overflow: as in `score_pairs`.
 
         Returns:
             Passages sorted by (-logit, index).
@@ -120,7 +131,7 @@ class Reranker(ABC):
         """
         if not check_ranking(query, passages, top_n=top_n, min_score=min_score):
             return []
-        scores = self.score_pairs([(query, passage) for passage in passages])
+        scores = self.score_pairs([(query, passage) for passage in passages], overflow=overflow)
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
     async def arank(
@@ -130,11 +141,12 @@ class Reranker(ABC):
         *,
         top_n: int | None = None,
         min_score: float | None = None,
+        overflow: Overflow | None = None,
     ) -> list[RankedPassage]:
         """`rank` without blocking the event loop."""
         if not check_ranking(query, passages, top_n=top_n, min_score=min_score):
             return []
-        scores = await self.ascore_pairs([(query, passage) for passage in passages])
+        scores = await self.ascore_pairs([(query, passage) for passage in passages], overflow=overflow)
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
     def close(self) -> None:  # noqa: B027 - most rerankers of a test hold nothing

@@ -164,10 +164,10 @@ class Stuck(Reranker):
     def __init__(self):
         self.cancelled = False
 
-    def score_pairs(self, pairs):
+    def score_pairs(self, pairs, *, overflow=None):
         raise NotImplementedError
 
-    async def ascore_pairs(self, pairs):
+    async def ascore_pairs(self, pairs, *, overflow=None):
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:

@@ -30,12 +30,12 @@ from mistral_rerank import InvalidInputError, ScoringError
 
 
 class Broken(LengthReranker):
-    def score_pairs(self, pairs):
+    def score_pairs(self, pairs, *, overflow=None):
         raise ScoringError("no")
 
 
 class Stuck(LengthReranker):
-    async def ascore_pairs(self, pairs):
+    async def ascore_pairs(self, pairs, *, overflow=None):
         await asyncio.sleep(60)
 
 

@@ -23,7 +23,7 @@ class Lengths:
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, pairs):
+    def encode(self, pairs, overflow=None):
         if any(passage == "bad" for _, passage in pairs):
             raise ValueError("bad passage")
         return [EncodedPair(tuple([len(part)] * len(part) for part in passage.split("|"))) for _, passage in pairs]
@@ -35,7 +35,7 @@ class Lengths:
             raise MemoryError("too big")
         return [float(len(ids)) for ids in sequences]
 
-    def score(self, logit):
+    def score(self, logit, tokens=0):
         return Score.from_logit(logit)
 
 

@@ -28,20 +28,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.local.tokens import EncodedPair
-    from mistral_rerank.reranker import Pair, Score
+    from mistral_rerank.reranker import Overflow, Pair, Score
 
 
 class Scorer(Protocol):
     """What the worker needs of a loaded model."""
 
-    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
-        """Tokenize pairs."""
+    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None) -> list[EncodedPair]:
+        """Tokenize pairs; `overflow` None for the model's own choice."""
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch of sequences; MemoryError when it does not fit."""
 
-    def score(self, logit: float) -> Score:
-        """Make a score of a logit; ScoringError when it is not finite."""
+    def score(self, logit: float, tokens: int) -> Score:
+        """Make a score of a logit and the tokens read for it; ScoringError when it is not finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +56,19 @@ class _Item:
 class _Job:
     """What one caller asked for. `waiting` holds its sequences not scored yet, longest first."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self.pairs = pairs
+    def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None) -> None:
+        self.pairs, self.overflow = pairs, overflow
         self.future: Future[list[Score]] = Future()
         self.waiting: deque[_Item] = deque()
         self.logits: list[float] = []
+        self.tokens: list[int] = []
 
     def encode(self, scorer: Scorer) -> None:
-        encoded = scorer.encode(self.pairs)
+        encoded = scorer.encode(self.pairs, self.overflow)
         items = [_Item(self, i, ids) for i, pair in enumerate(encoded) for ids in pair.sequences]
         self.waiting = deque(sorted(items, key=lambda item: -len(item.ids)))
         self.logits = [float("-inf")] * len(encoded)
+        self.tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
     def record(self, pair: int, logit: float) -> None:
         """Keep the best of a pair's chunks; a logit that is not a number stays one."""
@@ -74,7 +76,7 @@ class _Job:
 
     def resolve(self, scorer: Scorer) -> None:
         try:
-            scores = [scorer.score(logit) for logit in self.logits]
+            scores = [scorer.score(*pair) for pair in zip(self.logits, self.tokens, strict=True)]
         except BaseException as error:
             self.fail(error)
         else:
@@ -108,14 +110,14 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, pairs: Sequence[Pair]) -> Future[list[Score]]:
+    def submit(self, pairs: Sequence[Pair], overflow: Overflow | None = None) -> Future[list[Score]]:
         """Queue pairs; the future gives one score a pair, in input order. Cancelling it frees its place.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = _Job(pairs)
+        job = _Job(pairs, overflow)
         with self._lock:
             if self._closed:
                 raise RerankerClosedError("the reranker is closed; open a new one")

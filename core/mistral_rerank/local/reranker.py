@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.prompts import Prompt
-from mistral_rerank.reranker import Pair, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_pairs
 
 try:
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.model import RerankModel
-    from mistral_rerank.local.tokens import EncodedPair, Overflow, PairTokenizer
+    from mistral_rerank.local.tokens import EncodedPair, PairTokenizer
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
@@ -99,15 +99,15 @@ class LocalReranker(Reranker):
         """The model as the user named it."""
         return self._model_name
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`."""
         check_pairs(pairs)
-        return self._engine.submit(list(pairs)).result() if pairs else []
+        return self._engine.submit(list(pairs), overflow).result() if pairs else []
 
-    async def ascore_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
         check_pairs(pairs)
-        return await asyncio.wrap_future(self._engine.submit(list(pairs))) if pairs else []
+        return await asyncio.wrap_future(self._engine.submit(list(pairs), overflow)) if pairs else []
 
     def warmup(self) -> None:
         """Load the model and score one short pair, so that the first real one does not wait."""
@@ -150,9 +150,9 @@ class LoadedCheckpoint:
         self._calibration = config.calibration
         logger.info("loaded %s on %s in %s", model, device, dtype)
 
-    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None) -> list[EncodedPair]:
         """Tokenize pairs, and say in the log how many passages had to be cut."""
-        encoded = self._tokenizer.encode(pairs)
+        encoded = self._tokenizer.encode(pairs, overflow)
         if cut := sum(pair.tokens_left_out > 0 for pair in encoded):
             logger.info("%d of %d passages were over the limit and were cut", cut, len(encoded))
         return encoded
@@ -161,6 +161,7 @@ class LoadedCheckpoint:
         """Score one batch."""
         return self._model.logits(sequences)
 
-    def score(self, logit: float) -> Score:
+    def score(self, logit: float, tokens: int) -> Score:
         """Apply the calibration."""
-        return Score.from_logit(logit, scale=self._calibration.scale, bias=self._calibration.bias)
+        calibration = self._calibration
+        return Score.from_logit(logit, scale=calibration.scale, bias=calibration.bias, tokens=tokens)

@@ -8,7 +8,7 @@ the end token stay. Special tokens are added here by id; text that spells one st
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
@@ -20,9 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mistral_rerank.prompts import Prompt, PromptText
-    from mistral_rerank.reranker import Pair
+    from mistral_rerank.reranker import Overflow, Pair
 
-Overflow = Literal["truncate", "chunk", "error"]
 CHUNK_OVERLAP = 64
 """Passage tokens that neighbouring chunks share, so that no sentence is only ever seen cut in two."""
 
@@ -72,8 +71,12 @@ class PairTokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
 
-    def encode(self, pairs: Sequence[Pair]) -> list[EncodedPair]:
+    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None = None) -> list[EncodedPair]:
         """Give the ids of every pair, in input order.
+
+        Args:
+            pairs: questions with passages.
+            overflow: what happens to longer ones in this call; None for the tokenizer's own choice.
 
         Raises:
             InputTooLongError: a question leaves no room for its passage, or `overflow` is "error" and a pair
@@ -86,11 +89,11 @@ class PairTokenizer:
         return [
             EncodedPair((self._start + encoding.ids + self._end,))
             if len(encoding.ids) <= room
-            else self._fit(position, text, room)
+            else self._fit(position, text, room, overflow or self._overflow)
             for position, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
         ]
 
-    def _fit(self, position: int, text: PromptText, room: int) -> EncodedPair:
+    def _fit(self, position: int, text: PromptText, room: int, overflow: Overflow) -> EncodedPair:
         """Bring one over-long pair under the limit."""
         encoding = self._backend.encode(text.text, add_special_tokens=False)
         ids, spans = encoding.ids, encoding.offsets
@@ -103,13 +106,13 @@ class PairTokenizer:
                 f"pair {position}: the question takes {len(before) + len(after)} of at most {room} tokens and "
                 "leaves none for the passage; shorten the question or raise max_length"
             )
-        if self._overflow == "error":
+        if overflow == "error":
             raise InputTooLongError(
                 f"Input length {len(ids) + self._max_length - room} exceeds maximum allowed token size "
                 f"{self._max_length} (pair {position}); shorten the passage, or set overflow to 'truncate' or 'chunk'"
             )
         head, tail = self._start + before, after + self._end
-        if self._overflow == "truncate":
+        if overflow == "truncate":
             return EncodedPair((head + passage[:window] + tail,), len(passage) - window)
         step = window - min(CHUNK_OVERLAP, window // 4)
         starts = range(0, max(1, len(passage) - window + step), step)

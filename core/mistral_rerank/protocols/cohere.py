@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import override
 
-from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body, score_of
+from mistral_rerank.protocols.contract import Body, Contract, Message, RerankReply, RerankRequest, score_of
 
 
-class Document(Body):
+class Document(Message):
     """A passage as version 1 may write it."""
 
     text: str
@@ -28,6 +29,17 @@ class RerankBody(Body):
     top_n: int | None = Field(default=None, ge=1)
     return_documents: bool = False
 
+    @override
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            self.query,
+            tuple(document if isinstance(document, str) else document.text for document in self.documents),
+            model=self.model,
+            top_n=self.top_n,
+            unit="probability",
+            return_texts=self.return_documents,
+        )
+
 
 def write_request_v2(request: RerankRequest) -> dict[str, Any]:
     """Ask for all passages; the API cuts long ones itself."""
@@ -38,19 +50,6 @@ def write_request_v2(request: RerankRequest) -> dict[str, Any]:
 def write_request_v1(request: RerankRequest) -> dict[str, Any]:
     """Ask version 1, and Jina, not to send the passages back."""
     return write_request_v2(request) | {"return_documents": request.return_texts}
-
-
-def read_request(body: object) -> RerankRequest:
-    """Read a body of either version; see `read_body` for errors."""
-    read = read_body(RerankBody, body)
-    return RerankRequest(
-        read.query,
-        tuple(document if isinstance(document, str) else document.text for document in read.documents),
-        model=read.model,
-        top_n=read.top_n,
-        unit="probability",
-        return_texts=read.return_documents,
-    )
 
 
 def write_reply(request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
@@ -74,8 +73,8 @@ COHERE = Contract(
     path="/v2/rerank",
     unit="probability",
     max_passages=1000,
+    body=RerankBody,
     write_request=write_request_v2,
-    read_request=read_request,
     write_reply=write_reply,
     hosted="https://api.cohere.com",
     key_variables=("CO_API_KEY", "COHERE_API_KEY"),
@@ -85,8 +84,8 @@ JINA = Contract(
     path="/v1/rerank",
     unit="probability",
     max_passages=1000,
+    body=RerankBody,
     write_request=write_request_v1,
-    read_request=read_request,
     write_reply=write_reply,
     hosted="https://api.jina.ai",
     key_variables=("JINA_API_KEY",),

@@ -6,15 +6,16 @@ read the same functions from opposite ends, so they cannot drift apart.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from mistral_rerank.reranker import RankedPassage
 
@@ -55,6 +56,20 @@ class RerankReply:
     tokens: int = 0
 
 
+class Message(BaseModel):
+    """JSON as it travels; fields that a contract does not name are ignored."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class Body(Message):
+    """The body of a request."""
+
+    @abstractmethod
+    def to_request(self) -> RerankRequest:
+        """Give what is asked in no contract's own words."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contract:
     """One way to ask for a ranking over HTTP.
@@ -65,8 +80,8 @@ class Contract:
         unit: what its scores are when a raw logit is asked for.
         max_passages: how many a request may hold.
         max_bytes: how long the body of a request may be.
+        body: what the body of a request looks like to a server.
         write_request: gives the JSON body that a client sends.
-        read_request: reads that body at the server; raises InvalidInputError.
         write_reply: gives the JSON body that a server answers.
         hosted: the vendor's own base URL, if it is a service.
         key_variables: environment variables that hold the vendor's key.
@@ -77,36 +92,30 @@ class Contract:
     path: str
     unit: Unit
     max_passages: int
+    body: type[Body]
     write_request: Callable[[RerankRequest], dict[str, Any]]
-    read_request: Callable[[object], RerankRequest]
     write_reply: Callable[[RerankRequest, RerankReply], Any]
     max_bytes: int = 4_000_000
     hosted: str | None = None
     key_variables: tuple[str, ...] = ()
 
+    def read_request(self, body: object) -> RerankRequest:
+        """Read the decoded body of a request.
 
-class Body(BaseModel):
-    """A JSON body as it travels; fields that a contract does not name are ignored."""
+        Raises:
+            InvalidInputError: naming each field that does not fit, never its content.
 
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+        """
+        try:
+            return self.body.model_validate(body).to_request()
+        except ValidationError as error:
+            raise InvalidInputError(describe_fields(error.errors(include_input=False, include_url=False))) from None
 
 
-BodyT = TypeVar("BodyT", bound=Body)
-
-
-def read_body(kind: type[BodyT], body: object) -> BodyT:
-    """Check a decoded body.
-
-    Raises:
-        InvalidInputError: naming each field that does not fit, never its content.
-
-    """
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        problems = error.errors(include_input=False, include_url=False)
-        fields = (f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems)
-        raise InvalidInputError("; ".join(fields)) from None
+def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
+    """Say which fields do not fit and why, without their content."""
+    fields = (f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems)
+    return "; ".join(fields)
 
 
 def score_of(place: RankedPassage, unit: Unit) -> float:

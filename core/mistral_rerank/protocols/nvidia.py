@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
-from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body
+from mistral_rerank.protocols.contract import Body, Contract, Message, RerankReply, RerankRequest
 
 
-class Text(Body):
+class Text(Message):
     """A question or a passage."""
 
     text: str
@@ -27,6 +28,16 @@ class RankingBody(Body):
     truncate: Literal["NONE", "END"] = "NONE"
     top_k: int | None = Field(default=None, ge=1, description="no NIM takes it; LiteLLM sends it to hosted models")
 
+    @override
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            self.query.text,
+            tuple(passage.text for passage in self.passages),
+            model=self.model,
+            truncate=self.truncate == "END",
+            top_n=self.top_k,
+        )
+
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
     """Send nothing but what every version of the contract knows: newer NIMs refuse other fields."""
@@ -36,18 +47,6 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
         "passages": [{"text": passage} for passage in request.passages],
         "truncate": "END" if request.truncate else "NONE",
     }
-
-
-def read_request(body: object) -> RerankRequest:
-    """Read a body; see `read_body` for errors."""
-    read = read_body(RankingBody, body)
-    return RerankRequest(
-        read.query.text,
-        tuple(passage.text for passage in read.passages),
-        model=read.model,
-        truncate=read.truncate == "END",
-        top_n=read.top_k,
-    )
 
 
 def write_reply(_request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
@@ -66,8 +65,8 @@ NVIDIA = Contract(
     path="/v1/ranking",
     unit="logit",
     max_passages=512,
+    body=RankingBody,
     write_request=write_request,
-    read_request=read_request,
     write_reply=write_reply,
     hosted="https://ai.api.nvidia.com",
     key_variables=("NVIDIA_API_KEY",),

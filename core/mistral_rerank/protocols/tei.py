@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import override
 
-from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body, score_of
+from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, score_of
 
 
 class RerankBody(Body):
@@ -21,6 +22,16 @@ class RerankBody(Body):
     return_text: bool = False
     truncate: bool | None = None
 
+    @override
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            self.query,
+            tuple(self.texts),
+            truncate=self.truncate is not False,
+            unit="logit" if self.raw_scores else "probability",
+            return_texts=self.return_text,
+        )
+
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
     """Ask for raw logits where they are wanted; a server of this kind has one model, so it is not named."""
@@ -30,18 +41,6 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
         "raw_scores": request.unit == "logit",
         "truncate": request.truncate,
     }
-
-
-def read_request(body: object) -> RerankRequest:
-    """Read a body; see `read_body` for errors."""
-    read = read_body(RerankBody, body)
-    return RerankRequest(
-        read.query,
-        tuple(read.texts),
-        truncate=read.truncate is not False,
-        unit="logit" if read.raw_scores else "probability",
-        return_texts=read.return_text,
-    )
 
 
 def write_reply(request: RerankRequest, reply: RerankReply) -> list[dict[str, Any]]:
@@ -59,7 +58,7 @@ TEI = Contract(
     unit="logit",
     max_passages=32,
     max_bytes=1_900_000,
+    body=RerankBody,
     write_request=write_request,
-    read_request=read_request,
     write_reply=write_reply,
 )

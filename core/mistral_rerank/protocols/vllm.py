@@ -8,16 +8,28 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from pydantic import Field
+from typing_extensions import override
+
 from mistral_rerank.protocols import cohere
-from mistral_rerank.protocols.contract import Contract, RerankRequest, read_body
+from mistral_rerank.protocols.contract import Contract, RerankRequest
 
 
 class RerankBody(cohere.RerankBody):
     """The body of a request."""
 
-    top_n: int | None = None
+    top_n: int | None = Field(default=None, ge=0, description="0 for all")
     use_activation: bool | None = None
     truncate_prompt_tokens: int | None = None
+
+    @override
+    def to_request(self) -> RerankRequest:
+        return replace(
+            super().to_request(),
+            top_n=self.top_n or None,
+            unit="logit" if self.use_activation is False else "probability",
+            truncate=self.truncate_prompt_tokens is not None,
+        )
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
@@ -29,24 +41,12 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
     )
 
 
-def read_request(body: object) -> RerankRequest:
-    """Read a body; `top_n` 0 means all. See `read_body` for errors."""
-    read = read_body(RerankBody, body)
-    plain = cohere.read_request(read.model_dump(exclude={"top_n"}))
-    return replace(
-        plain,
-        top_n=read.top_n or None,
-        unit="logit" if read.use_activation is False else "probability",
-        truncate=read.truncate_prompt_tokens is not None,
-    )
-
-
 VLLM = Contract(
     name="vllm",
     path="/v1/rerank",
     unit="logit",
     max_passages=512,
+    body=RerankBody,
     write_request=write_request,
-    read_request=read_request,
     write_reply=cohere.write_reply,
 )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
+from typing_extensions import override
 
-from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, read_body, score_of
+from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, score_of
 
 
 class RerankBody(Body):
@@ -22,6 +23,18 @@ class RerankBody(Body):
     return_documents: bool = False
     truncation: bool = True
 
+    @override
+    def to_request(self) -> RerankRequest:
+        return RerankRequest(
+            self.query,
+            tuple(self.documents),
+            model=self.model,
+            truncate=self.truncation,
+            top_n=self.top_k,
+            unit="probability",
+            return_texts=self.return_documents,
+        )
+
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
     """Ask for all passages."""
@@ -31,20 +44,6 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
         "documents": list(request.passages),
         "truncation": request.truncate,
     }
-
-
-def read_request(body: object) -> RerankRequest:
-    """Read a body; see `read_body` for errors."""
-    read = read_body(RerankBody, body)
-    return RerankRequest(
-        read.query,
-        tuple(read.documents),
-        model=read.model,
-        truncate=read.truncation,
-        top_n=read.top_k,
-        unit="probability",
-        return_texts=read.return_documents,
-    )
 
 
 def write_reply(request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
@@ -66,8 +65,8 @@ VOYAGE = Contract(
     path="/v1/rerank",
     unit="probability",
     max_passages=1000,
+    body=RerankBody,
     write_request=write_request,
-    read_request=read_request,
     write_reply=write_reply,
     hosted="https://api.voyageai.com",
     key_variables=("VOYAGE_API_KEY",),

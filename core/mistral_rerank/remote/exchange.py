@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
@@ -56,6 +56,15 @@ class Pause:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Passages of one question, and whether a pair over the model's limit is cut or refused."""
+
+    query: str
+    passages: Sequence[str]
+    truncate: bool
+
+
 Steps = Generator[Call | Pause, Answer | None, T]
 
 
@@ -66,7 +75,6 @@ class Endpoint:
         candidates: contracts with their URLs, in the order to try; one when the contract is known.
         model: its name; None for whichever is served.
         headers: of every request, the key among them.
-        truncate: whether over-long pairs are cut there.
         unit: what its scores are; None for what the contract says.
         retries: how often to try again.
         rate: the limit of requests a minute.
@@ -83,7 +91,6 @@ class Endpoint:
         *,
         model: str | None,
         headers: Mapping[str, str],
-        truncate: bool,
         unit: Unit | None,
         retries: Retries,
         rate: RateLimit,
@@ -95,7 +102,6 @@ class Endpoint:
         self._candidates = candidates
         self._model = model
         self._headers = headers
-        self._truncate = truncate
         self._unit = unit
         self._retries = retries
         self._rate = rate
@@ -115,12 +121,11 @@ class Endpoint:
         """Whether it is known which contract is spoken."""
         return len(self._candidates) == 1
 
-    def score(self, query: str, passages: Sequence[str], deadline: float) -> Steps[list[Score]]:
+    def score(self, batch: Batch, deadline: float) -> Steps[list[Score]]:
         """Score one batch.
 
         Args:
-            query: the question.
-            passages: at most as many as the contract takes.
+            batch: at most as many passages as the contract takes.
             deadline: on `time.monotonic`'s clock.
 
         Returns:
@@ -131,19 +136,19 @@ class Endpoint:
 
         """
         try:
-            return (yield from self._first_that_answers(query, passages, deadline))
+            return (yield from self._first_that_answers(batch, deadline))
         except RequestTooLargeError:
-            if len(passages) == 1:
+            if len(batch.passages) == 1:
                 raise
-        middle = len(passages) // 2
-        first = yield from self.score(query, passages[:middle], deadline)
-        return first + (yield from self.score(query, passages[middle:], deadline))
+        middle = len(batch.passages) // 2
+        first = yield from self.score(replace(batch, passages=batch.passages[:middle]), deadline)
+        return first + (yield from self.score(replace(batch, passages=batch.passages[middle:]), deadline))
 
-    def _first_that_answers(self, query: str, passages: Sequence[str], deadline: float) -> Steps[list[Score]]:
+    def _first_that_answers(self, batch: Batch, deadline: float) -> Steps[list[Score]]:
         candidates, refusals = self._candidates, []
         for contract, url in candidates:
             try:
-                scores = yield from self._ask(contract, url, query, passages, deadline)
+                scores = yield from self._ask(contract, url, batch, deadline)
             except (RemoteInputTooLongError, RequestTooLargeError):
                 self._candidates = ((contract, url),)  # it understood the request
                 raise
@@ -164,15 +169,15 @@ class Endpoint:
             request_id=refusals[0].request_id,
         )
 
-    def _ask(
-        self, contract: Contract, url: str, query: str, passages: Sequence[str], deadline: float
-    ) -> Steps[list[Score]]:
+    def _ask(self, contract: Contract, url: str, batch: Batch, deadline: float) -> Steps[list[Score]]:
         """Send one request, again where that may help."""
         headers = {**self._headers, "X-Request-Id": uuid.uuid4().hex}
         if not self._asked_for_model and contract.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA:
             yield from self._find_model(url, headers, deadline)
         unit = self._unit or contract.unit
-        request = RerankRequest(query, tuple(passages), model=self._model, truncate=self._truncate, unit=unit)
+        request = RerankRequest(
+            batch.query, tuple(batch.passages), model=self._model, truncate=batch.truncate, unit=unit
+        )
         content = _encoded(contract.write_request(request))
         attempt = 0
         while True:
@@ -180,9 +185,9 @@ class Endpoint:
                 answer = yield from self._send("POST", url, headers, content, deadline)
                 answer = yield from self._finished(answer, url, headers, deadline)
                 if answer.status != 200:
-                    hide = partial(self._without_secrets, texts=(query, *passages))
+                    hide = partial(self._without_secrets, texts=(batch.query, *batch.passages))
                     raise failure(answer, url=url, request_id=headers["X-Request-Id"], hide=hide)
-                return self._read(answer, url, headers, count=len(passages), unit=unit)
+                return self._read(answer, url, headers, count=len(batch.passages), unit=unit)
             except RemoteError as error:
                 wait = self._retries.wait(attempt, error.retry_after) if is_retryable(error) else None
                 if isinstance(error, DeadlineExceededError):

@@ -10,7 +10,6 @@ import threading
 import time
 import weakref
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -19,10 +18,10 @@ from pydantic import SecretStr
 from mistral_rerank import __version__
 from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
 from mistral_rerank.protocols.urls import candidates
-from mistral_rerank.remote.exchange import Endpoint, Pause
+from mistral_rerank.remote.exchange import Batch, Endpoint, Pause
 from mistral_rerank.remote.pace import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Pair, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_pairs
 
 if TYPE_CHECKING:
     import ssl
@@ -33,23 +32,15 @@ if TYPE_CHECKING:
     from mistral_rerank.remote.exchange import Steps
 
 Protocol = Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
-Overflow = Literal["truncate", "chunk", "error"]
 
 KEY_VARIABLE = "MISTRAL_RERANK_API_KEY"
+
+NO_CHUNKS = "overflow='chunk' is done on this machine alone; give 'truncate' or 'error'"
 
 SMALLEST_SPLIT = 32
 """A call is spread over concurrent requests of no fewer passages than this."""
 
 MOST_THREADS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Passages of one question, and where their scores go."""
-
-    query: str
-    passages: list[str]
-    places: list[int]
 
 
 class RemoteReranker(Reranker):
@@ -113,7 +104,7 @@ class RemoteReranker(Reranker):
         async_transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if overflow == "chunk":
-            raise SettingsError("overflow='chunk' is done on this machine alone; give 'truncate' or 'error'")
+            raise SettingsError(NO_CHUNKS)
         self._settings = {
             "model": model,
             "base_url": base_url,
@@ -133,7 +124,7 @@ class RemoteReranker(Reranker):
         }
         tried = candidates(base_url, protocol, model)
         key = _key(api_key, tried[0][0].key_variables)
-        self._model, self._timeout = model, timeout
+        self._model, self._timeout, self._overflow = model, timeout, overflow
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
         self._host = urlsplit(tried[0][1]).netloc
         self._endpoint = Endpoint(
@@ -146,7 +137,6 @@ class RemoteReranker(Reranker):
                 **({"Authorization": f"Bearer {key}"} if key else {}),
                 **(headers or {}),
             },
-            truncate=overflow == "truncate",
             unit=None if score_unit == "auto" else score_unit,
             retries=Retries(retries) if isinstance(retries, int) else retries,
             rate=RateLimit(requests_per_minute),
@@ -178,7 +168,7 @@ class RemoteReranker(Reranker):
         """The model as the user named it, or else the endpoint's host."""
         return self._model or self._host
 
-    def score_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`.
 
         Raises:
@@ -189,12 +179,13 @@ class RemoteReranker(Reranker):
         deadline = time.monotonic() + self._timeout
         found: list[Score | None] = [None] * len(pairs)
         stopped = threading.Event()
-        batches = self._batches(pairs)
-        running: dict[Future[list[Score]], Batch] = {}
+        batches = self._batches(pairs, overflow)
+        running: dict[Future[list[Score]], list[int]] = {}
         try:
             while True:
-                while len(running) < self._at_once() and (batch := next(batches, None)):
-                    running[self._start(batch, deadline, stopped)] = batch
+                while len(running) < self._at_once() and (cut := next(batches, None)):
+                    batch, places = cut
+                    running[self._start(batch, deadline, stopped)] = places
                 if not running:
                     return [score for score in found if score is not None]
                 left = max(0.0, deadline - time.monotonic())
@@ -202,34 +193,34 @@ class RemoteReranker(Reranker):
                 if not done:
                     raise self._late()
                 for future in done:
-                    for place, score in zip(running.pop(future).places, future.result(), strict=True):
+                    for place, score in zip(running.pop(future), future.result(), strict=True):
                         found[place] = score
         finally:
             stopped.set()
             for future in running:
                 future.cancel()
 
-    async def ascore_pairs(self, pairs: Sequence[Pair]) -> list[Score]:
+    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
         check_pairs(pairs)
         deadline = time.monotonic() + self._timeout
         found: list[Score | None] = [None] * len(pairs)
-        cut = list(self._batches(pairs))
+        cut = list(self._batches(pairs, overflow))
         batches = iter(cut)
 
-        async def fill(batch: Batch) -> None:
-            steps = self._endpoint.score(batch.query, batch.passages, deadline)
-            for place, score in zip(batch.places, await self._adrive(steps), strict=True):
+        async def fill(batch: Batch, places: list[int]) -> None:
+            steps = self._endpoint.score(batch, deadline)
+            for place, score in zip(places, await self._adrive(steps), strict=True):
                 found[place] = score
 
         async def work() -> None:
-            for batch in batches:
-                await fill(batch)
+            for batch, places in batches:
+                await fill(batch, places)
 
         try:
             async with asyncio.timeout(self._timeout):
                 if cut and (len(cut) == 1 or not self._endpoint.is_settled):
-                    await fill(next(batches))
+                    await fill(*next(batches))
                 if len(cut) > 1:
                     async with asyncio.TaskGroup() as group:
                         for _ in range(min(len(cut), self._max_concurrency)):
@@ -253,8 +244,11 @@ class RemoteReranker(Reranker):
         await self._transport.aclose()
         _release(self._transport, self._threads)
 
-    def _batches(self, pairs: Sequence[Pair]) -> Iterator[Batch]:
-        """Cut a call into requests: one question each, within the limits of passages and bytes."""
+    def _batches(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Iterator[tuple[Batch, list[int]]]:
+        """Cut a call into requests, with the places of their pairs: one question each, within the limits."""
+        overflow = overflow or self._overflow
+        if overflow == "chunk":
+            raise SettingsError(NO_CHUNKS)
         contract = self._endpoint.contract
         limit = min(self._max_passages or contract.max_passages, contract.max_passages)
         size = min(limit, max(SMALLEST_SPLIT, -(-len(pairs) // self._max_concurrency)))
@@ -262,25 +256,23 @@ class RemoteReranker(Reranker):
         for place, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(place)
         for query, places in by_query.items():
-            start, used = 0, _length(query)
-            for end, place in enumerate(places):
+            taken: list[int] = []
+            used = _length(query)
+            for place in places:
                 length = _length(pairs[place][1])
-                if end > start and (end - start == size or used + length > contract.max_bytes):
-                    yield self._batch(query, pairs, places[start:end])
-                    start, used = end, _length(query)
+                if taken and (len(taken) == size or used + length > contract.max_bytes):
+                    yield Batch(query, [pairs[at][1] for at in taken], overflow == "truncate"), taken
+                    taken, used = [], _length(query)
+                taken.append(place)
                 used += length
-            yield self._batch(query, pairs, places[start:])
-
-    @staticmethod
-    def _batch(query: str, pairs: Sequence[Pair], places: list[int]) -> Batch:
-        return Batch(query, [pairs[place][1] for place in places], places)
+            yield Batch(query, [pairs[at][1] for at in taken], overflow == "truncate"), taken
 
     def _at_once(self) -> int:
         """How many requests may be under way: one alone while the contract is not known."""
         return self._max_concurrency if self._endpoint.is_settled else 1
 
     def _start(self, batch: Batch, deadline: float, stopped: threading.Event) -> Future[list[Score]]:
-        steps = self._endpoint.score(batch.query, batch.passages, deadline)
+        steps = self._endpoint.score(batch, deadline)
         try:
             return self._threads.submit(self._drive, steps, stopped)
         except RuntimeError as error:
