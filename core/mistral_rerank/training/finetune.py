@@ -34,12 +34,12 @@ from mistral_rerank.local.checkpoint import (
     read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
-from mistral_rerank.local.int8 import Int8Linear
 from mistral_rerank.local.model import pad, pooled_logits
 from mistral_rerank.local.plan import plan_batches
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.groups import Group, make_groups, read_groups
+from mistral_rerank.training.int8 import Int8Linear
 from mistral_rerank.training.losses import Loss, group_loss
 
 try:
@@ -90,7 +90,7 @@ class TrainSettings(BaseModel):
     batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     compile: bool = Field(default=False, description="compile the layers first: a minute, then faster steps")
-    int8: bool = Field(default=False, description="frozen weights in int8: twice as fast on a CPU with VNNI")
+    int8: bool = Field(default=False, description="frozen weights in int8: faster on a CPU with VNNI")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
     device: str = "auto"
     seed: int = 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mistral_rerank.local.int8 import Int8Linear
+from mistral_rerank.training.int8 import Int8Linear
 
 
 @pytest.fixture
