@@ -1,8 +1,8 @@
 """A frozen linear layer in int8: weights by output channel, activations by row, sums in int32.
 
 Its gradient with respect to the input is an int8 product too, with the weights quantized once more by input
-channel. On a CPU with VNNI the product takes about a quarter of the time of the float32 one; the rounding
-changes an output by less than 2% of its size.
+channel. On a CPU with VNNI the product is faster than the float32 one; the rounding changes an output by less
+than 2% of its size.
 
 Source: Dettmers et al., LLM.int8() (2022), for the row-wise scales; Wortsman et al., SwitchBack (2023), for the
 backward.
