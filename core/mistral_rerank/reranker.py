@@ -70,6 +70,19 @@ def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
+class Observer:
+    """Is told what goes on inside a reranker, on whatever thread it happens; here it takes no notice."""
+
+    def tokenized(self, seconds: float) -> None:
+        """The texts of a call became tokens."""
+
+    def started(self, waited: float) -> None:
+        """The first batch of a call begins, so many seconds after the call came."""
+
+    def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:
+        """A forward of so many sequences and padded tokens has run."""
+
+
 class Reranker(ABC):
     """Scores pairs and ranks passages; safe to use from many threads and tasks at once.
 
@@ -148,6 +161,9 @@ class Reranker(ABC):
             return []
         scores = await self.ascore_pairs([(query, passage) for passage in passages], overflow=overflow)
         return order(passages, scores, top_n=top_n, min_score=min_score)
+
+    def observe(self, observer: Observer) -> None:  # noqa: B027 - only a model on this machine has batches
+        """Tell `observer` from now on what goes on inside."""
 
     def close(self) -> None:  # noqa: B027 - most rerankers of a test hold nothing
         """Free what the reranker holds; calling it twice is harmless."""

@@ -20,14 +20,18 @@ ENV_PREFIX = "MISTRAL_RERANK_"
 DEFAULT_MODEL = "mini"
 
 
-def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
+def environment_field(variable: str, default: object, description: str, **constraints: Any) -> Any:
     """Declare a field whose default comes from the environment, read anew for each instance."""
     return Field(
-        default_factory=lambda: os.environ.get(ENV_PREFIX + name.upper()) or default,
+        default_factory=lambda: os.environ.get(variable) or default,
         validate_default=True,
         description=description,
         **constraints,
     )
+
+
+def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
+    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
 
 
 class RerankSettings(BaseModel):

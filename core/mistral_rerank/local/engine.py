@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from mistral_rerank.errors import RerankerClosedError, ScoringError
 from mistral_rerank.local.plan import rows_in_budget
+from mistral_rerank.reranker import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,6 +64,7 @@ class _Job:
         self.waiting: deque[_Item] = deque()
         self.logits: list[float] = []
         self.tokens: list[int] = []
+        self.came: float | None = time.perf_counter()
 
     def encode(self, scorer: Scorer) -> None:
         encoded = scorer.encode(self.pairs, self.overflow)
@@ -92,6 +95,9 @@ class _Job:
 class Engine:
     """Runs batches on one thread.
 
+    Attributes:
+        observer: is told of every call and batch.
+
     Args:
         load: makes the scorer; called on the worker, once, or again if it failed.
         batch_tokens: the most padded tokens of a batch.
@@ -100,6 +106,7 @@ class Engine:
     """
 
     def __init__(self, load: Callable[[], Scorer], *, batch_tokens: int, share_batches: bool) -> None:
+        self.observer = Observer()
         self._load = load
         self._scorer: Scorer | None = None
         self._batch_tokens = batch_tokens
@@ -168,7 +175,9 @@ class Engine:
             return None
         for job in [job for job in self._jobs if not job.logits]:
             try:
+                begun = time.perf_counter()
                 job.encode(self._scorer)
+                self.observer.tokenized(time.perf_counter() - begun)
             except BaseException as error:
                 job.fail(error)
             if not job.waiting:
@@ -184,6 +193,11 @@ class Engine:
             self._jobs.popleft()
             return
         batch = self._next_batch(job)
+        begun = time.perf_counter()
+        for started in {id(item.job): item.job for item in batch}.values():
+            if started.came is not None:
+                self.observer.started(begun - started.came)
+                started.came = None
         try:
             logits = self._logits(scorer, [item.ids for item in batch])
         except BaseException as error:
@@ -191,6 +205,7 @@ class Engine:
                 failed.fail(error)
                 self._jobs.remove(failed)
             return
+        self.observer.ran_batch(len(batch), len(batch) * len(batch[0].ids), time.perf_counter() - begun)
         for item, logit in zip(batch, logits, strict=True):
             item.job.record(item.pair, logit)
         self._jobs.rotate(-1)

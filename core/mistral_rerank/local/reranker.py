@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.prompts import Prompt
-from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Observer, Overflow, Pair, Reranker, Score, check_pairs
 
 try:
     from mistral_rerank.local import checkpoint as checkpoints
@@ -108,6 +108,10 @@ class LocalReranker(Reranker):
         """See `Reranker.ascore_pairs`."""
         check_pairs(pairs)
         return await asyncio.wrap_future(self._engine.submit(list(pairs), overflow)) if pairs else []
+
+    def observe(self, observer: Observer) -> None:
+        """See `Reranker.observe`."""
+        self._engine.observer = observer
 
     def warmup(self) -> None:
         """Load the model and score one short pair, so that the first real one does not wait."""

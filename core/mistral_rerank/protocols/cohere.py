@@ -20,7 +20,7 @@ class Document(Message):
     text: str
 
 
-class RerankBody(Body):
+class CohereBody(Body):
     """The body of a request, for both versions."""
 
     query: str
@@ -73,7 +73,7 @@ COHERE = Contract(
     path="/v2/rerank",
     unit="probability",
     max_passages=1000,
-    body=RerankBody,
+    body=CohereBody,
     write_request=write_request_v2,
     write_reply=write_reply,
     hosted="https://api.cohere.com",
@@ -84,7 +84,7 @@ JINA = Contract(
     path="/v1/rerank",
     unit="probability",
     max_passages=1000,
-    body=RerankBody,
+    body=CohereBody,
     write_request=write_request_v1,
     write_reply=write_reply,
     hosted="https://api.jina.ai",

@@ -13,7 +13,7 @@ from typing_extensions import override
 from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, score_of
 
 
-class RerankBody(Body):
+class TeiBody(Body):
     """The body of a request."""
 
     query: str
@@ -58,7 +58,7 @@ TEI = Contract(
     unit="logit",
     max_passages=32,
     max_bytes=1_900_000,
-    body=RerankBody,
+    body=TeiBody,
     write_request=write_request,
     write_reply=write_reply,
 )

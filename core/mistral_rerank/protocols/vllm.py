@@ -15,7 +15,7 @@ from mistral_rerank.protocols import cohere
 from mistral_rerank.protocols.contract import Contract, RerankRequest
 
 
-class RerankBody(cohere.RerankBody):
+class VllmBody(cohere.CohereBody):
     """The body of a request."""
 
     top_n: int | None = Field(default=None, ge=0, description="0 for all")
@@ -46,7 +46,7 @@ VLLM = Contract(
     path="/v1/rerank",
     unit="logit",
     max_passages=512,
-    body=RerankBody,
+    body=VllmBody,
     write_request=write_request,
     write_reply=cohere.write_reply,
 )

@@ -13,7 +13,7 @@ from typing_extensions import override
 from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, score_of
 
 
-class RerankBody(Body):
+class VoyageBody(Body):
     """The body of a request."""
 
     query: str
@@ -65,7 +65,7 @@ VOYAGE = Contract(
     path="/v1/rerank",
     unit="probability",
     max_passages=1000,
-    body=RerankBody,
+    body=VoyageBody,
     write_request=write_request,
     write_reply=write_reply,
     hosted="https://api.voyageai.com",

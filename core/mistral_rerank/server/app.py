@@ -1,0 +1,235 @@
+"""The application: every contract's route in front of one reranker, and what operators ask of a server.
+
+The contracts share three paths. Which of them a body speaks shows in its fields: `texts` is TEI's, `top_k` and
+`truncation` are Voyage's, `use_activation` and `truncate_prompt_tokens` are vLLM's; what is left is Cohere's and Jina's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from contextlib import asynccontextmanager, suppress
+from importlib import resources
+from typing import TYPE_CHECKING, Annotated, Any
+
+from fastapi import APIRouter, FastAPI, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import Discriminator, Tag
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from mistral_rerank import __version__
+from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols.cohere import CohereBody
+from mistral_rerank.protocols.nvidia import RankingBody
+from mistral_rerank.protocols.tei import TeiBody
+from mistral_rerank.protocols.vllm import VllmBody
+from mistral_rerank.protocols.voyage import VoyageBody
+from mistral_rerank.server.errors import ErrorBody, add_error_handlers
+from mistral_rerank.server.middleware import BearerKeys, RequestContext
+from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError, Service
+from mistral_rerank.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from mistral_rerank.protocols.contract import Body
+    from mistral_rerank.reranker import Reranker
+
+logger = logging.getLogger(__name__)
+
+MARKS = {
+    "tei": {"texts"},
+    "voyage": {"top_k", "truncation"},
+    "vllm": {"use_activation", "truncate_prompt_tokens"},
+}
+"""Fields that one contract alone has."""
+CONTRACT_OF: dict[type[Body], str] = {
+    RankingBody: "nvidia",
+    CohereBody: "cohere",
+    VllmBody: "vllm",
+    VoyageBody: "voyage",
+    TeiBody: "tei",
+}
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 500, 503, 504)
+}
+
+
+def _contract_at(*names: str) -> Discriminator:
+    """Tell contracts that share a path by the marks in a body; Cohere's where there is none."""
+
+    def name_of(body: object) -> str:
+        fields = set(body) if isinstance(body, dict) else set()
+        return next((name for name in names if MARKS[name] & fields), "cohere")
+
+    return Discriminator(name_of)
+
+
+CohereLike = (
+    Annotated[CohereBody, Tag("cohere")] | Annotated[VllmBody, Tag("vllm")] | Annotated[VoyageBody, Tag("voyage")]
+)
+RerankBody = Annotated[CohereLike, _contract_at("voyage", "vllm")]
+RerankOrTeiBody = Annotated[CohereLike | Annotated[TeiBody, Tag("tei")], _contract_at("tei", "voyage", "vllm")]
+
+inference = APIRouter(tags=["rerank"], responses=FAILURES)
+management = APIRouter(tags=["management"])
+
+
+@inference.post("/v1/ranking", summary="NVIDIA's contract")
+@inference.post("/v1/retrieval/{path:path}/reranking", summary="NVIDIA's contract, at the hosted API's path")
+async def rank(body: RankingBody, request: Request) -> Response:
+    """Give raw logits and probabilities, best first."""
+    return await _answer(body, request)
+
+
+@inference.post("/v1/ranking/{model:path}", summary="NVIDIA's contract, with the model in the path")
+async def rank_with(model: str, body: RankingBody, request: Request) -> Response:
+    """Give raw logits and probabilities, best first."""
+    return await _answer(body if body.model else body.model_copy(update={"model": model}), request)
+
+
+@inference.post("/v1/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract")
+@inference.post("/v2/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract")
+async def rerank(body: RerankBody, request: Request) -> Response:
+    """Give probabilities, best first; raw logits for `use_activation: false`."""
+    return await _answer(body, request)
+
+
+@inference.post("/rerank", summary="TEI's contract, or one of those at /v1/rerank")
+async def rerank_or_tei(body: RerankOrTeiBody, request: Request) -> Response:
+    """Give probabilities, best first; raw logits for `raw_scores: true`."""
+    return await _answer(body, request)
+
+
+async def _answer(body: Body, request: Request) -> Response:
+    service: Service = request.app.state.service
+    if service.settings.strict:
+        await _refuse_other_fields(body, request)
+    asked, contract = body.to_request(), CONTRACTS[CONTRACT_OF[type(body)]]
+    reply = await service.rerank(asked, request)
+    return JSONResponse(contract.write_reply(asked, reply))
+
+
+async def _refuse_other_fields(body: Body, request: Request) -> None:
+    others = set(await request.json()) - set(type(body).model_fields)
+    if others:
+        raise HTTPException(400, f"{len(others)} fields beside {', '.join(type(body).model_fields)}; leave them out")
+
+
+@management.get("/v1/models", responses={401: {"model": ErrorBody}})
+async def models(request: Request) -> dict[str, Any]:
+    """List the model, as OpenAI's API does."""
+    service: Service = request.app.state.service
+    name = service.model_id
+    model = {"id": name, "object": "model", "created": service.created, "owned_by": "mistral-rerank", "root": name}
+    return {"object": "list", "data": [model]}
+
+
+@management.get("/v1/health/live")
+async def live() -> dict[str, str]:
+    """Say that the process answers."""
+    return {"object": "health.response", "message": "Service is live.", "status": "live"}
+
+
+@management.get("/v1/health/ready", responses={503: {"model": ErrorBody}})
+async def ready(request: Request) -> dict[str, str]:
+    """Say whether requests are welcome: the model is loaded, and the server not on its way down."""
+    if why := request.app.state.service.not_ready:
+        raise HTTPException(503, why, {"Retry-After": "1"})
+    return {"object": "health.response", "message": "Service is ready.", "status": "ready"}
+
+
+@management.get("/health", responses={503: {"model": ErrorBody}})
+async def health(request: Request) -> dict[str, str]:
+    """Say the same for those who ask as of vLLM and TEI."""
+    return await ready(request)
+
+
+@management.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@management.get("/v1/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Give what is counted, for Prometheus."""
+    return Response(request.app.state.service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@management.get("/v1/version")
+async def version() -> dict[str, str]:
+    """Name this software's version."""
+    return {"release": __version__, "api": "v1"}
+
+
+@management.get("/v1/metadata", responses={401: {"model": ErrorBody}})
+async def metadata(request: Request) -> dict[str, Any]:
+    """Name the version and the model."""
+    name = request.app.state.service.model_id
+    return {"version": __version__, "modelInfo": [{"modelUrl": name, "shortName": name}]}
+
+
+@management.get("/", response_class=HTMLResponse, include_in_schema=False)
+async def page() -> HTMLResponse:
+    """Show the page for people; it may load nothing from elsewhere."""
+    nonce = secrets.token_urlsafe(16)
+    text = resources.files("mistral_rerank.server").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    return HTMLResponse(text.replace("{{nonce}}", nonce), headers=headers)
+
+
+def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> FastAPI:
+    """Make the application in front of a reranker; closing that stays with its owner.
+
+    The model is loaded in the background as the application starts. `app.state.service` holds the reranker's
+    limits and whether it is ready.
+
+    Args:
+        reranker: local or remote. A local one should share batches.
+        settings: names, keys and limits; None for those of the environment.
+
+    """
+    service = Service(reranker, settings or ServerSettings())
+
+    @asynccontextmanager
+    async def warm(_: FastAPI) -> AsyncIterator[None]:
+        loading = asyncio.create_task(service.warmup())
+        loading.add_done_callback(_log_failure)
+        yield
+        loading.cancel()
+        with suppress(asyncio.CancelledError, Exception):
+            await loading
+
+    layers = [Middleware(RequestContext, service=service), Middleware(BearerKeys, service=service)]
+    if service.settings.cors_origins:
+        cors = {"allow_origins": service.settings.cors_origins, "allow_methods": ["*"], "allow_headers": ["*"]}
+        layers.insert(0, Middleware(CORSMiddleware, **cors))
+    app = FastAPI(
+        title="mistral-rerank",
+        version=__version__,
+        docs_url=None,  # Swagger's page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=warm,
+        middleware=layers,
+        max_body_size=service.settings.max_body_bytes,
+    )
+    app.state.service = service
+    app.include_router(inference)
+    app.include_router(management)
+    add_error_handlers(app)
+    app.add_exception_handler(ClientGoneError, _nobody_reads)
+    return app
+
+
+async def _nobody_reads(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def _log_failure(loading: asyncio.Task[None]) -> None:
+    if not loading.cancelled() and (error := loading.exception()) is not None:
+        logger.error("the model cannot be loaded: %s", error)

@@ -1,0 +1,116 @@
+"""From an exception to the one error object that every client of every contract can read.
+
+NVIDIA's clients look for `title` and `detail`, OpenAI-style ones for `message`, `type` and `code`, TEI's for `error` and
+`error_type`. No message repeats what a request held.
+"""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from mistral_rerank import errors
+from mistral_rerank.protocols.contract import describe_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from fastapi import FastAPI
+    from starlette.requests import Request
+
+logger = logging.getLogger(__name__)
+
+TEI_PATH = "/rerank"
+TEI_TYPES = {413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded", 503: "Overloaded"}
+
+STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
+    (errors.InvalidInputError, 422),
+    (errors.RerankerClosedError, 503),
+    (errors.RateLimitError, 429),
+    (errors.DeadlineExceededError, 504),
+    (errors.RemoteError, 502),
+)
+"""What an error of the reranker is to a client; any other is a 500. The first that fits counts."""
+
+
+class ErrorBody(BaseModel):
+    """What every status of 400 and over comes with."""
+
+    object: str = "error"
+    status: int
+    title: str
+    message: str
+    type: str
+    code: int
+    detail: str
+    error: str | None = None
+    error_type: str | None = None
+
+
+def error_response(
+    path: str, status: int, message: str, *, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Give the error object of a status.
+
+    Args:
+        path: of the request; TEI's own gets TEI's two fields.
+        status: the HTTP status.
+        message: what was wrong and how to put it right.
+        headers: of the response.
+
+    """
+    title = HTTPStatus(status).phrase
+    body = ErrorBody(
+        status=status, title=title, message=message, type=title.lower().replace(" ", "_"), code=status, detail=message
+    )
+    if path == TEI_PATH:
+        body = body.model_copy(update={"error": message, "error_type": TEI_TYPES.get(status, "Backend")})
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers=headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Make every failure of an application answer with the error object."""
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_exception_handler(errors.RerankError, _reranker)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _http(request: Request, error: Any) -> JSONResponse:
+    hints = {404: "no such route; see /openapi.json", 405: "this route takes another method; see /openapi.json"}
+    known = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None
+    message = known or hints.get(error.status_code, HTTPStatus(error.status_code).phrase)
+    return error_response(request.url.path, error.status_code, message, headers=error.headers)
+
+
+async def _validation(request: Request, error: Any) -> JSONResponse:
+    problems = error.errors()
+    if any(problem["type"] == "json_invalid" for problem in problems):
+        return error_response(request.url.path, 400, "the body is not valid JSON")
+    fields = [problem | {"loc": _fields_of(problem["loc"])} for problem in problems]
+    return error_response(request.url.path, 422, f"{describe_fields(fields)}; see /openapi.json for what fits")
+
+
+def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """Leave out where FastAPI looked and which contract the body was taken for."""
+    return tuple(part for part in location if part not in ("body", "cohere", "vllm", "voyage", "tei"))
+
+
+async def _reranker(request: Request, error: Any) -> JSONResponse:
+    status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
+    if status >= 500:
+        logger.error("%s: %s", type(error).__name__, error)
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    return error_response(request.url.path, status, str(error), headers=headers)
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    """Starlette logs the traceback itself, after this answer."""
+    message = f"the server failed ({type(error).__name__}); its log says more"
+    return error_response(request.url.path, 500, message)

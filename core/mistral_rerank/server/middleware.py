@@ -1,0 +1,81 @@
+"""Around every request: its id, its key, its place in the metrics. Plain ASGI, so that bodies and disconnects pass through."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers, MutableHeaders
+
+from mistral_rerank.server.errors import error_response
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from mistral_rerank.server.service import Service
+
+OPEN_PATHS = frozenset(
+    ("/", "/health", "/v1/health/live", "/v1/health/ready", "/metrics", "/v1/metrics", "/v1/version", "/openapi.json")
+)
+"""Need no key: the page and its description, and what probes and Prometheus ask for."""
+SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+
+
+class RequestContext:
+    """Gives every request an id, its client's own if it sent one, and counts the answer."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._metrics = app, service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        request_id = sent if SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
+        status, begun = 500, time.perf_counter()
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, status).inc()
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+
+
+class BearerKeys:
+    """Lets in who sends one of the keys, on every path that is not open. Without keys everybody is let in."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._rejections = app, service.metrics.rejections
+        self._keys = [_digest(key.get_secret_value()) for key in service.settings.api_keys]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._knows(scope):
+            await self._app(scope, receive, send)
+            return
+        self._rejections.labels("key").inc()
+        message = "the key is missing or wrong; send it as Authorization: Bearer KEY"
+        refusal = error_response(scope["path"], 401, message, headers={"WWW-Authenticate": "Bearer"})
+        await refusal(scope, receive, send)
+
+    def _knows(self, scope: Scope) -> bool:
+        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        sent = _digest(key.strip())
+        known = [hmac.compare_digest(sent, one) for one in self._keys]  # all of them, so that time tells nothing
+        return scheme.lower() == "bearer" and any(known)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()

@@ -1,0 +1,39 @@
+"""What whoever runs a server decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
+
+from mistral_rerank.settings import environment_field
+
+ENV_PREFIX = "MISTRAL_RERANK_SERVER_"
+
+
+def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
+    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
+
+
+class ServerSettings(BaseModel):
+    """Names, keys and limits of a server; each can be set as `MISTRAL_RERANK_SERVER_<NAME>` too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
+
+    model_id: str | None = _setting("model_id", None, "what clients call the model; default: its own name")
+    aliases: tuple[str, ...] = _setting("aliases", (), "further names that requests may give the model")
+    api_keys: tuple[SecretStr, ...] = _setting("api_keys", (), "who sends one of them may rerank; none: everybody")
+    cors_origins: tuple[str, ...] = _setting("cors_origins", (), "origins whose pages may call the server")
+    max_body_bytes: int = _setting("max_body_bytes", 8_000_000, "longest body of a request", ge=1)
+    max_passages: int = _setting("max_passages", 1000, "most passages of a request", ge=1)
+    max_requests: int = _setting("max_requests", 256, "most requests waiting or running; others get a 503", ge=1)
+    timeout: float = _setting("timeout", 120.0, "seconds after which a request gets a 504", gt=0)
+    strict: bool = _setting("strict", False, "refuse fields that the contract does not name, as NIM 2 does")
+
+    @field_validator("aliases", "api_keys", "cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """Read a comma-separated list, as environment variables hold it."""
+        if isinstance(value, str):
+            return tuple(part for part in (part.strip() for part in value.split(",")) if part)
+        return value
