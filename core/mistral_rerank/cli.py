@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from mistral_rerank import __version__
-from mistral_rerank.errors import RerankError
+from mistral_rerank.errors import MissingDependencyError, RerankError, SettingsError
 from mistral_rerank.files import Passage, read_passages, score_file, score_lines
 from mistral_rerank.settings import describe, open_reranker
 
@@ -167,6 +167,44 @@ def mine(
         groups += mined.groups
         _stderr.print(f"{folder.name}: {len(mined.groups)} questions, {mined.short} with too few safe negatives")
     write_groups(groups, out)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="the address to listen at; 0.0.0.0 for all of them")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="its port")] = 8000,
+    model_id: Annotated[str | None, typer.Option(help="what clients call the model  [default: its name]")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="one more name that clients may use; repeatable")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys that clients must send, one a line")] = None,
+    strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the contract lacks")] = None,
+    model: Model = None,
+    backend: Backend = None,
+    base_url: BaseUrl = None,
+    protocol: ProtocolName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_length: MaxLength = None,
+    overflow: Overflow = None,
+) -> None:
+    """Put a reranker behind HTTP, in the contracts of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
+
+    Keys can also come from MISTRAL_RERANK_SERVER_API_KEYS, separated by commas; limits from the other
+    MISTRAL_RERANK_SERVER_ variables.
+    """
+    try:
+        from mistral_rerank.server.run import serve as run
+        from mistral_rerank.server.settings import ServerSettings
+    except ImportError as error:
+        raise MissingDependencyError.of("serve", error) from error
+
+    aliases = tuple(alias) if alias else None
+    api_keys = None if api_key_file is None else tuple(api_key_file.read_text(encoding="utf-8").split())
+    if api_keys == ():
+        raise SettingsError(f"{api_key_file} holds no key; write one a line, or leave the option out")
+    settings = ServerSettings(**_given(locals(), "model_id", "aliases", "api_keys", "strict"))
+    sharing = {"share_batches": None if os.environ.get("MISTRAL_RERANK_SHARE_BATCHES") else True}
+    with open_reranker(**_given(locals() | sharing, *RERANKER_OPTIONS, "share_batches")) as reranker:
+        run(reranker, settings, host=host, port=port)
 
 
 @app.command()

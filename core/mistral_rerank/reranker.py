@@ -74,13 +74,13 @@ class Observer:
     """Is told what goes on inside a reranker, on whatever thread it happens; here it takes no notice."""
 
     def tokenized(self, seconds: float) -> None:
-        """The texts of a call became tokens."""
+        """Note that the texts of a call became tokens."""
 
     def started(self, waited: float) -> None:
-        """The first batch of a call begins, so many seconds after the call came."""
+        """Note that the first batch of a call begins, so many seconds after the call came."""
 
     def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:
-        """A forward of so many sequences and padded tokens has run."""
+        """Note that a forward of so many sequences and padded tokens has run."""
 
 
 class Reranker(ABC):

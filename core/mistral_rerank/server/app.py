@@ -1,7 +1,7 @@
 """The application: every contract's route in front of one reranker, and what operators ask of a server.
 
 The contracts share three paths. Which of them a body speaks shows in its fields: `texts` is TEI's, `top_k` and
-`truncation` are Voyage's, `use_activation` and `truncate_prompt_tokens` are vLLM's; what is left is Cohere's and Jina's.
+`truncation` are Voyage's, `use_activation` and `truncate_prompt_tokens` are vLLM's; the rest is Cohere's and Jina's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mistral_rerank.protocols.tei import TeiBody
 from mistral_rerank.protocols.vllm import VllmBody
 from mistral_rerank.protocols.voyage import VoyageBody
 from mistral_rerank.server.errors import ErrorBody, add_error_handlers
-from mistral_rerank.server.middleware import BearerKeys, RequestContext
+from mistral_rerank.server.middleware import BearerKeys, BodyLimit, RequestContext
 from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError, Service
 from mistral_rerank.server.settings import ServerSettings
 
@@ -178,7 +178,11 @@ async def page() -> HTMLResponse:
         f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
     return HTMLResponse(text.replace("{{nonce}}", nonce), headers=headers)
 
 
@@ -204,10 +208,10 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
         with suppress(asyncio.CancelledError, Exception):
             await loading
 
-    layers = [Middleware(RequestContext, service=service), Middleware(BearerKeys, service=service)]
+    layers = [Middleware(layer, service=service) for layer in (RequestContext, BearerKeys, BodyLimit)]
     if service.settings.cors_origins:
-        cors = {"allow_origins": service.settings.cors_origins, "allow_methods": ["*"], "allow_headers": ["*"]}
-        layers.insert(0, Middleware(CORSMiddleware, **cors))
+        origins = service.settings.cors_origins
+        layers.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
     app = FastAPI(
         title="mistral-rerank",
         version=__version__,
@@ -216,7 +220,6 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
         redirect_slashes=False,
         lifespan=warm,
         middleware=layers,
-        max_body_size=service.settings.max_body_bytes,
     )
     app.state.service = service
     app.include_router(inference)

@@ -1,7 +1,7 @@
 """From an exception to the one error object that every client of every contract can read.
 
-NVIDIA's clients look for `title` and `detail`, OpenAI-style ones for `message`, `type` and `code`, TEI's for `error` and
-`error_type`. No message repeats what a request held.
+NVIDIA's clients look for `title` and `detail`, OpenAI-style ones for `message`, `type` and `code`, TEI's
+for `error` and `error_type`. No message repeats what a request held.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ class ErrorBody(BaseModel):
     error_type: str | None = None
 
 
-def error_response(
-    path: str, status: int, message: str, *, headers: Mapping[str, str] | None = None
-) -> JSONResponse:
+def error_response(path: str, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Give the error object of a status.
 
     Args:

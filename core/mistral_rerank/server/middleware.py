@@ -1,4 +1,7 @@
-"""Around every request: its id, its key, its place in the metrics. Plain ASGI, so that bodies and disconnects pass through."""
+"""Around every request: its id, its place in the metrics, its key, the length of its body.
+
+Plain ASGI, so that disconnects reach the routes.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 
 from mistral_rerank.server.errors import error_response
 
@@ -32,6 +36,7 @@ class RequestContext:
         self._app, self._metrics = app, service.metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -62,6 +67,7 @@ class BearerKeys:
         self._keys = [_digest(key.get_secret_value()) for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
         if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._knows(scope):
             await self._app(scope, receive, send)
             return
@@ -75,6 +81,40 @@ class BearerKeys:
         sent = _digest(key.strip())
         known = [hmac.compare_digest(sent, one) for one in self._keys]  # all of them, so that time tells nothing
         return scheme.lower() == "bearer" and any(known)
+
+
+class BodyLimit:
+    """Refuses a body that is too long, by what it says of itself or else as it comes in."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._most = app, service.settings.max_body_bytes
+        self._rejections = service.metrics.rejections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        said = Headers(scope=scope).get("content-length", "")
+        if said.isdecimal() and int(said) > self._most:
+            refusal = error_response(scope["path"], 413, self._message(), headers={"Connection": "close"})
+            await refusal(scope, receive, send)
+            return
+        length = 0
+
+        async def limited() -> Message:
+            nonlocal length
+            message = await receive()
+            length += len(message.get("body", b""))
+            if length > self._most:
+                raise HTTPException(413, self._message(), {"Connection": "close"})
+            return message
+
+        await self._app(scope, limited, send)
+
+    def _message(self) -> str:
+        self._rejections.labels("body").inc()
+        return f"the body is longer than {self._most} bytes; send fewer or shorter passages at once"
 
 
 def _digest(key: str) -> bytes:

@@ -98,9 +98,7 @@ class Service:
         self.running += 1
         try:
             ranking = await self._while_connected(
-                self._reranker.arank(
-                    asked.query, asked.passages, overflow="truncate" if asked.truncate else "error"
-                ),
+                self._reranker.arank(asked.query, asked.passages, overflow="truncate" if asked.truncate else "error"),
                 request,
             )
         finally:
@@ -109,9 +107,7 @@ class Service:
         self.metrics.prompt_tokens.inc(tokens)
         return RerankReply(tuple(ranking[: asked.top_n]), self.model_id, uuid.uuid4().hex, tokens)
 
-    async def _while_connected(
-        self, work: Awaitable[list[RankedPassage]], request: Request
-    ) -> list[RankedPassage]:
+    async def _while_connected(self, work: Awaitable[list[RankedPassage]], request: Request) -> list[RankedPassage]:
         """Wait for work as long as its client does; work that is given up leaves the reranker's queue."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
         try:

@@ -1,0 +1,76 @@
+"""Run the application on this machine until a signal says stop, and then finish what was begun."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import uvicorn
+from typing_extensions import override
+
+from mistral_rerank.errors import SettingsError
+from mistral_rerank.server.app import create_app
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from mistral_rerank.reranker import Reranker
+    from mistral_rerank.server.service import Service
+    from mistral_rerank.server.settings import ServerSettings
+
+DRAIN_SECONDS = 30.0
+"""How long running requests may take once the server has been told to stop."""
+
+
+class DrainingServer(uvicorn.Server):
+    """Stops in two steps: no longer ready, then, once the last request is answered, gone.
+
+    A second signal stops it at once. It also stops when its model cannot be loaded.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+        self._drain_until: float | None = None
+
+    @override
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._service.draining:
+            super().handle_exit(sig, frame)
+        else:
+            self._service.draining = True
+            self._drain_until = time.monotonic() + DRAIN_SECONDS
+
+    @override
+    async def on_tick(self, counter: int) -> bool:
+        drained = self._drain_until is not None and (
+            self._service.running == 0 or time.monotonic() > self._drain_until
+        )
+        self.should_exit = self.should_exit or drained or self._service.failure is not None
+        return await super().on_tick(counter)
+
+
+def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int, log_level: str = "info") -> None:
+    """Serve a reranker over HTTP until SIGINT or SIGTERM.
+
+    Args:
+        reranker: what answers; closing it stays with its owner.
+        settings: names, keys and limits.
+        host: the address to bind to.
+        port: its port.
+        log_level: uvicorn's.
+
+    Raises:
+        SettingsError: the port is taken.
+        RerankError: the model cannot be loaded.
+
+    """
+    app = create_app(reranker, settings)
+    service: Service = app.state.service
+    config = uvicorn.Config(app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=5)
+    try:
+        DrainingServer(config, service).run()
+    except SystemExit as exit_:  # uvicorn has logged why it could not start
+        raise SettingsError(f"cannot serve at {host}:{port}; is the port taken? Give another one") from exit_
+    if service.failure is not None:
+        raise service.failure
