@@ -224,6 +224,24 @@ def pull(
 
 
 @app.command()
+def export(
+    out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
+    merged: Annotated[bool, typer.Option("--merged", help="one whole model, with its adapter merged")] = False,
+    model: Model = None,
+    dtype: Annotated[str, typer.Option(help="of the weights: float32, bfloat16, float16")] = "bfloat16",
+) -> None:
+    """Write a model as other engines read it: plain transformers, vLLM."""
+    if not merged:
+        raise SettingsError("a merged model is the one form to export in; add --merged")
+    from mistral_rerank.local.export import export_merged
+    from mistral_rerank.settings import RerankSettings
+
+    settings = RerankSettings(backend="local", **_given(locals(), "model"))
+    export_merged(settings.named_model, out, dtype=dtype)
+    _stderr.print(f"wrote {out}; docs/vllm.md says how vLLM serves it")
+
+
+@app.command()
 def info(model: Model = None, device: Device = None, dtype: Dtype = None) -> None:
     """Show what a model is made of, and how it would run here."""
     from mistral_rerank.local.checkpoint import summary

@@ -91,6 +91,12 @@ class Service:
         most = self.settings.max_passages
         if len(asked.passages) > most:
             raise self._rejection("passages", 422, f"{len(asked.passages)} passages; send at most {most} at once")
+        try:
+            "".join((asked.query, *asked.passages)).encode()
+        except UnicodeEncodeError:
+            raise self._rejection(
+                "text", 422, "a text holds half of a surrogate pair, which is no character"
+            ) from None
         if self.draining:
             raise self._rejection("draining", 503, "the server is shutting down; send this to another")
         if self.running >= self.settings.max_requests:

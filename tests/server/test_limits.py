@@ -1,0 +1,223 @@
+"""Keys, queue, time, disconnects and the way down."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from server.running import running
+from support import LengthReranker
+
+from mistral_rerank import CheckpointError, LocalReranker, Score
+from mistral_rerank.server.middleware import OPEN_PATHS
+
+COMMAND = str(Path(sys.executable).with_name("mistral-rerank"))
+BODY = {"query": "q", "documents": ["a", "bbb"]}
+
+
+class HeldReranker(LengthReranker):
+    """Answers the first pair at once, as the warm-up, and later ones when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go, self.cancelled = threading.Event(), threading.Event(), threading.Event()
+
+    async def ascore_pairs(self, pairs, *, overflow=None) -> list[Score]:
+        if pairs != [("warm", "up")]:
+            self.entered.set()
+            try:
+                while not self.go.is_set():
+                    await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                self.cancelled.set()
+                raise
+        return self.score_pairs(pairs)
+
+
+def in_background(call):
+    """Run a call in a thread; returns a function that waits for its result."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(call()), daemon=True)
+    thread.start()
+
+    def result():
+        thread.join(30)
+        return results[0]
+
+    return result
+
+
+def test_keys_guard_everything_that_is_not_open():
+    with running(LengthReranker(), api_keys="first, second") as url, httpx.Client(base_url=url) as client:
+        paths = client.get("/openapi.json").json()["paths"]
+        for path, methods in paths.items():
+            for method in methods:
+                reply = client.request(method, path, json=BODY)
+                assert (reply.status_code == 401) == (path not in OPEN_PATHS), path
+                if reply.status_code == 401:
+                    assert reply.headers["WWW-Authenticate"] == "Bearer"
+                    assert reply.json()["object"] == "error"
+        assert client.post("/nowhere").status_code == 401
+        for key, status in {"first": 200, "second": 200, "third": 401, "first second": 401}.items():
+            sent = {"Authorization": f"Bearer {key}"}
+            assert client.post("/v1/rerank", json=BODY, headers=sent).status_code == status, key
+        assert client.post("/v1/rerank", json=BODY, headers={"Authorization": "Basic first"}).status_code == 401
+
+
+def test_without_keys_any_authorization_is_ignored():
+    with running(LengthReranker()) as url:
+        reply = httpx.post(url + "/v1/rerank", json=BODY, headers={"Authorization": "Bearer **********"})
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_over_the_limit_is_a_413(chunked: bool):
+    content = b'{"query": "q", "documents": ["' + b"a" * 5000 + b'"]}'
+    with running(LengthReranker(), max_body_bytes=3000) as url:
+        reply = httpx.post(
+            url + "/v1/rerank",
+            content=iter([content[:2000], content[2000:]]) if chunked else content,
+            headers={"content-type": "application/json"},
+        )
+    assert reply.status_code == 413
+    assert "3000 bytes" in reply.json()["message"]
+
+
+def test_a_full_queue_is_a_503_that_says_when_to_come_back():
+    held = HeldReranker()
+    with running(held, max_requests=1) as url:
+        first = in_background(lambda: httpx.post(url + "/v1/rerank", json=BODY, timeout=30))
+        assert held.entered.wait(10)
+        second = httpx.post(url + "/v1/rerank", json=BODY)
+        held.go.set()
+        assert first().status_code == 200
+        assert httpx.post(url + "/v1/rerank", json=BODY).status_code == 200
+    assert (second.status_code, second.headers["Retry-After"]) == (503, "1")
+
+
+def test_a_request_that_takes_too_long_is_a_504_and_leaves_the_queue():
+    held = HeldReranker()
+    with running(held, timeout=0.2) as url:
+        reply = httpx.post(url + "/v1/rerank", json=BODY)
+        assert reply.status_code == 504
+        assert held.cancelled.wait(10)
+
+
+def test_the_work_of_a_client_that_has_gone_is_dropped():
+    held = HeldReranker()
+    with running(held) as url:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(url + "/v1/rerank", json=BODY, timeout=httpx.Timeout(10, read=0.2))
+        assert held.cancelled.wait(10)
+        held.go.set()
+        assert httpx.post(url + "/v1/rerank", json=BODY).status_code == 200
+        metrics = httpx.get(url + "/metrics").text
+    assert 'mistral_rerank_rejections_total{reason="disconnected"} 1.0' in metrics
+    assert 'status="499"' in metrics
+
+
+def test_it_is_alive_but_not_ready_until_the_model_is_loaded():
+    class Loading(HeldReranker):
+        async def ascore_pairs(self, pairs, *, overflow=None):
+            await asyncio.to_thread(self.go.wait)
+            return self.score_pairs(pairs)
+
+    loading = Loading()
+    with running(loading) as url:
+        assert httpx.get(url + "/v1/health/live").status_code == 200
+        reply = httpx.get(url + "/v1/health/ready")
+        loading.go.set()
+        assert (reply.status_code, reply.json()["message"]) == (503, "Service is loading the model.")
+        while httpx.get(url + "/v1/health/ready").status_code != 200:
+            time.sleep(0.01)
+
+
+def test_a_model_that_cannot_be_loaded_stops_the_server():
+    class Broken(LengthReranker):
+        async def ascore_pairs(self, pairs, *, overflow=None):
+            await asyncio.to_thread(go.wait)
+            raise CheckpointError("no weights")
+
+    go = threading.Event()
+    with running(Broken()) as url, pytest.raises(httpx.TransportError):
+        assert httpx.get(url + "/v1/health/ready").status_code == 503
+        go.set()
+        while True:
+            assert httpx.get(url + "/v1/health/ready").status_code == 503
+
+
+def test_metrics_tell_of_every_stage(tiny: Path):
+    with LocalReranker(str(tiny), device="cpu", share_batches=True) as reranker, running(reranker) as url:
+        reply = httpx.post(url + "/v1/rerank", json=BODY).json()
+        httpx.post(url + "/v1/rerank", json={})
+        text = httpx.get(url + "/v1/metrics").text
+    assert 'mistral_rerank_requests_total{route="/v1/rerank",status="200"} 1.0' in text
+    assert 'mistral_rerank_requests_total{route="/v1/rerank",status="422"} 1.0' in text
+    assert f"mistral_rerank_prompt_tokens_total {float(reply['usage']['total_tokens'])}" in text
+    assert reply["usage"]["total_tokens"] > 0
+    assert "mistral_rerank_queue_size 0.0" in text
+    for name in ("queue_duration_seconds", "tokenization_duration_seconds", "inference_duration_seconds"):
+        assert f"mistral_rerank_{name}_count 2.0" in text, name  # the warm-up and the request
+    assert "mistral_rerank_batch_size_sum 3.0" in text
+    assert "mistral_rerank_batch_tokens_sum" in text
+    assert 'mistral_rerank_request_duration_seconds_count{route="/v1/rerank"} 2.0' in text
+
+
+@pytest.fixture
+def process(tiny: Path):
+    """The command itself, serving a tiny model on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [COMMAND, "serve", "--model", str(tiny), "--port", str(port)]
+    environment = os.environ | {"MISTRAL_RERANK_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    server.url = f"http://127.0.0.1:{port}"
+    yield server
+    server.kill()
+    server.communicate()
+
+
+def wait_until_ready(url: str) -> None:
+    for _ in range(1200):
+        try:
+            if httpx.get(url + "/v1/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server was not ready within a minute")
+
+
+def test_sigterm_answers_what_was_begun_and_ends(process):
+    wait_until_ready(process.url)
+    documents = [f"{number} words of a passage " * 30 for number in range(900)]
+    body = {"query": "q", "documents": documents}
+    reply = in_background(lambda: httpx.post(process.url + "/v1/rerank", json=body, timeout=60))
+    while "mistral_rerank_queue_size 1.0" not in httpx.get(process.url + "/metrics").text:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    ready = httpx.get(process.url + "/v1/health/ready")
+    refused = httpx.post(process.url + "/v1/rerank", json=BODY)
+    assert (ready.status_code, ready.json()["message"]) == (503, "Service is shutting down.")
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+    assert len(reply().json()["results"]) == 900
+    assert process.wait(20) in (0, -signal.SIGTERM)
+
+
+def test_a_taken_port_is_one_clear_line(process, tiny: Path):
+    wait_until_ready(process.url)
+    port = process.url.rsplit(":", 1)[1]
+    command = [COMMAND, "serve", "--model", str(tiny), "--port", port]
+    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 1
+    assert second.stderr.splitlines()[-1].startswith(f"mistral-rerank: cannot serve at 127.0.0.1:{port}")
+    assert "Traceback" not in second.stderr

@@ -1,0 +1,393 @@
+"""The page at / in a real browser, in front of a real server.
+
+Needs Chromium or Chrome on the PATH (Debian: apt-get install chromium) and playwright, whose own browsers are not used.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import math
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+
+import pytest
+from server.running import running
+from support import LengthReranker
+
+from mistral_rerank import ScoringError
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+expect = sync_api.expect
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
+
+KEY = "sk-of-this-test"
+NASTY = (
+    "it's \"so\" \\n ${HOME} `id` $(id) !! %s {x}\n'''\"\"\"\\\nnext \\' </script><!-- é 漢 🙂 \u2028 \u202e end\\"
+)
+HOSTILE = ["<img src=x onerror=\"window.hacked = 'yes'\"><script>window.hacked = 'yes'</script>", NASTY, "plain"]
+TABS = ["curl", "Python", "JavaScript", "LangChain", "LlamaIndex"]
+
+
+class FailingReranker(LengthReranker):
+    """Loads, and then gives no usable score."""
+
+    async def ascore_pairs(self, pairs, *, overflow=None):
+        if pairs == [("warm", "up")]:
+            return self.score_pairs(pairs)
+        raise ScoringError("the model ran out of memory for one pair")
+
+
+@pytest.fixture(scope="module")
+def page_url():
+    with running(LengthReranker()) as url:
+        yield f"{url}/"
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, page_url):
+    """Opens pages; none may ask another origin, break its policy or raise an error of script."""
+    contexts, faults = [], []
+
+    def note(message):
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            faults.append(message.text)
+
+    def open_page(url=page_url, **options):
+        context = browser.new_context(reduced_motion="reduce", **options)
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
+        page = context.new_page()
+        page.sent = []
+        page.on("request", lambda request: page.sent.append(request))
+        page.on("console", note)
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        with page.expect_response("**/v1/models"):
+            page.goto(url)
+        page.origin = url
+        return page
+
+    yield open_page
+    for context in contexts:
+        for page in context.pages:
+            faults += [
+                request.url for request in page.sent if not request.url.startswith((page.origin, "data:", "blob:"))
+            ]
+        context.close()
+    assert faults == []
+
+
+@pytest.fixture
+def page(visit):
+    return visit()
+
+
+def fill(page, question, passages, *, between="\n\n"):
+    page.get_by_label("Question").fill(question)
+    page.get_by_label("Passages").fill(between.join(passages))
+
+
+def rerank(page):
+    page.get_by_role("button", name="Rerank").click()
+
+
+def rankings(page):
+    """What the page shows, a dict of every place."""
+    expect(page.locator("#ranking li").first).to_be_visible()
+    return page.locator("#ranking li").evaluate_all(
+        """items => items.map((item) => ({
+            place: item.querySelector(".place").textContent,
+            text: item.querySelector(".text").textContent,
+            bar: item.querySelector(".bar").getBoundingClientRect().width,
+            track: item.querySelector(".track").getBoundingClientRect().width,
+            probability: item.querySelector(".probability").textContent,
+            logit: item.querySelector(".logit").textContent,
+            was: item.querySelector(".was").textContent,
+        }))"""
+    )
+
+
+def posts(page):
+    return [request for request in page.sent if request.method == "POST"]
+
+
+def snippet(page, tab):
+    page.get_by_role("tab", name=tab).click()
+    return page.locator("#snippet").text_content()
+
+
+def texts_of(output):
+    """The passages that a snippet printed after their probabilities."""
+    return [line.partition(" ")[2] for line in output.splitlines()]
+
+
+def test_the_sample_comes_back_in_the_servers_order(page):
+    page.get_by_role("button", name="Load the sample").click()
+    passages = page.get_by_label("Passages").input_value().split("\n\n")
+    assert len(passages) == 8
+    rerank(page)
+    shown = rankings(page)
+    expected = sorted(enumerate(passages), key=lambda item: -len(item[1]))
+    assert [place["text"] for place in shown] == [text for _, text in expected]
+    assert [place["was"].lstrip("↑↓ ") for place in shown] == [f"was {index + 1}" for index, _ in expected]
+    assert [place["place"] for place in shown] == [str(number) for number in range(1, 9)]
+    assert json.loads(posts(page)[0].post_data) == {
+        "model": "length",
+        "query": {"text": "Why does metal feel colder than wood?"},
+        "passages": [{"text": text} for text in passages],
+        "truncate": "END",
+    }
+
+
+def test_bars_and_figures_are_the_probabilities(page):
+    fill(page, "which?", ["a", "aaaa", "aa"])
+    rerank(page)
+    shown = rankings(page)
+    for place, length in zip(shown, [4, 2, 1], strict=True):
+        probability = 1 / (1 + math.exp(-length))
+        assert place["probability"] == f"{probability:.3f}"
+        assert place["bar"] / place["track"] == pytest.approx(probability, abs=0.005)
+        assert place["logit"] == f"logit {length:.2f}"
+    assert [place["was"] for place in shown] == ["↑ was 2", "↑ was 3", "↓ was 1"]
+    expect(page.get_by_role("status").first).to_contain_text("3 passages in ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("one\ntwo\n\n", ["one", "two"]),
+        ("one\nmore of one\n \t\n\n two\n", ["one\nmore of one", "two"]),
+        ("  one  ", ["one"]),
+    ],
+)
+def test_passages_are_lines_or_parted_by_blank_lines(page, typed, expected):
+    fill(page, "which?", [typed])
+    rerank(page)
+    rankings(page)
+    assert [passage["text"] for passage in json.loads(posts(page)[0].post_data)["passages"]] == expected
+    expect(page.locator("#count")).to_have_text(f"Now: {len(expected)} passage{'s' * (len(expected) > 1)}.")
+
+
+@pytest.mark.parametrize(
+    ("question", "passages", "said", "field"),
+    [
+        (" \n", ["a passage"], "The question is empty", "Question"),
+        ("which?", [" ", "\n"], "There are no passages", "Passages"),
+        ("which?", ["a"] * 513, "513 passages are too many", "Passages"),
+    ],
+)
+def test_what_cannot_be_asked_is_said_and_not_sent(page, question, passages, said, field):
+    fill(page, question, passages)
+    rerank(page)
+    expect(page.get_by_role("alert")).to_contain_text(said)
+    expect(page.get_by_label(field)).to_be_focused()
+    expect(page.get_by_label(field)).to_have_attribute("aria-invalid", "true")
+    assert posts(page) == []
+    fill(page, "which?", ["a"])
+    rerank(page)
+    rankings(page)
+    expect(page.get_by_role("alert")).to_be_empty()
+    expect(page.get_by_label(field)).to_have_attribute("aria-invalid", "false")
+
+
+def test_an_error_of_the_server_is_shown_in_its_words(visit):
+    with running(FailingReranker()) as url:
+        page = visit(f"{url}/")
+        fill(page, "which?", ["a", "b"])
+        rerank(page)
+        expect(page.get_by_role("alert")).to_have_text("the model ran out of memory for one pair (status 500)")
+        expect(page.get_by_role("button", name="Rerank")).to_have_attribute("aria-busy", "false")
+        expect(page.locator("#ranking li")).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ({"status": 502, "body": "<h1>Bad gateway</h1>"}, "The server answered 502"),
+        ({"status": 200, "body": "<h1>Hello</h1>"}, "The answer is not one of v1/ranking"),
+        ({"status": 200, "json": {"rankings": [{"index": 7, "logit": 1}]}}, "The answer is not one of v1/ranking"),
+        (None, "The server cannot be reached"),
+    ],
+)
+def test_an_answer_of_something_else_is_an_error(page, answer, said):
+    page.route("**/v1/ranking", lambda route: route.fulfill(**answer) if answer else route.abort())
+    fill(page, "which?", ["a", "b"])
+    rerank(page)
+    expect(page.get_by_role("alert")).to_contain_text(said)
+
+
+def test_a_key_is_asked_for_sent_and_never_shown(visit):
+    with running(LengthReranker(), api_keys=KEY) as url:
+        page = visit(f"{url}/")
+        fill(page, "which?", ["a", "bb"])
+        rerank(page)
+        expect(page.get_by_role("alert")).to_contain_text("asks for an API key")
+        field = page.get_by_label("API key", exact=True)
+        expect(field).to_be_focused()
+        page.keyboard.type(KEY)
+        page.keyboard.press("Enter")
+        assert [place["text"] for place in rankings(page)] == ["bb", "a"]
+        assert posts(page)[-1].headers["authorization"] == f"Bearer {KEY}"
+        for tab in TABS:
+            code = snippet(page, tab)
+            assert "MISTRAL_RERANK_API_KEY" in code
+            assert KEY not in code
+        page.reload()
+        assert page.locator("#key").input_value() == ""
+        assert page.evaluate("localStorage.length + sessionStorage.length + document.cookie.length") == 0
+
+
+def test_asking_again_gives_up_the_earlier_request(page):
+    held = []
+    page.route("**/v1/ranking", lambda route: route.continue_() if held else held.append(route))
+    fill(page, "which?", ["a", "bb"])
+    rerank(page)
+    button = page.locator("#rerank")
+    expect(button).to_have_attribute("aria-busy", "true")
+    with page.expect_event("requestfailed"):
+        button.click()
+    assert [place["text"] for place in rankings(page)] == ["bb", "a"]
+    expect(button).to_have_attribute("aria-busy", "false")
+    expect(page.get_by_role("alert")).to_be_empty()
+
+
+def test_a_hundred_passages(page):
+    fill(page, "which?", ["x" * (1 + number * 37 % 100) for number in range(100)])
+    rerank(page)
+    assert [len(place["text"]) for place in rankings(page)] == list(range(100, 0, -1))
+
+
+def test_a_narrow_screen_scrolls_no_sideways(visit):
+    page = visit(viewport={"width": 320, "height": 640})
+    fill(page, "which?", ["w" * 300, "a passage " * 30, *HOSTILE])
+    rerank(page)
+    rankings(page)
+    for tab in TABS:
+        snippet(page, tab)
+        assert page.evaluate("document.documentElement.scrollWidth") == 320
+
+
+def test_the_dark_scheme_is_dark(visit):
+    def lightness(page):
+        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        return sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
+
+    assert lightness(visit(color_scheme="dark")) < 150 < 600 < lightness(visit(color_scheme="light"))
+
+
+def test_all_is_done_by_keyboard_alone(page):
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Question")).to_be_focused()
+    page.keyboard.type("which?")
+    page.keyboard.press("Tab")
+    page.keyboard.type("a\nbb")
+    page.keyboard.press("Control+Enter")
+    assert [place["text"] for place in rankings(page)] == ["bb", "a"]
+    for stop in ("API key", "Rerank", "Load the sample", "curl"):
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == stop
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    for key, tab in [("ArrowRight", "Python"), ("End", "LlamaIndex"), ("ArrowRight", "curl"), ("ArrowLeft", "LlamaIndex"), ("Home", "curl"), ("ArrowRight", "Python")]:  # fmt: skip
+        page.keyboard.press(key)
+        expect(page.get_by_role("tab", name=tab)).to_be_focused()
+        expect(page.get_by_role("tab", selected=True)).to_have_text(tab)
+        expect(page.get_by_role("tabpanel", name=tab)).to_be_visible()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#copied")).to_have_text("Copied: Python")
+    assert page.evaluate("navigator.clipboard.readText()") == page.locator("#snippet").text_content()
+
+
+def test_passages_with_markup_stay_text(page):
+    fill(page, HOSTILE[0], HOSTILE)
+    rerank(page)
+    assert {HOSTILE[0], "plain"} <= {place["text"] for place in rankings(page)}
+    assert page.locator("img, script:not([nonce]), main script").count() == 0
+    assert page.evaluate("window.hacked") is None
+
+
+def test_the_page_works_behind_a_prefix(visit, page_url):
+    page = visit()
+    page.route(
+        "**/proxy/**",
+        lambda route: route.fulfill(
+            response=route.fetch(url=f"{page_url}{route.request.url.partition('/proxy/')[2]}")
+        ),
+    )
+    page.goto(f"{page_url}proxy/")
+    fill(page, "which?", ["a", "bb"])
+    rerank(page)
+    rankings(page)
+    assert posts(page)[0].url == f"{page_url}proxy/v1/ranking"
+    assert f"{page_url}proxy/v1/ranking" in snippet(page, "curl")
+
+
+@pytest.mark.parametrize("tab", ["Python", "LangChain", "LlamaIndex"])
+def test_python_snippets_hold_any_text_and_give_the_servers_order(page, tab):
+    passages = [HOSTILE[0], NASTY.replace("\n", " "), "plain"]
+    fill(page, NASTY, passages)
+    code = snippet(page, tab)
+    values = {node.targets[0].id: node.value for node in ast.parse(code).body if isinstance(node, ast.Assign)}
+    assert ast.literal_eval(values["query"]) == NASTY
+    assert ast.literal_eval(values["passages"]) == passages
+    with redirect_stdout(io.StringIO()) as printed, ThreadPoolExecutor(1) as thread:  # away from playwright's loop
+        thread.submit(exec, compile(code, tab, "exec"), {}).result()
+    printed = printed.getvalue().replace(passages[1], "nasty")
+    assert texts_of(printed) == ["nasty" if text == passages[1] else text for text in sorted(passages, key=len)[::-1]]
+
+
+def test_the_curl_snippet_holds_any_text_and_gives_the_servers_order(page, tmp_path):
+    fill(page, NASTY, HOSTILE[::2])
+    code = snippet(page, "curl")
+    subprocess.run(["bash", "-n"], input=code, text=True, check=True)
+    words = shlex.split(code)
+    body = json.loads(words[words.index("--data-raw") + 1])
+    assert body["query"]["text"] == NASTY
+    assert [passage["text"] for passage in body["passages"]] == HOSTILE[::2]
+    rerank(page)
+    rankings(page)
+    assert body == json.loads(posts(page)[0].post_data)
+    if shutil.which("curl"):
+        reply = subprocess.run(["bash"], input=code, text=True, check=True, capture_output=True).stdout
+        assert [ranking["index"] for ranking in json.loads(reply)["rankings"]] == [0, 1]
+
+
+def test_the_javascript_snippet_holds_any_text_and_gives_the_servers_order(page):
+    fill(page, NASTY, ["plain", HOSTILE[0]])
+    code = snippet(page, "JavaScript")
+    assert "</script" not in code
+    assert "<!--" not in code
+    printed = page.evaluate(
+        """async (code) => {
+            const lines = [], console = { log: (...words) => lines.push(words.join(" ")) };
+            await new (async () => {}).constructor("console", code)(console);
+            return lines;
+        }""",
+        code,
+    )
+    assert texts_of("\n".join(printed)) == [HOSTILE[0], "plain"]
+    assert json.loads(posts(page)[0].post_data)["query"]["text"] == NASTY
+
+
+def test_snippets_are_complete_before_anything_is_typed(page):
+    for tab in ("Python", "LangChain", "LlamaIndex"):
+        ast.parse(snippet(page, tab))
+    assert json.loads(shlex.split(snippet(page, "curl"))[-1])["passages"] == [
+        {"text": "a passage"},
+        {"text": "another passage"},
+    ]

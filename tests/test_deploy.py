@@ -1,0 +1,145 @@
+"""What can be checked of `deploy/` without a container engine: the files agree with the server and with each other."""
+
+import json
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mistral_rerank.cli import app
+from mistral_rerank.reranker import Reranker
+from mistral_rerank.server.app import create_app
+from mistral_rerank.server.run import DRAIN_SECONDS
+from mistral_rerank.server.settings import ServerSettings
+
+ROOT = Path(__file__).parents[1]
+DEPLOY = ROOT / "deploy"
+READY, LIVE, METRICS, PORT = "/v1/health/ready", "/v1/health/live", "/metrics", 8000
+
+
+def load(name):
+    return list(yaml.safe_load_all((DEPLOY / name).read_text(encoding="utf-8")))
+
+
+def of_kind(kind):
+    (found,) = [document for document in load("kubernetes.yaml") if document["kind"] == kind]
+    return found
+
+
+@pytest.fixture(scope="module")
+def dockerfile():
+    """The instructions, continued lines joined: (name, rest)."""
+    text = re.sub(r"^#.*\n", "", (DEPLOY / "Dockerfile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [tuple(line.split(maxsplit=1)) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def rests(dockerfile, name):
+    return [rest for instruction, rest in dockerfile if instruction == name]
+
+
+@pytest.fixture(scope="module")
+def container():
+    (only,) = of_kind("Deployment")["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+@pytest.fixture
+def command(dockerfile):
+    return json.loads(rests(dockerfile, "CMD")[0])
+
+
+def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker):
+    paths = create_app(length_reranker, ServerSettings()).openapi()["paths"]
+    assert {READY, LIVE, METRICS} <= set(paths)
+
+
+def test_probes_and_ports_are_the_same_everywhere(dockerfile, container, command):
+    (check,) = rests(dockerfile, "HEALTHCHECK")
+    assert f"http://127.0.0.1:{PORT}{READY}" in check
+    assert rests(dockerfile, "EXPOSE") == [str(PORT)]
+    assert command[command.index("--port") + 1] == str(PORT)
+    assert container["ports"] == [{"name": "http", "containerPort": PORT}]
+    probes = {name: container[f"{name}Probe"]["httpGet"] for name in ("startup", "readiness", "liveness")}
+    assert {probe["port"] for probe in probes.values()} == {"http"}
+    assert [probe["path"] for probe in probes.values()] == [READY, READY, LIVE]
+    (port,) = of_kind("Service")["spec"]["ports"]
+    assert (port["port"], port["targetPort"]) == (PORT, "http")
+
+
+def test_prometheus_asks_the_server_for_its_metrics(container):
+    ((job,),) = [document["scrape_configs"] for document in load("prometheus.yml")]
+    ((compose),) = load("compose.yaml")
+    assert job["metrics_path"] == METRICS
+    ((target,),) = [config["targets"] for config in job["static_configs"]]
+    host, port = target.split(":")
+    assert host in compose["services"]
+    assert int(port) == PORT
+    notes = of_kind("Deployment")["spec"]["template"]["metadata"]["annotations"]
+    assert (notes["prometheus.io/path"], notes["prometheus.io/port"]) == (METRICS, str(PORT))
+
+
+def test_the_commands_are_ones_that_the_command_line_takes(dockerfile, command):
+    (compose,) = load("compose.yaml")
+    help_text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    assert json.loads(rests(dockerfile, "ENTRYPOINT")[0]) == ["mistral-rerank"]
+    for words in (command, compose["services"]["server"]["command"]):
+        assert words[0] == "serve"
+        assert all(word in help_text for word in words if word.startswith("--"))
+        assert words[words.index("--model") + 1] == "mini"
+    assert any("mistral-rerank pull mini" in rest for rest in rests(dockerfile, "RUN"))
+
+
+def test_the_image_installs_extras_that_exist_from_files_that_exist(dockerfile):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (extras,) = [found for rest in rests(dockerfile, "RUN") for found in re.findall(r"'\.\[(.+)\]'", rest)]
+    assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
+    copied = [word for rest in rests(dockerfile, "COPY") for word in shlex.split(rest)[:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {package.split("/")[0] for package in packages} <= set(copied)
+
+
+def test_nothing_runs_as_root(dockerfile, container):
+    users = rests(dockerfile, "USER")
+    pod = of_kind("Deployment")["spec"]["template"]["spec"]["securityContext"]
+    assert users[-1] == f"{pod['runAsUser']}:{pod['runAsGroup']}"
+    assert pod["runAsNonRoot"] is True
+    assert container["securityContext"]["allowPrivilegeEscalation"] is False
+
+
+def test_stopping_leaves_time_to_drain():
+    (compose,) = load("compose.yaml")
+    pod = of_kind("Deployment")["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    before = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["terminationGracePeriodSeconds"] > before + DRAIN_SECONDS
+    assert int(compose["services"]["server"]["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
+
+
+def test_compose_publishes_on_this_machine_alone_and_keeps_keys_in_a_file():
+    (compose,) = load("compose.yaml")
+    assert all(port.startswith("127.0.0.1:") for service in compose["services"].values() for port in service["ports"])
+    server = compose["services"]["server"]
+    (secret,) = server["secrets"]
+    assert server["command"][server["command"].index("--api-key-file") + 1] == f"/run/secrets/{secret}"
+    assert compose["secrets"][secret].keys() == {"file"}
+    named = {volume.split(":")[0] for service in compose["services"].values() for volume in service["volumes"]}
+    assert {name for name in named if not name.startswith(".")} == set(compose["volumes"])
+
+
+def test_the_manifest_takes_keys_from_a_secret_that_the_server_reads(container, monkeypatch):
+    (variable,) = container["env"]
+    assert variable["valueFrom"]["secretKeyRef"].keys() == {"name", "key"}
+    monkeypatch.setenv(variable["name"], "one,two")
+    assert [key.get_secret_value() for key in ServerSettings().api_keys] == ["one", "two"]
+
+
+def test_the_selectors_find_the_pods():
+    labels = of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert of_kind("Deployment")["spec"]["selector"]["matchLabels"] == labels
+    assert of_kind("Service")["spec"]["selector"] == labels
+    assert of_kind("PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == labels
