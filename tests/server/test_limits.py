@@ -107,6 +107,7 @@ def test_a_request_that_takes_too_long_is_a_504_and_leaves_the_queue():
         reply = httpx.post(url + "/v1/rerank", json=BODY)
         assert reply.status_code == 504
         assert held.cancelled.wait(10)
+        held.go.set()
 
 
 def test_the_work_of_a_client_that_has_gone_is_dropped():
@@ -138,6 +139,11 @@ def test_it_is_alive_but_not_ready_until_the_model_is_loaded():
             time.sleep(0.01)
 
 
+def wait_until_ready_or_gone(url: str) -> None:
+    while httpx.get(url + "/v1/health/ready").status_code == 503:
+        pass
+
+
 def test_a_model_that_cannot_be_loaded_stops_the_server():
     class Broken(LengthReranker):
         async def ascore_pairs(self, pairs, *, overflow=None):
@@ -149,8 +155,7 @@ def test_a_model_that_cannot_be_loaded_stops_the_server():
         assert httpx.get(url + "/v1/health/ready").status_code == 503
         go.set()
         with pytest.raises(httpx.TransportError):
-            while httpx.get(url + "/v1/health/ready").status_code == 503:
-                pass
+            wait_until_ready_or_gone(url)
 
 
 def test_metrics_tell_of_every_stage(tiny: Path):
