@@ -29,6 +29,19 @@ class LengthReranker(Reranker):
         return self.score_pairs(pairs)
 
 
+class FailingReranker(LengthReranker):
+    """Loads, and fails at every later call."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    async def ascore_pairs(self, pairs: list[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+        if pairs == [("warm", "up")]:
+            return self.score_pairs(pairs)
+        raise self.error
+
+
 def tiny_config(vocabulary: int, **changes: object) -> MistralConfig:
     """Four query heads to one key-value head, and a window shorter than many inputs."""
     options = {

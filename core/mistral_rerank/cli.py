@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import sys
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,51 +20,69 @@ from rich.table import Table
 from mistral_rerank import __version__
 from mistral_rerank.errors import MissingDependencyError, RerankError, SettingsError
 from mistral_rerank.files import Passage, read_passages, score_file, score_lines
-from mistral_rerank.settings import describe, open_reranker
+from mistral_rerank.settings import RerankSettings, describe, open_reranker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mistral_rerank.reranker import RankedPassage
-
-RERANKER_OPTIONS = ("model", "backend", "base_url", "protocol", "device", "dtype", "max_length", "overflow")
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
-Backend = Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")]
-BaseUrl = Annotated[str | None, typer.Option(help="the endpoint's; its key comes from MISTRAL_RERANK_API_KEY")]
-ProtocolName = Annotated[str | None, typer.Option("--protocol", help="auto, nvidia, cohere, jina, vllm, tei, voyage")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
-MaxLength = Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")]
-Overflow = Annotated[str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")]
+RERANKER_OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "backend": Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")],
+    "base_url": Annotated[str | None, typer.Option(help="the endpoint's; its key comes from MISTRAL_RERANK_API_KEY")],
+    "protocol": Annotated[str | None, typer.Option(help="auto, nvidia, cohere, jina, vllm, tei, voyage")],
+    "device": Device,
+    "dtype": Dtype,
+    "max_length": Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")],
+    "overflow": Annotated[
+        str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")
+    ],
+}
+
+
+def with_reranker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `**reranker` the options above; those that are given reach it."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        chosen = {name: values.pop(name) for name in RERANKER_OPTIONS}
+        command(**values, **_given(chosen, *chosen))
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in RERANKER_OPTIONS.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+    return run
 
 
 @app.command()
+@with_reranker_options
 def rank(
     query: Annotated[str, typer.Argument(help="the question")],
     files: Annotated[list[Path] | None, typer.Argument(help="text or .jsonl files; none or - for stdin")] = None,
     top_n: Annotated[int | None, typer.Option(min=0, help="how many to show  [default: all]")] = None,
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="hide less probable passages")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines instead of a table")] = False,
-    model: Model = None,
-    backend: Backend = None,
-    base_url: BaseUrl = None,
-    protocol: ProtocolName = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    max_length: MaxLength = None,
-    overflow: Overflow = None,
+    **reranker: Any,
 ) -> None:
     """Put the passages that answer a question first.
 
     A passage is a line of text, or a JSON object a line with "text" (and "title", if any).
     """
     passages = [passage for file in files or [Path("-")] for passage in _passages(file)]
-    with open_reranker(**_given(locals(), *RERANKER_OPTIONS)) as reranker:
+    with open_reranker(**reranker) as opened:
         texts = [passage.text for passage in passages]
-        ranking = reranker.rank(query, texts, top_n=top_n, min_score=min_score)
+        ranking = opened.rank(query, texts, top_n=top_n, min_score=min_score)
     if as_json:
         for record in _records(passages, ranking):
             print(json.dumps(record, ensure_ascii=False))  # noqa: T201
@@ -72,26 +91,20 @@ def rank(
 
 
 @app.command()
+@with_reranker_options
 def score(
     pairs: Annotated[Path, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
     out: Annotated[Path | None, typer.Option(help="write here, and go on from here when stopped")] = None,
-    model: Model = None,
-    backend: Backend = None,
-    base_url: BaseUrl = None,
-    protocol: ProtocolName = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    max_length: MaxLength = None,
-    overflow: Overflow = None,
+    **reranker: Any,
 ) -> None:
     """Score pairs: the same JSON lines come out, with "logit" and "probability"."""
     name = "stdin" if pairs == Path("-") else str(pairs)
     with (
-        open_reranker(**_given(locals(), *RERANKER_OPTIONS)) as reranker,
+        open_reranker(**reranker) as opened,
         sys.stdin if pairs == Path("-") else _open(pairs) as lines,
     ):
         if out is None:
-            for record in score_lines(reranker, lines, name):
+            for record in score_lines(opened, lines, name):
                 print(json.dumps(record, ensure_ascii=False), flush=True)  # noqa: T201
             return
         total = None if lines is sys.stdin else sum(1 for line in lines if line.strip())
@@ -99,7 +112,7 @@ def score(
             lines.seek(0)
         with _progress() as progress:
             task = progress.add_task("pairs", total=total)
-            score_file(reranker, lines, name, out, progress=lambda n: progress.advance(task, n))
+            score_file(opened, lines, name, out, progress=lambda n: progress.advance(task, n))
 
 
 @app.command()
@@ -170,6 +183,7 @@ def mine(
 
 
 @app.command()
+@with_reranker_options
 def serve(
     host: Annotated[str, typer.Option(help="the address to listen at; 0.0.0.0 for all of them")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="its port")] = 8000,
@@ -177,14 +191,7 @@ def serve(
     alias: Annotated[list[str] | None, typer.Option(help="one more name that clients may use; repeatable")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="keys that clients must send, one a line")] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the contract lacks")] = None,
-    model: Model = None,
-    backend: Backend = None,
-    base_url: BaseUrl = None,
-    protocol: ProtocolName = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    max_length: MaxLength = None,
-    overflow: Overflow = None,
+    **reranker: Any,
 ) -> None:
     """Put a reranker behind HTTP, in the contracts of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
 
@@ -202,9 +209,11 @@ def serve(
     if api_keys == ():
         raise SettingsError(f"{api_key_file} holds no key; write one a line, or leave the option out")
     settings = ServerSettings(**_given(locals(), "model_id", "aliases", "api_keys", "strict"))
-    sharing = {"share_batches": None if os.environ.get("MISTRAL_RERANK_SHARE_BATCHES") else True}
-    with open_reranker(**_given(locals() | sharing, *RERANKER_OPTIONS, "share_batches")) as reranker:
-        run(reranker, settings, host=host, port=port)
+    chosen = RerankSettings(**reranker)
+    if chosen.share_batches is None:
+        chosen.share_batches = True
+    with chosen.open() as opened:
+        run(opened, settings, host=host, port=port)
 
 
 @app.command()
@@ -234,7 +243,6 @@ def export(
     if not merged:
         raise SettingsError("a merged model is the one form to export in; add --merged")
     from mistral_rerank.local.export import export_merged
-    from mistral_rerank.settings import RerankSettings
 
     settings = RerankSettings(backend="local", **_given(locals(), "model"))
     export_merged(settings.named_model, out, dtype=dtype)
@@ -245,7 +253,6 @@ def export(
 def info(model: Model = None, device: Device = None, dtype: Dtype = None) -> None:
     """Show what a model is made of, and how it would run here."""
     from mistral_rerank.local.checkpoint import summary
-    from mistral_rerank.settings import RerankSettings
 
     settings = RerankSettings(**_given(locals(), "model", "device", "dtype"))
     table = Table(show_header=False, box=None)

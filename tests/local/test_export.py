@@ -114,6 +114,16 @@ def test_the_merge_is_rounded_once_and_the_head_not_at_all(adapter, exported, tm
             assert torch.equal(rounded.get_tensor(name), exact.get_tensor(name).to(wanted)), name
 
 
+def test_our_reranker_reads_the_head_of_a_rounded_export_unrounded(adapter, exported, tmp_path):
+    export_merged(str(adapter), tmp_path / "out", dtype="bfloat16")
+    heads = []
+    for folder in (exported, tmp_path / "out"):
+        checkpoint = module.checkpoints.open_checkpoint(str(folder))
+        heads.append(module.checkpoints.load_model(checkpoint, dtype=torch.bfloat16).score.weight)
+    assert heads[1].dtype == torch.float32
+    assert torch.equal(*heads)
+
+
 @pytest.mark.parametrize("wrong", ["its end token", "an id of its own"])
 def test_a_padding_token_that_transformers_would_pool_wrongly_is_replaced(tiny, tmp_path, pairs, wrong):
     folder = shutil.copytree(tiny, tmp_path / "checkpoint")

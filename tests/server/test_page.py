@@ -17,7 +17,7 @@ from contextlib import redirect_stdout
 
 import pytest
 from server.running import running
-from support import LengthReranker
+from support import FailingReranker, LengthReranker
 
 from mistral_rerank import ScoringError
 
@@ -33,15 +33,6 @@ NASTY = (
 )
 HOSTILE = ["<img src=x onerror=\"window.hacked = 'yes'\"><script>window.hacked = 'yes'</script>", NASTY, "plain"]
 TABS = ["curl", "Python", "JavaScript", "LangChain", "LlamaIndex"]
-
-
-class FailingReranker(LengthReranker):
-    """Loads, and then gives no usable score."""
-
-    async def ascore_pairs(self, pairs, *, overflow=None):
-        if pairs == [("warm", "up")]:
-            return self.score_pairs(pairs)
-        raise ScoringError("the model ran out of memory for one pair")
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +197,7 @@ def test_what_cannot_be_asked_is_said_and_not_sent(page, question, passages, sai
 
 
 def test_an_error_of_the_server_is_shown_in_its_words(visit):
-    with running(FailingReranker()) as url:
+    with running(FailingReranker(ScoringError("the model ran out of memory for one pair"))) as url:
         page = visit(f"{url}/")
         fill(page, "which?", ["a", "b"])
         rerank(page)

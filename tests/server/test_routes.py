@@ -5,27 +5,14 @@ import math
 import httpx
 import pytest
 from server.running import running
-from support import LengthReranker
+from support import FailingReranker, LengthReranker
 
-from mistral_rerank import InputTooLongError, Score, ScoringError
+from mistral_rerank import InputTooLongError, ScoringError
 
 NVIDIA = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "bbb"}, {"text": "cc"}]}
 COHERE = {"query": "q", "documents": ["a", "bbb", "cc"]}
 TEI = {"query": "q", "texts": ["a", "bbb", "cc"]}
 BEST = 1 / (1 + math.exp(-3))
-
-
-class FailingReranker(LengthReranker):
-    """Loads, and fails at every request."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__()
-        self.error = error
-
-    async def ascore_pairs(self, pairs, *, overflow=None) -> list[Score]:
-        if pairs == [("warm", "up")]:
-            return [Score.from_logit(0)]
-        raise self.error
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +118,10 @@ def test_an_error_is_an_object_that_names_the_field_and_no_text(
     assert ("error_type" in error) == (path == "/rerank")
 
 
-@pytest.mark.parametrize("body", [b"{", b"", b"[" * 100_000, b"\xff\xfe"])
-def test_a_body_that_is_not_json_is_a_client_error(client: httpx.Client, body: bytes):
+@pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b"[" * 100_000, 400), (b"\xff\xfe", 400), (b"", 422)])
+def test_a_body_that_is_not_json_is_a_client_error(client: httpx.Client, body: bytes, status: int):
     reply = client.post("/v1/ranking", content=body, headers={"content-type": "application/json"})
-    assert reply.status_code in (400, 422)
+    assert reply.status_code == status
     assert reply.json()["object"] == "error"
 
 
@@ -158,9 +145,12 @@ def test_a_lone_surrogate_is_refused(client: httpx.Client):
 )
 def test_an_error_of_the_model_reaches_the_client(error: Exception, status: int, says: str):
     with running(FailingReranker(error)) as url:
-        reply = httpx.post(url + "/v1/ranking", json=NVIDIA)
+        reply = httpx.post(url + "/v1/ranking", json=NVIDIA, headers={"X-Request-Id": "abc-3"})
+        metrics = httpx.get(url + "/metrics").text
     assert reply.status_code == status
     assert says in reply.json()["message"]
+    assert reply.headers["X-Request-Id"] == "abc-3"
+    assert f'requests_total{{route="/v1/ranking",status="{status}"}} 1.0' in metrics
     assert "secret" not in reply.text
 
 

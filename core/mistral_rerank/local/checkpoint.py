@@ -149,7 +149,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     """
     if checkpoint.base is None:
         model = load_classifier(checkpoint.folder, dtype="auto")
-        model.score.float()
+        model.score.weight.data = _stored_head(checkpoint.folder)  # "auto" has rounded it with the backbone
         model.base_model.to(dtype)
         return model
     import torch
@@ -166,6 +166,18 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     merged: PreTrainedModel = adapted.unload()
     merged.base_model.to(dtype)
     return merged
+
+
+def _stored_head(folder: Path) -> torch.Tensor:
+    """Read the `score` head as it is stored, and give it in float32."""
+    from safetensors import safe_open
+
+    index, file = folder / "model.safetensors.index.json", "model.safetensors"
+    if index.exists():
+        file = json.loads(index.read_text("utf-8"))["weight_map"]["score.weight"]
+    with safe_open(folder / file, "pt") as tensors:
+        head: torch.Tensor = tensors.get_tensor("score.weight")
+    return head.float()
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from mistral_rerank import __version__
 from mistral_rerank.protocols import CONTRACTS
 from mistral_rerank.protocols.cohere import CohereBody
-from mistral_rerank.protocols.nvidia import RankingBody
+from mistral_rerank.protocols.nvidia import RankingBody  # noqa: TC001 - FastAPI reads the annotation
 from mistral_rerank.protocols.tei import TeiBody
 from mistral_rerank.protocols.vllm import VllmBody
 from mistral_rerank.protocols.voyage import VoyageBody
@@ -47,13 +47,8 @@ MARKS = {
     "vllm": {"use_activation", "truncate_prompt_tokens"},
 }
 """Fields that one contract alone has."""
-CONTRACT_OF: dict[type[Body], str] = {
-    RankingBody: "nvidia",
-    CohereBody: "cohere",
-    VllmBody: "vllm",
-    VoyageBody: "voyage",
-    TeiBody: "tei",
-}
+CONTRACT_OF = {contract.body: contract for contract in CONTRACTS.values()}
+"""Jina's and Cohere's bodies are one, and so are their replies."""
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 500, 503, 504)
 }
@@ -109,9 +104,9 @@ async def _answer(body: Body, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
-    asked, contract = body.to_request(), CONTRACTS[CONTRACT_OF[type(body)]]
+    asked = body.to_request()
     reply = await service.rerank(asked, request)
-    return JSONResponse(contract.write_reply(asked, reply))
+    return JSONResponse(CONTRACT_OF[type(body)].write_reply(asked, reply))
 
 
 async def _refuse_other_fields(body: Body, request: Request) -> None:
@@ -205,8 +200,7 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
         loading.add_done_callback(_log_failure)
         yield
         loading.cancel()
-        with suppress(asyncio.CancelledError, Exception):
-            await loading
+        await asyncio.wait({loading})
 
     layers = [Middleware(layer, service=service) for layer in (RequestContext, BearerKeys, BodyLimit)]
     if service.settings.cors_origins:

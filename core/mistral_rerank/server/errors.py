@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from mistral_rerank import errors
+from mistral_rerank.protocols import CONTRACTS
 from mistral_rerank.protocols.contract import describe_fields
 
 if TYPE_CHECKING:
@@ -73,11 +74,10 @@ def error_response(path: str, status: int, message: str, *, headers: Mapping[str
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every failure of an application answer with the error object."""
+    """Make every failure that is foreseen answer with the error object; `RequestContext` answers the others."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(errors.RerankError, _reranker)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 async def _http(request: Request, error: Any) -> JSONResponse:
@@ -97,7 +97,7 @@ async def _validation(request: Request, error: Any) -> JSONResponse:
 
 def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """Leave out where FastAPI looked and which contract the body was taken for."""
-    return tuple(part for part in location if part not in ("body", "cohere", "vllm", "voyage", "tei"))
+    return tuple(part for part in location if part not in ("body", *CONTRACTS))
 
 
 async def _reranker(request: Request, error: Any) -> JSONResponse:
@@ -106,9 +106,3 @@ async def _reranker(request: Request, error: Any) -> JSONResponse:
         logger.error("%s: %s", type(error).__name__, error)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return error_response(request.url.path, status, str(error), headers=headers)
-
-
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    """Starlette logs the traceback itself, after this answer."""
-    message = f"the server failed ({type(error).__name__}); its log says more"
-    return error_response(request.url.path, 500, message)

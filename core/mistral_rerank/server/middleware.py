@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 import re
 import time
 import uuid
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from mistral_rerank.server.service import Service
 
+logger = logging.getLogger(__name__)
+
 OPEN_PATHS = frozenset(
     ("/", "/health", "/v1/health/live", "/v1/health/ready", "/metrics", "/v1/metrics", "/v1/version", "/openapi.json")
 )
@@ -30,7 +33,7 @@ SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class RequestContext:
-    """Gives every request an id, its client's own if it sent one, and counts the answer."""
+    """Gives every request an id (its client's own if it sent one) and an answer whatever fails, and counts."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._metrics = app, service.metrics
@@ -42,7 +45,7 @@ class RequestContext:
             return
         sent = Headers(scope=scope).get("x-request-id", "")
         request_id = sent if SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
-        status, begun = 500, time.perf_counter()
+        status, begun = 0, time.perf_counter()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -53,6 +56,12 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, answer)
+        except Exception as error:
+            logger.exception("request %s failed", request_id)
+            if status:  # the answer has begun: the connection can only be cut
+                raise
+            message = f"the server failed ({type(error).__name__}); its log says more"
+            await error_response(scope["path"], 500, message)(scope, receive, answer)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()

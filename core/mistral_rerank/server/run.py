@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from mistral_rerank.server.service import Service
     from mistral_rerank.server.settings import ServerSettings
 
+logger = logging.getLogger(__name__)
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 DRAIN_SECONDS = 30.0
 """How long running requests may take once the server has been told to stop."""
 
@@ -44,7 +48,7 @@ class DrainingServer(uvicorn.Server):
     @override
     async def on_tick(self, counter: int) -> bool:
         drained = self._drain_until is not None and (
-            self._service.running == 0 or time.monotonic() > self._drain_until
+            self._service.in_flight == 0 or time.monotonic() > self._drain_until
         )
         self.should_exit = self.should_exit or drained or self._service.failure is not None
         return await super().on_tick(counter)
@@ -65,6 +69,8 @@ def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int,
         RerankError: the model cannot be loaded.
 
     """
+    if not settings.api_keys and host not in LOOPBACK:
+        logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
     app = create_app(reranker, settings)
     service: Service = app.state.service
     config = uvicorn.Config(app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=5)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from starlette.exceptions import HTTPException
 
 from mistral_rerank.protocols.contract import RerankReply
+from mistral_rerank.server.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from mistral_rerank.protocols.contract import RerankRequest
     from mistral_rerank.reranker import RankedPassage, Reranker
     from mistral_rerank.server.settings import ServerSettings
-
-from mistral_rerank.server.metrics import Metrics
 
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status of a request whose client has gone; it reaches the metrics alone."""
@@ -37,7 +36,7 @@ class Service:
         settings: names, keys and limits.
         metrics: what is counted.
         created: when the service began, in seconds since 1970.
-        running: how many requests wait or run.
+        in_flight: how many requests wait or run.
         draining: whether the server is on its way down: it takes no new requests.
         failure: why the model cannot be used, or None.
 
@@ -46,9 +45,9 @@ class Service:
     def __init__(self, reranker: Reranker, settings: ServerSettings) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.metrics.watch_queue(lambda: self.running)
+        self.metrics.watch_queue(lambda: self.in_flight)
         self.created = int(time.time())
-        self.running = 0
+        self.in_flight = 0
         self.draining = False
         self.failure: Exception | None = None
         self._loaded = False
@@ -99,16 +98,16 @@ class Service:
             ) from None
         if self.draining:
             raise self._rejection("draining", 503, "the server is shutting down; send this to another")
-        if self.running >= self.settings.max_requests:
-            raise self._rejection("queue_full", 503, f"{self.running} requests are waiting; try again")
-        self.running += 1
+        if self.in_flight >= self.settings.max_requests:
+            raise self._rejection("queue_full", 503, f"{self.in_flight} requests are waiting; try again")
+        self.in_flight += 1
         try:
             ranking = await self._while_connected(
                 self._reranker.arank(asked.query, asked.passages, overflow="truncate" if asked.truncate else "error"),
                 request,
             )
         finally:
-            self.running -= 1
+            self.in_flight -= 1
         tokens = sum(place.score.tokens for place in ranking)
         self.metrics.prompt_tokens.inc(tokens)
         return RerankReply(tuple(ranking[: asked.top_n]), self.model_id, uuid.uuid4().hex, tokens)

@@ -34,6 +34,12 @@ class ServerSettings(BaseModel):
     @classmethod
     def _split(cls, value: object) -> object:
         """Read a comma-separated list, as environment variables hold it."""
-        if isinstance(value, str):
-            return tuple(part for part in (part.strip() for part in value.split(",")) if part)
-        return value
+        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+
+    @field_validator("aliases", "api_keys", "cors_origins")
+    @classmethod
+    def _hold_something(cls, values: tuple[str | SecretStr, ...]) -> tuple[str | SecretStr, ...]:
+        """Refuse blanks: keys that come out empty by mistake must not leave the server open."""
+        if any(not (value if isinstance(value, str) else value.get_secret_value()).strip() for value in values):
+            raise ValueError("one of them is blank; give them separated by commas, or leave the setting out")
+        return values

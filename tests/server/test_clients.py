@@ -1,0 +1,87 @@
+"""Other projects' clients, unmodified, and our own remote backend and adapters, in front of one real server."""
+
+import pytest
+from langchain_core.documents import Document
+from langchain_nvidia_ai_endpoints import NVIDIARerank as LangChainNvidia
+from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.postprocessor.nvidia_rerank import NVIDIARerank as LlamaIndexNvidia
+from server.running import running
+
+import langchain_mistral_rerank
+import llama_index_mistral_rerank
+from mistral_rerank import LocalReranker, RemoteReranker
+
+QUERY = "which is it?"
+PASSAGES = ["a passage", "another one, and a longer one", "short", "", "the last of them " * 8]
+
+
+@pytest.fixture(scope="module")
+def served(tiny):
+    """A local reranker in fp32, and the URL of a server in front of it."""
+    with LocalReranker(str(tiny), device="cpu", dtype="float32", share_batches=True) as reranker:
+        with running(reranker, model_id="tiny") as url:
+            yield reranker, url
+
+
+@pytest.fixture(scope="module")
+def expected(served):
+    return served[0].rank(QUERY, PASSAGES)
+
+
+def documents():
+    return [Document(page_content=text) for text in PASSAGES]
+
+
+def nodes():
+    return [NodeWithScore(node=TextNode(text=text)) for text in PASSAGES]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "path"),
+    [
+        ("auto", ""),
+        ("nvidia", "/v1"),
+        ("cohere", ""),
+        ("jina", "/v1"),
+        ("vllm", ""),
+        ("tei", ""),
+        ("voyage", "/v1"),
+    ],
+)
+def test_our_remote_backend_gives_the_local_scores_in_every_contract(served, expected, protocol, path):
+    with RemoteReranker("tiny", base_url=served[1] + path, protocol=protocol) as remote:
+        found = remote.rank(QUERY, PASSAGES)
+    assert [place.index for place in found] == [place.index for place in expected]
+    for got, wanted in zip(found, expected, strict=True):
+        assert got.score.logit == pytest.approx(wanted.score.logit, abs=1e-4)
+        assert got.score.probability == pytest.approx(wanted.score.probability, abs=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["local", "remote"])
+def test_both_adapters_give_the_local_scores_on_both_backends(served, expected, tiny, backend):
+    settings = {
+        "local": {"model": str(tiny), "device": "cpu", "dtype": "float32"},
+        "remote": {"model": "tiny", "backend": "remote", "base_url": served[1]},
+    }[backend]
+    langchain = langchain_mistral_rerank.MistralRerank(top_n=None, **settings)
+    llama_index = llama_index_mistral_rerank.MistralRerank(top_n=None, **settings)
+    wanted = [(place.text, pytest.approx(place.score.probability, abs=1e-4)) for place in expected]
+    found = langchain.compress_documents(documents(), QUERY)
+    assert [(document.page_content, document.metadata["relevance_score"]) for document in found] == wanted
+    found = llama_index.postprocess_nodes(nodes(), query_str=QUERY)
+    assert [(node.node.text, node.score) for node in found] == wanted
+
+
+def test_langchains_nvidia_client(served, expected):
+    client = LangChainNvidia(base_url=f"{served[1]}/v1", model="tiny", top_n=3)
+    found = client.compress_documents(documents(), QUERY)
+    assert [document.page_content for document in found] == [place.text for place in expected[:3]]
+    assert [document.metadata["relevance_score"] for document in found] == pytest.approx(
+        [place.score.logit for place in expected[:3]], abs=1e-4
+    )
+
+
+def test_llama_indexs_nvidia_client(served, expected):
+    client = LlamaIndexNvidia(base_url=f"{served[1]}/v1", model="tiny", top_n=3)
+    found = client.postprocess_nodes(nodes(), query_str=QUERY)
+    assert [node.node.text for node in found] == [place.text for place in expected[:3]]
