@@ -2,48 +2,36 @@
 
     python examples/remote_endpoint.py http://nim:8000
 
-Without an address, an endpoint that speaks NVIDIA's contract is started on this machine, with mini behind it:
-pip install 'mistral-rerank[local,eval]'
+Without an address, our own server is started on this machine, with mini behind it (as `mistral-rerank serve` does):
+pip install 'mistral-rerank[local,serve,eval]'
 """
 
-import json
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import uvicorn
 
 from mistral_rerank import open_reranker
 from mistral_rerank.evaluation.beir import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.protocols import CONTRACTS, RerankReply
+from mistral_rerank.server.app import create_app
 
 
 @contextmanager
 def an_endpoint() -> Iterator[str]:
     """Serve mini on a free port of this machine; yields the base URL."""
-    contract, reranker = CONTRACTS["nvidia"], open_reranker("mini", backend="local")
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            request = contract.read_request(json.loads(body))
-            ranking = reranker.rank(request.query, request.passages)
-            content = json.dumps(contract.write_reply(request, RerankReply(tuple(ranking), "mini", "1"))).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with reranker, ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with open_reranker("mini", backend="local", share_batches=True) as reranker:
+        server = uvicorn.Server(uvicorn.Config(create_app(reranker), port=0, log_level="warning"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            thread.join(0.05)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
 def compare(base_url: str) -> None:

@@ -1,6 +1,7 @@
 """Every route in the words of its contract, errors included, over a real connection."""
 
 import math
+import re
 
 import httpx
 import pytest
@@ -175,6 +176,13 @@ def test_management_routes_answer(client: httpx.Client):
     assert client.get("/v1/version").json()["api"] == "v1"
     assert client.get("/v1/metadata").json()["modelInfo"][0]["shortName"] == "length"
     assert "/v1/ranking" in client.get("/openapi.json").json()["paths"]
+
+
+def test_the_openapi_document_defines_every_path_parameter(client: httpx.Client):
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        for operation in methods.values():
+            named = {parameter["name"] for parameter in operation.get("parameters", []) if parameter["in"] == "path"}
+            assert named == set(re.findall(r"{(\w+)}", path)), path
 
 
 def test_strict_refuses_fields_that_the_contract_lacks():

@@ -75,8 +75,13 @@ management = APIRouter(tags=["management"])
 
 
 @inference.post("/v1/ranking", summary="NVIDIA's contract")
-@inference.post("/v1/retrieval/{path:path}/reranking", summary="NVIDIA's contract, at the hosted API's path")
 async def rank(body: RankingBody, request: Request) -> Response:
+    """Give raw logits and probabilities, best first."""
+    return await _answer(body, request)
+
+
+@inference.post("/v1/retrieval/{path:path}/reranking", summary="NVIDIA's contract, at the hosted API's path")
+async def rank_as_hosted(path: str, body: RankingBody, request: Request) -> Response:  # noqa: ARG001 - any will do
     """Give raw logits and probabilities, best first."""
     return await _answer(body, request)
 
