@@ -1,10 +1,14 @@
 """Other projects' clients, unmodified, and our own remote backend and adapters, in front of one real server."""
 
+import cohere
 import pytest
+import voyageai
 from langchain_core.documents import Document
 from langchain_nvidia_ai_endpoints import NVIDIARerank as LangChainNvidia
 from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.postprocessor.jinaai_rerank import JinaRerank
 from llama_index.postprocessor.nvidia_rerank import NVIDIARerank as LlamaIndexNvidia
+from llama_index.postprocessor.tei_rerank import TextEmbeddingInference
 from server.running import running
 
 import langchain_mistral_rerank
@@ -85,3 +89,42 @@ def test_llama_indexs_nvidia_client(served, expected):
     client = LlamaIndexNvidia(base_url=f"{served[1]}/v1", model="tiny", top_n=3)
     found = client.postprocess_nodes(nodes(), query_str=QUERY)
     assert [node.node.text for node in found] == [place.text for place in expected[:3]]
+
+
+@pytest.mark.parametrize("client_of", [cohere.Client, cohere.ClientV2])
+def test_coheres_clients(served, expected, client_of):
+    client = client_of(api_key="any", base_url=served[1])
+    found = client.rerank(model="tiny", query=QUERY, documents=PASSAGES, top_n=3)
+    assert [place.index for place in found.results] == [place.index for place in expected[:3]]
+    assert [place.relevance_score for place in found.results] == pytest.approx(
+        [place.score.probability for place in expected[:3]], abs=1e-4
+    )
+
+
+def test_coheres_client_raises_its_own_typed_error(served):
+    with pytest.raises(cohere.NotFoundError, match="no such model"):
+        cohere.ClientV2(api_key="any", base_url=served[1]).rerank(model="another", query=QUERY, documents=PASSAGES)
+
+
+@pytest.mark.parametrize(
+    "client_of",
+    [
+        lambda url: TextEmbeddingInference(base_url=url, top_n=3),
+        lambda url: JinaRerank(base_url=f"{url}/v1", model="tiny", top_n=3, api_key="any"),
+    ],
+    ids=["tei", "jina"],
+)
+def test_llama_indexs_tei_and_jina_clients(served, expected, client_of):
+    found = client_of(served[1]).postprocess_nodes(nodes(), query_str=QUERY)
+    assert [node.node.text for node in found] == [place.text for place in expected[:3]]
+    assert [node.score for node in found] == pytest.approx(
+        [place.score.probability for place in expected[:3]], abs=1e-4
+    )
+
+
+def test_voyages_client(served, expected):
+    found = voyageai.Client(api_key="any", base_url=f"{served[1]}/v1").rerank(QUERY, PASSAGES, model="tiny", top_k=3)
+    assert [place.index for place in found.results] == [place.index for place in expected[:3]]
+    assert [place.relevance_score for place in found.results] == pytest.approx(
+        [place.score.probability for place in expected[:3]], abs=1e-4
+    )
