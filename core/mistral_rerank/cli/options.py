@@ -1,0 +1,63 @@
+"""The application, and what its commands share: options, progress, messages."""
+
+from __future__ import annotations
+
+import inspect
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+stderr = Console(stderr=True)
+
+Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
+RERANKER_OPTIONS: dict[str, Any] = {
+    "model": Model,
+    "backend": Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")],
+    "base_url": Annotated[str | None, typer.Option(help="the endpoint's; its key comes from MISTRAL_RERANK_API_KEY")],
+    "protocol": Annotated[str | None, typer.Option(help="auto, nvidia, cohere, jina, vllm, tei, voyage")],
+    "device": Device,
+    "dtype": Dtype,
+    "max_length": Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")],
+    "overflow": Annotated[
+        str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")
+    ],
+}
+
+
+def with_reranker_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes `**reranker` the options above; those that are given reach it."""
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        chosen = {name: values.pop(name) for name in RERANKER_OPTIONS}
+        command(**values, **given(chosen, *chosen))
+
+    signature = inspect.signature(command, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in RERANKER_OPTIONS.items()
+    ]
+    run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
+    return run
+
+
+def given(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Keep the options that were given; the others are left to the environment and the defaults."""
+    return {name: values[name] for name in names if values[name] is not None}
+
+
+def progress_bar() -> Progress:
+    """Make a bar that shows on a terminal alone."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)

@@ -1,0 +1,44 @@
+"""`serve`: put a reranker behind HTTP."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mistral_rerank.cli.options import app, given, with_reranker_options
+from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.settings import RerankSettings
+
+
+@app.command()
+@with_reranker_options
+def serve(
+    host: Annotated[str, typer.Option(help="the address to listen at; 0.0.0.0 for all of them")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="its port")] = 8000,
+    model_id: Annotated[str | None, typer.Option(help="what clients call the model  [default: its name]")] = None,
+    alias: Annotated[list[str] | None, typer.Option(help="one more name that clients may use; repeatable")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys that clients must send, one a line")] = None,
+    strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the contract lacks")] = None,
+    **reranker: Any,
+) -> None:
+    """Put a reranker behind HTTP, in the contracts of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
+
+    Keys can also come from MISTRAL_RERANK_SERVER_API_KEYS, separated by commas; limits from the other
+    MISTRAL_RERANK_SERVER_ variables.
+    """
+    try:
+        from mistral_rerank.server.run import serve as run
+        from mistral_rerank.server.settings import ServerSettings
+    except ImportError as error:
+        raise MissingDependencyError.of("serve", error) from error
+
+    aliases = tuple(alias) if alias else None
+    api_keys = None if api_key_file is None else tuple(api_key_file.read_text(encoding="utf-8").split())
+    if api_keys == ():
+        raise SettingsError(f"{api_key_file} holds no key; write one a line, or leave the option out")
+    settings = ServerSettings(**given(locals(), "model_id", "aliases", "api_keys", "strict"))
+    chosen = RerankSettings(**reranker)
+    if chosen.share_batches is None:
+        chosen.share_batches = True
+    with chosen.open() as opened:
+        run(opened, settings, host=host, port=port)

@@ -1,0 +1,76 @@
+"""`train` and `mine`: make a reranker."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mistral_rerank.cli.options import Device, app, given, progress_bar, stderr
+
+
+@app.command()
+def train(
+    base: Annotated[str, typer.Option(help="a folder, a hub id, or smollm2-135m")],
+    data: Annotated[list[Path], typer.Option(help="a BEIR folder or a .jsonl of groups; once for each")],
+    out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
+    layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
+    loss: Annotated[str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")] = None,
+    init: Annotated[str | None, typer.Option(help="go on from this adapter: a folder, or mini")] = None,
+    negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a question  [default: 4]")] = None,
+    random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
+    max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
+    max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="rank of the LoRA matrices  [default: 16]")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="its highest value  [default: 3e-4]")] = None,
+    epochs: Annotated[float | None, typer.Option(help="times every question is seen  [default: 1]")] = None,
+    groups_per_step: Annotated[int | None, typer.Option(help="questions of one step  [default: 32]")] = None,
+    groups_per_forward: Annotated[int | None, typer.Option(help="held in memory at once  [default: 4]")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
+    distill: Annotated[float | None, typer.Option(help="weight of the teacher's scores  [default: 1]")] = None,
+    compile: Annotated[bool, typer.Option(help="compile the layers first, for faster steps")] = False,  # noqa: A002
+    int8: Annotated[bool, typer.Option(help="frozen weights in int8, faster on CPUs with VNNI")] = False,
+    activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
+    device: Device = None,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same examples and weights")] = 0,
+) -> None:
+    """Fine-tune a base with LoRA on BEIR folders or files of groups; start it again after a stop and it goes on."""
+    chosen = given(locals(), *(name for name in locals() if name != "out"))
+    from mistral_rerank.training.finetune import TrainSettings, finetune
+
+    finetune(TrainSettings(**chosen), out)
+    stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}")
+
+
+@app.command()
+def mine(
+    data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
+    teacher: Annotated[str, typer.Option(help="a bi-encoder: a sentence-transformers folder or hub id")],
+    out: Annotated[Path, typer.Option(help="the .jsonl of groups to write; it must not exist")],
+    negatives: Annotated[int, typer.Option(help="passages of a group beside the positive", min=1)] = 4,
+    max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same groups")] = 0,
+) -> None:
+    """Draw hard negatives that a teacher has checked, with its scores, for `train --data`."""
+    from mistral_rerank.evaluation.beir import load_beir
+    from mistral_rerank.training.mining import BiEncoder, write_groups
+    from mistral_rerank.training.mining import mine as mine_set
+
+    encoder, groups = BiEncoder(teacher), []
+    for folder in data:
+        dataset = load_beir(folder)
+        with progress_bar() as progress:
+            task = progress.add_task(
+                folder.name, total=min(len(dataset.queries), max_queries or len(dataset.queries))
+            )
+            mined = mine_set(
+                dataset,
+                encoder,
+                negatives=negatives,
+                max_queries=max_queries,
+                seed=seed,
+                progress=partial(progress.advance, task),
+            )
+        groups += mined.groups
+        stderr.print(f"{folder.name}: {len(mined.groups)} questions, {mined.short} with too few safe negatives")
+    write_groups(groups, out)
