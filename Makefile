@@ -7,7 +7,9 @@ LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 
 	langgraph==1.0.* langgraph-checkpoint==3.0.* langgraph-prebuilt==1.0.* langgraph-sdk==0.2.* \
 	llama-index-core==0.13.* 'llama-index-workflows<2'
 
-.PHONY: setup test test-lowest lint demo bench
+CLIENTS = litellm==1.110.2 nvidia-haystack==3.0.0
+
+.PHONY: setup test test-lowest test-clients lint demo bench
 
 setup: $(VENV)/.all  ## a virtual environment with everything
 
@@ -35,6 +37,14 @@ $(VENV)/lowest: pyproject.toml $(VENV)/.all
 
 test-lowest: $(VENV)/lowest  ## the adapters in the oldest frameworks (OpenInference needs a newer LlamaIndex)
 	PYTHONPATH=$(VENV)/lowest $(BIN)/python -m pytest tests/adapters -k "not llama_index_shows"
+
+$(VENV)/clients: $(VENV)/.all
+	$(BIN)/pip install --quiet --upgrade --target $@ $(CLIENTS) requests-mock
+	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $@ $(filter nvidia-haystack%,$(CLIENTS))
+	tar -xzf $@/nvidia_haystack-*.tar.gz -C $@
+
+test-clients: $(VENV)/clients  ## LiteLLM's and Haystack's clients against the server (half a gigabyte, so not in CI)
+	PYTHONPATH=$(VENV)/clients $(BIN)/python -m pytest tests/server/test_frameworks.py
 
 lint: setup  ## format, lint and types
 	$(BIN)/ruff format --check .
