@@ -157,7 +157,7 @@ def test_an_error_of_the_model_reaches_the_client(error: Exception, status: int,
 
 def test_a_request_id_is_echoed_or_made(client: httpx.Client):
     assert client.get("/health", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
-    assert len(client.get("/health", headers={"X-Request-Id": "not one\x7f"}).headers["X-Request-Id"]) == 32
+    assert len(client.get("/health", headers={"X-Request-Id": "not one"}).headers["X-Request-Id"]) == 32
     assert client.post("/v1/nowhere", headers={"X-Request-Id": "abc-2"}).headers["X-Request-Id"] == "abc-2"
 
 

@@ -6,12 +6,22 @@ https://api.jina.ai/redoc
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import Body, Contract, Message, RerankReply, RerankRequest, score_of
+from mistral_rerank.protocols.contract import (
+    Body,
+    Contract,
+    Index,
+    Message,
+    RerankReply,
+    RerankRequest,
+    Usage,
+    exact,
+    score_of,
+)
 
 
 class Document(Message):
@@ -41,6 +51,33 @@ class CohereBody(Body):
         )
 
 
+@exact
+class DocumentText(TypedDict):
+    """A passage in a reply."""
+
+    text: str
+
+
+@exact
+class CohereResult(TypedDict):
+    """One passage's place."""
+
+    index: Index
+    relevance_score: float
+    document: NotRequired[DocumentText]
+
+
+@exact
+class CohereReply(TypedDict):
+    """What a server answers; `meta` is Cohere's, `usage` Jina's."""
+
+    id: str
+    model: str
+    results: list[CohereResult]
+    meta: dict[str, dict[str, str | int]]
+    usage: Usage
+
+
 def write_request_v2(request: RerankRequest) -> dict[str, Any]:
     """Ask for all passages; the API cuts long ones itself."""
     model = {} if request.model is None else {"model": request.model}
@@ -52,13 +89,14 @@ def write_request_v1(request: RerankRequest) -> dict[str, Any]:
     return write_request_v2(request) | {"return_documents": request.return_texts}
 
 
-def write_reply(request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
+def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     """Give probabilities, best first."""
-    results = [
-        {"index": place.index, "relevance_score": score_of(place, request.unit)}
-        | ({"document": {"text": place.text}} if request.return_texts else {})
-        for place in reply.ranking
-    ]
+    results: list[CohereResult] = []
+    for place in reply.ranking:
+        result: CohereResult = {"index": place.index, "relevance_score": score_of(place, request.unit)}
+        if request.return_texts:
+            result["document"] = {"text": place.text}
+        results.append(result)
     return {
         "id": reply.id,
         "model": reply.model,

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from mistral_rerank.errors import InvalidInputError
 
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import RankedPassage
 
 Unit = Literal["logit", "probability"]
+Index = Annotated[int, Field(ge=0, description="the passage's position in the request")]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Tokens = Annotated[int, Field(ge=0)]
+
+exact = with_config(ConfigDict(extra="forbid"))
+"""Of the description of a reply: a server of ours sends these fields and no others."""
+
+
+@exact
+class Usage(TypedDict):
+    """How many tokens the model has read."""
+
+    prompt_tokens: Tokens
+    total_tokens: Tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,19 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import Body, Contract, Message, RerankReply, RerankRequest
+from mistral_rerank.protocols.contract import (
+    Body,
+    Contract,
+    Index,
+    Message,
+    Probability,
+    RerankReply,
+    RerankRequest,
+    Usage,
+    exact,
+)
 
 
 class Text(Message):
@@ -39,6 +49,23 @@ class RankingBody(Body):
         )
 
 
+@exact
+class Ranking(TypedDict):
+    """One passage's place."""
+
+    index: Index
+    logit: float
+    probability: Probability
+
+
+@exact
+class RankingReply(TypedDict):
+    """What a server answers."""
+
+    rankings: list[Ranking]
+    usage: Usage
+
+
 def write_request(request: RerankRequest) -> dict[str, Any]:
     """Send nothing but what every version of the contract knows: newer NIMs refuse other fields."""
     model = {} if request.model is None else {"model": request.model}
@@ -49,7 +76,7 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
     }
 
 
-def write_reply(_request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
+def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
     """Give raw logits, best first; `probability` is ours, so that a calibrated one travels too."""
     return {
         "rankings": [

@@ -5,12 +5,12 @@ Source: text-embeddings-inference's `router/src/http/types.rs`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NotRequired
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, score_of
+from mistral_rerank.protocols.contract import Body, Contract, Index, RerankReply, RerankRequest, exact, score_of
 
 
 class TeiBody(Body):
@@ -33,6 +33,15 @@ class TeiBody(Body):
         )
 
 
+@exact
+class TeiRank(TypedDict):
+    """One passage's place; a reply is a list of them."""
+
+    index: Index
+    score: float
+    text: NotRequired[str]
+
+
 def write_request(request: RerankRequest) -> dict[str, Any]:
     """Ask for raw logits where they are wanted; a server of this kind has one model, so it is not named."""
     return {
@@ -43,13 +52,15 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
     }
 
 
-def write_reply(request: RerankRequest, reply: RerankReply) -> list[dict[str, Any]]:
+def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     """Give scores, best first."""
-    return [
-        {"index": place.index, "score": score_of(place, request.unit)}
-        | ({"text": place.text} if request.return_texts else {})
-        for place in reply.ranking
-    ]
+    ranks: list[TeiRank] = []
+    for place in reply.ranking:
+        rank: TeiRank = {"index": place.index, "score": score_of(place, request.unit)}
+        if request.return_texts:
+            rank["text"] = place.text
+        ranks.append(rank)
+    return ranks
 
 
 TEI = Contract(

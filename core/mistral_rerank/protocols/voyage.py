@@ -5,12 +5,21 @@ Source: https://docs.voyageai.com/reference/reranker-api
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NotRequired
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import Body, Contract, RerankReply, RerankRequest, score_of
+from mistral_rerank.protocols.contract import (
+    Body,
+    Contract,
+    Index,
+    Probability,
+    RerankReply,
+    RerankRequest,
+    Tokens,
+    exact,
+)
 
 
 class VoyageBody(Body):
@@ -36,6 +45,32 @@ class VoyageBody(Body):
         )
 
 
+@exact
+class VoyageResult(TypedDict):
+    """One passage's place."""
+
+    index: Index
+    relevance_score: Probability
+    document: NotRequired[str]
+
+
+@exact
+class VoyageUsage(TypedDict):
+    """How many tokens the model has read."""
+
+    total_tokens: Tokens
+
+
+@exact
+class VoyageReply(TypedDict):
+    """What a server answers."""
+
+    object: Literal["list"]
+    data: list[VoyageResult]
+    model: str
+    usage: VoyageUsage
+
+
 def write_request(request: RerankRequest) -> dict[str, Any]:
     """Ask for all passages."""
     model = {} if request.model is None else {"model": request.model}
@@ -46,18 +81,15 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
     }
 
 
-def write_reply(request: RerankRequest, reply: RerankReply) -> dict[str, Any]:
+def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     """Give probabilities, best first."""
-    return {
-        "object": "list",
-        "data": [
-            {"index": place.index, "relevance_score": score_of(place, request.unit)}
-            | ({"document": place.text} if request.return_texts else {})
-            for place in reply.ranking
-        ],
-        "model": reply.model,
-        "usage": {"total_tokens": reply.tokens},
-    }
+    data: list[VoyageResult] = []
+    for place in reply.ranking:
+        result: VoyageResult = {"index": place.index, "relevance_score": place.score.probability}
+        if request.return_texts:
+            result["document"] = place.text
+        data.append(result)
+    return {"object": "list", "data": data, "model": reply.model, "usage": {"total_tokens": reply.tokens}}
 
 
 VOYAGE = Contract(

@@ -1,4 +1,4 @@
-"""The application: every contract's route in front of one reranker, and what operators ask of a server.
+"""The application: every contract's route in front of one reranker.
 
 The contracts share three paths. Which of them a body speaks shows in its fields: `texts` is TEI's, `top_k` and
 `truncation` are Voyage's, `use_activation` and `truncate_prompt_tokens` are vLLM's; the rest is Cohere's and Jina's.
@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from contextlib import asynccontextmanager
-from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, FastAPI, Request
-from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import Discriminator, Tag
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 
 from mistral_rerank import __version__
 from mistral_rerank.protocols import CONTRACTS
-from mistral_rerank.protocols.cohere import CohereBody
-from mistral_rerank.protocols.nvidia import RankingBody  # noqa: TC001 - FastAPI reads the annotation
-from mistral_rerank.protocols.tei import TeiBody
+from mistral_rerank.protocols.cohere import CohereBody, CohereReply
+from mistral_rerank.protocols.nvidia import RankingBody, RankingReply
+from mistral_rerank.protocols.tei import TeiBody, TeiRank
 from mistral_rerank.protocols.vllm import VllmBody
-from mistral_rerank.protocols.voyage import VoyageBody
+from mistral_rerank.protocols.voyage import VoyageBody, VoyageReply
 from mistral_rerank.server.errors import ErrorBody, add_error_handlers
+from mistral_rerank.server.management import management
 from mistral_rerank.server.middleware import BearerKeys, BodyLimit, RequestContext
 from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError, Service
 from mistral_rerank.server.settings import ServerSettings
@@ -50,8 +48,11 @@ MARKS = {
 CONTRACT_OF = {contract.body: contract for contract in CONTRACTS.values()}
 """Jina's and Cohere's bodies are one, and so are their replies."""
 FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 500, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 502, 503, 504)
 }
+RANKING: dict[int | str, dict[str, Any]] = {200: {"model": RankingReply}}
+RERANK: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | VoyageReply}}
+RERANK_OR_TEI: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | VoyageReply | list[TeiRank]}}
 
 
 def _contract_at(*names: str) -> Discriminator:
@@ -71,35 +72,38 @@ RerankBody = Annotated[CohereLike, _contract_at("voyage", "vllm")]
 RerankOrTeiBody = Annotated[CohereLike | Annotated[TeiBody, Tag("tei")], _contract_at("tei", "voyage", "vllm")]
 
 inference = APIRouter(tags=["rerank"], responses=FAILURES)
-management = APIRouter(tags=["management"])
 
 
-@inference.post("/v1/ranking", summary="NVIDIA's contract")
+@inference.post("/v1/ranking", summary="NVIDIA's contract", responses=RANKING)
 async def rank(body: RankingBody, request: Request) -> Response:
     """Give raw logits and probabilities, best first."""
     return await _answer(body, request)
 
 
-@inference.post("/v1/retrieval/{path:path}/reranking", summary="NVIDIA's contract, at the hosted API's path")
+@inference.post(
+    "/v1/retrieval/{path:path}/reranking", summary="NVIDIA's contract, at the hosted API's path", responses=RANKING
+)
 async def rank_as_hosted(path: str, body: RankingBody, request: Request) -> Response:  # noqa: ARG001 - any will do
     """Give raw logits and probabilities, best first."""
     return await _answer(body, request)
 
 
-@inference.post("/v1/ranking/{model:path}", summary="NVIDIA's contract, with the model in the path")
+@inference.post(
+    "/v1/ranking/{model:path}", summary="NVIDIA's contract, with the model in the path", responses=RANKING
+)
 async def rank_with(model: str, body: RankingBody, request: Request) -> Response:
     """Give raw logits and probabilities, best first."""
     return await _answer(body if body.model else body.model_copy(update={"model": model}), request)
 
 
-@inference.post("/v1/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract")
-@inference.post("/v2/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract")
+@inference.post("/v1/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract", responses=RERANK)
+@inference.post("/v2/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract", responses=RERANK)
 async def rerank(body: RerankBody, request: Request) -> Response:
     """Give probabilities, best first; raw logits for `use_activation: false`."""
     return await _answer(body, request)
 
 
-@inference.post("/rerank", summary="TEI's contract, or one of those at /v1/rerank")
+@inference.post("/rerank", summary="TEI's contract, or one of those at /v1/rerank", responses=RERANK_OR_TEI)
 async def rerank_or_tei(body: RerankOrTeiBody, request: Request) -> Response:
     """Give probabilities, best first; raw logits for `raw_scores: true`."""
     return await _answer(body, request)
@@ -118,72 +122,6 @@ async def _refuse_other_fields(body: Body, request: Request) -> None:
     others = set(await request.json()) - set(type(body).model_fields)
     if others:
         raise HTTPException(400, f"{len(others)} fields beside {', '.join(type(body).model_fields)}; leave them out")
-
-
-@management.get("/v1/models", responses={401: {"model": ErrorBody}})
-async def models(request: Request) -> dict[str, Any]:
-    """List the model, as OpenAI's API does."""
-    service: Service = request.app.state.service
-    name = service.model_id
-    model = {"id": name, "object": "model", "created": service.created, "owned_by": "mistral-rerank", "root": name}
-    return {"object": "list", "data": [model]}
-
-
-@management.get("/v1/health/live")
-async def live() -> dict[str, str]:
-    """Say that the process answers."""
-    return {"object": "health.response", "message": "Service is live.", "status": "live"}
-
-
-@management.get("/v1/health/ready", responses={503: {"model": ErrorBody}})
-async def ready(request: Request) -> dict[str, str]:
-    """Say whether requests are welcome: the model is loaded, and the server not on its way down."""
-    if why := request.app.state.service.not_ready:
-        raise HTTPException(503, why, {"Retry-After": "1"})
-    return {"object": "health.response", "message": "Service is ready.", "status": "ready"}
-
-
-@management.get("/health", responses={503: {"model": ErrorBody}})
-async def health(request: Request) -> dict[str, str]:
-    """Say the same for those who ask as of vLLM and TEI."""
-    return await ready(request)
-
-
-@management.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-@management.get("/v1/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(request: Request) -> Response:
-    """Give what is counted, for Prometheus."""
-    return Response(request.app.state.service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-@management.get("/v1/version")
-async def version() -> dict[str, str]:
-    """Name this software's version."""
-    return {"release": __version__, "api": "v1"}
-
-
-@management.get("/v1/metadata", responses={401: {"model": ErrorBody}})
-async def metadata(request: Request) -> dict[str, Any]:
-    """Name the version and the model."""
-    name = request.app.state.service.model_id
-    return {"version": __version__, "modelInfo": [{"modelUrl": name, "shortName": name}]}
-
-
-@management.get("/", response_class=HTMLResponse, include_in_schema=False)
-async def page() -> HTMLResponse:
-    """Show the page for people; it may load nothing from elsewhere."""
-    nonce = secrets.token_urlsafe(16)
-    text = resources.files("mistral_rerank.server").joinpath("page.html").read_text(encoding="utf-8")
-    policy = (
-        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    headers = {
-        "Content-Security-Policy": policy,
-        "X-Content-Type-Options": "nosniff",
-        "Referrer-Policy": "no-referrer",
-    }
-    return HTMLResponse(text.replace("{{nonce}}", nonce), headers=headers)
 
 
 def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> FastAPI:

@@ -1,0 +1,139 @@
+"""What operators, probes and people ask of a server beside rankings: models, health, metrics, versions, the page."""
+
+from __future__ import annotations
+
+import secrets
+from importlib import resources
+from typing import TYPE_CHECKING, Literal
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+from typing_extensions import TypedDict
+
+from mistral_rerank import __version__
+from mistral_rerank.server.errors import ErrorBody
+
+if TYPE_CHECKING:
+    from mistral_rerank.server.service import Service
+
+management = APIRouter(tags=["management"])
+
+
+class Model(TypedDict):
+    """A model, as OpenAI's API describes it."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+
+
+class Models(TypedDict):
+    """A list of them."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(TypedDict):
+    """What a NIM says of itself."""
+
+    object: Literal["health.response"]
+    message: str
+    status: Literal["live", "ready"]
+
+
+class Version(TypedDict):
+    """Of this software and of the API."""
+
+    release: str
+    api: str
+
+
+class ModelInfo(TypedDict):
+    """A model, as a NIM describes it."""
+
+    modelUrl: str
+    shortName: str
+
+
+class Metadata(TypedDict):
+    """What a NIM tells of what it runs."""
+
+    version: str
+    modelInfo: list[ModelInfo]
+
+
+@management.get("/v1/models", responses={401: {"model": ErrorBody}})
+async def models(request: Request) -> Models:
+    """List the model, as OpenAI's API does."""
+    service: Service = request.app.state.service
+    name = service.model_id
+    model: Model = {
+        "id": name,
+        "object": "model",
+        "created": service.created,
+        "owned_by": "mistral-rerank",
+        "root": name,
+    }
+    return {"object": "list", "data": [model]}
+
+
+@management.get("/v1/health/live")
+async def live() -> Health:
+    """Say that the process answers."""
+    return {"object": "health.response", "message": "Service is live.", "status": "live"}
+
+
+@management.get("/v1/health/ready", responses={503: {"model": ErrorBody}})
+async def ready(request: Request) -> Health:
+    """Say whether requests are welcome: the model is loaded, and the server not on its way down."""
+    if why := request.app.state.service.not_ready:
+        raise HTTPException(503, why, {"Retry-After": "1"})
+    return {"object": "health.response", "message": "Service is ready.", "status": "ready"}
+
+
+@management.get("/health", responses={503: {"model": ErrorBody}})
+async def health(request: Request) -> Health:
+    """Say the same for those who ask as of vLLM and TEI."""
+    return await ready(request)
+
+
+@management.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+@management.get("/v1/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request) -> Response:
+    """Give what is counted, for Prometheus."""
+    return Response(request.app.state.service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
+@management.get("/v1/version")
+async def version() -> Version:
+    """Name this software's version."""
+    return {"release": __version__, "api": "v1"}
+
+
+@management.get("/v1/metadata", responses={401: {"model": ErrorBody}})
+async def metadata(request: Request) -> Metadata:
+    """Name the version and the model."""
+    name = request.app.state.service.model_id
+    return {"version": __version__, "modelInfo": [{"modelUrl": name, "shortName": name}]}
+
+
+@management.get("/", response_class=HTMLResponse, include_in_schema=False)
+async def page() -> HTMLResponse:
+    """Show the page for people; it may load nothing from elsewhere."""
+    nonce = secrets.token_urlsafe(16)
+    text = resources.files("mistral_rerank.server").joinpath("page.html").read_text(encoding="utf-8")
+    policy = (
+        f"default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {
+        "Content-Security-Policy": policy,
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+    }
+    return HTMLResponse(text.replace("{{nonce}}", nonce), headers=headers)
