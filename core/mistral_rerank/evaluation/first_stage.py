@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from mistral_rerank.errors import MissingDependencyError
+import numpy as np
+
+from mistral_rerank.errors import InvalidInputError, MissingDependencyError, SettingsError
+from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
+from mistral_rerank.evaluation.presets import PRESETS, Preset, find_preset
+from mistral_rerank.evaluation.trec import read_run
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.encoders import Encoder
 
 Ranking = list[tuple[str, float]]
 """Passage ids with their scores, best first."""
+
+FUSED_DEPTH = 100
+"""How far down each ranking of a hybrid is looked, at least."""
+
+
+class FirstStage(Protocol):
+    """Finds candidates for the questions of a data set."""
+
+    def search(
+        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
+    ) -> list[Ranking]:
+        """Give at most `k` passages of each query id; `progress` is told how many texts are done, and of how many."""
 
 
 class BM25:
@@ -27,6 +50,7 @@ class BM25:
             import Stemmer
         except ImportError as error:
             raise MissingDependencyError.of("eval", error) from error
+        logging.getLogger("bm25s").setLevel(logging.WARNING)  # it sets itself to DEBUG
         self._bm25s = bm25s
         self._stemmer = Stemmer.Stemmer("english")
         self._ids = list(corpus)
@@ -44,3 +68,181 @@ class BM25:
 
     def _tokenize(self, texts: list[str]) -> object:
         return self._bm25s.tokenize(texts, stopwords="en", stemmer=self._stemmer, show_progress=False)
+
+
+class BM25Stage:
+    """BM25 over the corpus of each data set."""
+
+    def search(
+        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
+    ) -> list[Ranking]:
+        """See `FirstStage.search`."""
+        rankings = BM25(dataset.corpus).search([dataset.queries[query] for query in queries], k=k)
+        progress(len(dataset.corpus), len(dataset.corpus))
+        return rankings
+
+
+class DenseStage:
+    """Exact search by the products of vectors.
+
+    Args:
+        encoder: makes them.
+
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+
+    def search(
+        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
+    ) -> list[Ranking]:
+        """See `FirstStage.search`."""
+        ids, done, total = list(dataset.corpus), 0, len(dataset.corpus) + len(queries)
+
+        def advance(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total)
+
+        asked = self._encoder.encode([dataset.queries[query] for query in queries], "query", progress=advance)
+        passages = self._encoder.encode(list(dataset.corpus.values()), "passage", progress=advance)
+        rankings = []
+        for vector in asked:
+            scores = passages @ vector
+            best = np.argsort(-scores, kind="stable")[:k]
+            rankings.append([(ids[i], float(scores[i])) for i in best])
+        return rankings
+
+
+class HybridStage:
+    """Several first stages fused by their ranks."""
+
+    def __init__(self, stages: Sequence[FirstStage]) -> None:
+        self._stages = stages
+
+    def search(
+        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
+    ) -> list[Ranking]:
+        """See `FirstStage.search`."""
+        depth = max(k, FUSED_DEPTH)
+        found = [stage.search(dataset, queries, k=depth, progress=progress) for stage in self._stages]
+        return [
+            fuse([[passage for passage, _ in ranking] for ranking in rankings])[:k]
+            for rankings in zip(*found, strict=True)
+        ]
+
+
+class RunStage:
+    """Rankings from TREC run files.
+
+    Args:
+        path: a run file, or a folder with `<data set>.trec` for each set.
+
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def search(
+        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
+    ) -> list[Ranking]:
+        """See `FirstStage.search`; a query that the file lacks has no candidates.
+
+        Raises:
+            InvalidInputError: the file is missing, not of the format, or of another data set.
+
+        """
+        file = self._path / f"{dataset.name}.trec" if self._path.is_dir() else self._path
+        if not file.is_file():
+            raise InvalidInputError(f"there is no run file {file}; name a file, or a folder with {dataset.name}.trec")
+        run = read_run(file)
+        if not any(query in run for query in queries):
+            raise InvalidInputError(f"{file} holds none of the queries of {dataset.name}; it is another set's run")
+        rankings = [run.get(query, [])[:k] for query in queries]
+        check_passages(rankings, dataset, file)
+        progress(len(queries), len(queries))
+        return rankings
+
+
+def fuse(rankings: Sequence[Sequence[str]], *, constant: int = 60) -> Ranking:
+    """Fuse rankings of passage ids: each gives 1 / (constant + rank) to what it holds; ranks start at 1.
+
+    Equal sums are ordered by the best rank, then by the first ranking that holds the passage.
+
+    Source: reciprocal rank fusion, Cormack, Clarke and Buettcher, SIGIR 2009, where the constant is 60.
+
+    """
+    sums: dict[str, float] = {}
+    best: dict[str, tuple[int, int]] = {}
+    for place, ranking in enumerate(rankings):
+        for rank, passage in enumerate(ranking, start=1):
+            sums[passage] = sums.get(passage, 0.0) + 1.0 / (constant + rank)
+            best[passage] = min(best.get(passage, (rank, place)), (rank, place))
+    return sorted(sums.items(), key=lambda item: (-item[1], best[item[0]]))
+
+
+def check_passages(rankings: Iterable[Ranking], dataset: BeirDataset, file: Path) -> None:
+    """Refuse rankings with passages that a data set does not have.
+
+    Raises:
+        InvalidInputError: naming the file that they came from, and one of them.
+
+    """
+    for passage in (passage for ranking in rankings for passage, _ in ranking):
+        if passage not in dataset.corpus:
+            raise InvalidInputError(f"{file} ranks passage {passage!r}, which the corpus of {dataset.name} lacks")
+
+
+def open_first_stage(
+    name: str, *, query_prefix: str | None = None, passage_prefix: str | None = None, device: str | None = None
+) -> FirstStage:
+    """Give the first stage of that name.
+
+    Args:
+        name: `bm25`; `dense:MODEL`; `hybrid:MODEL`, which is BM25 and that model; or the path of a run file or of a
+            folder of them. MODEL is a preset's name, a folder, a hub id, or `NAME@URL` for an embeddings endpoint.
+        query_prefix: put before questions, instead of the preset's.
+        passage_prefix: put before passages.
+        device: where a model on this machine runs; None for the best there is.
+
+    Raises:
+        SettingsError: it is none of these.
+
+    """
+    kind, _, model = name.partition(":")
+    if name == "bm25":
+        return BM25Stage()
+    if kind in ("dense", "hybrid") and model:
+        dense = DenseStage(_encoder(model, query_prefix, passage_prefix, device))
+        return dense if kind == "dense" else HybridStage([BM25Stage(), dense])
+    if Path(name).expanduser().exists():
+        return RunStage(Path(name).expanduser())
+    raise SettingsError(
+        f"the first stage {name!r} is not known; give bm25, dense:MODEL, hybrid:MODEL, or the path of a TREC run"
+    )
+
+
+def _encoder(name: str, query_prefix: str | None, passage_prefix: str | None, device: str | None) -> Encoder:
+    model, separator, url = name.partition("@")
+    if name.startswith(("http://", "https://")):
+        raise SettingsError("name the model that the endpoint serves: dense:NAME@URL")
+    preset = find_preset(model)
+    folder = Path(model).expanduser()
+    if query_prefix is not None or passage_prefix is not None:
+        preset = preset or Preset(model, model, pooling=None, normalize=bool(separator))
+        preset = replace(
+            preset,
+            query_prefix=preset.query_prefix if query_prefix is None else query_prefix,
+            passage_prefix=preset.passage_prefix if passage_prefix is None else passage_prefix,
+        )
+    if separator:
+        of_nvidia = model.startswith("nvidia/")
+        return EndpointEncoder(preset or Preset(model, model, input_type=of_nvidia), url)
+    if preset is not None and preset.base_url is not None:
+        return EndpointEncoder(preset, preset.base_url)
+    if folder.is_dir():
+        return LocalEncoder(preset, model=str(folder), device=device)
+    if preset is None and "/" not in model:
+        known = ", ".join(preset.name for preset in PRESETS)
+        raise SettingsError(f"there is no embedding model {model!r}; give a folder, a hub id, or one of: {known}")
+    return LocalEncoder(preset, model=None if preset else model, device=device)

@@ -1,0 +1,113 @@
+"""`evaluate` and `calibrate`: measure a reranker, and make its probabilities mean something."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mistral_rerank.cli.options import app, given, progress_bar, stderr, with_reranker_options
+from mistral_rerank.settings import open_reranker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.progress import TaskID
+
+    from mistral_rerank.evaluation.results import Figures
+    from mistral_rerank.evaluation.run import Notify
+
+FirstStage = Annotated[
+    str | None, typer.Option(help="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs  [default: bm25]")
+]
+QueryPrefix = Annotated[str | None, typer.Option(help="put before questions, instead of the preset's")]
+PassagePrefix = Annotated[str | None, typer.Option(help="put before passages, instead of the preset's")]
+Seed = Annotated[int, typer.Option(help="the same seed draws the same questions")]
+
+
+@app.command()
+@with_reranker_options
+def evaluate(
+    data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
+    out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
+    first_stage: FirstStage = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="candidates of a question that are reranked  [default: 50]")
+    ] = None,
+    queries: Annotated[int | None, typer.Option(help="draw so many questions of each set  [default: all]")] = None,
+    split: Annotated[str | None, typer.Option(help="which qrels/SPLIT.tsv  [default: the only one]")] = None,
+    query_prefix: QueryPrefix = None,
+    passage_prefix: PassagePrefix = None,
+    drop_same_id: Annotated[
+        bool | None, typer.Option("--drop-same-id", help="drop candidates with the question's id (ArguAna, Quora)")
+    ] = None,
+    seed: Seed = 0,
+    **reranker: Any,
+) -> None:
+    """Measure what a reranker adds to a first stage; start it again after a stop and it goes on.
+
+    MODEL of a first stage is a preset's name, a sentence-transformers folder, a hub id, or NAME@URL for an
+    embeddings endpoint, whose key comes from MISTRAL_RERANK_EMBEDDINGS_API_KEY.
+    """
+    from mistral_rerank.evaluation.run import EvaluationSettings
+    from mistral_rerank.evaluation.run import evaluate as run
+
+    names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix", "drop_same_id"
+    settings = EvaluationSettings(**given(locals(), *names), seed=seed)
+    chosen = {name: value for name, value in reranker.items() if name != "model"}
+    with open_reranker(**reranker) as opened, _notices() as notify:
+        found = run(opened, settings, out, reranker_settings=chosen, device=_device(reranker), notify=notify)
+    _print_figures(found, settings.top_k)
+    stderr.print(f"wrote {out}; open {out / 'report.html'}")
+
+
+@contextmanager
+def _notices() -> "Iterator[Notify]":
+    """Show a bar for each thing that is being done."""
+    with progress_bar() as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def notify(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield notify
+
+
+def _device(reranker: dict[str, Any]) -> str | None:
+    return None if reranker.get("device") == "auto" else reranker.get("device")
+
+
+def _print_figures(found: "Sequence[Figures]", top_k: int) -> None:
+    """Print the headline measures of every set and of their mean."""
+    from mistral_rerank.evaluation.metrics import HEADLINE
+
+    heads = ("set", "queries", "measure", "first stage", "reranked", "gain", "95% interval", f"ceiling R@{top_k}")
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for of_set in found:
+        for measure in HEADLINE:
+            gain, first = of_set.gain[measure], measure == HEADLINE[0]
+            table.add_row(
+                of_set.name if first else "",
+                str(of_set.queries) if first else "",
+                measure,
+                f"{of_set.first_stage[measure]:.4f}",
+                f"{of_set.reranked[measure]:.4f}",
+                f"{gain.mean:+.4f}",
+                f"{gain.low:+.4f} to {gain.high:+.4f}",
+                f"{of_set.ceiling:.4f}" if measure == "Recall@5" else "",
+            )
+    _console().print(table)
+
+
+def _console() -> Console:
+    """Give a console for tables, wide enough where it is no terminal."""
+    console = Console(highlight=False, markup=False)
+    if not console.is_terminal:
+        console.width = 140
+    return console

@@ -1,0 +1,250 @@
+"""Evaluate a reranker: first stage, reranking, measures, files."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mistral_rerank.errors import SettingsError
+from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.first_stage import check_passages, open_first_stage
+from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
+from mistral_rerank.evaluation.report import write_report
+from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, Timing, depths, figures
+from mistral_rerank.evaluation.trec import distinct, read_run, write_run
+from mistral_rerank.evaluation.workspace import Scored, Workspace, append_scores, resume_scores, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.first_stage import FirstStage
+    from mistral_rerank.evaluation.trec import Run
+    from mistral_rerank.reranker import Reranker
+
+    Notify = Callable[[str, int, int], None]
+
+EXAMPLES = 10
+"""Worst losses, and as many best gains, that the report shows of each set."""
+SHOWN = 3
+"""Passages of an example, before and after."""
+TIMED_QUERIES = 3
+"""Questions that are reranked once more at every depth, to time it."""
+
+
+class EvaluationSettings(BaseModel):
+    """What is evaluated, and how."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders")
+    first_stage: str = Field(default="bm25", description="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
+    top_k: int = Field(default=50, ge=1, description="candidates of each question that are reranked")
+    queries: int | None = Field(default=None, ge=1, description="questions of each set, drawn with the seed")
+    split: str | None = None
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
+    drop_same_id: bool = Field(
+        default=False, description="drop candidates whose id is the question's (ArguAna, Quora)"
+    )
+    seed: int = 0
+
+
+def evaluate(
+    reranker: Reranker,
+    settings: EvaluationSettings,
+    out: Path,
+    *,
+    reranker_settings: Mapping[str, object] | None = None,
+    device: str | None = None,
+    notify: Notify = lambda _what, _done, _total: None,
+) -> list[Figures]:
+    """Measure what a reranker adds to a first stage, and write it to a folder.
+
+    Args:
+        reranker: any.
+        settings: data, first stage and sizes.
+        out: the folder to write; it must not exist. A stopped evaluation goes on from `<out>.partial`.
+        reranker_settings: written down with the results; a run only goes on from one with the same.
+        device: where a dense first stage runs; None for the best there is.
+        notify: told what is being done, how much of it is, and of how much.
+
+    Returns:
+        Figures of every set, then their mean.
+
+    Raises:
+        InvalidInputError: a data set or run file is not usable.
+        SettingsError: `out` exists, or the partial folder is of an evaluation with other settings.
+        RerankError: whatever the first stage or the reranker raises.
+
+    """
+    folders = [Path(folder).resolve() for folder in settings.data]
+    names = [folder.name for folder in folders]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"two data folders are called {twice!r}; rename one, its name is that of its results")
+    asked = settings.model_dump(mode="json") | {
+        "model": reranker.model_name,
+        "reranker": dict(reranker_settings or {}),
+    }
+    work = Workspace(out, asked | {"data": [str(folder) for folder in folders]})
+    stage = open_first_stage(
+        settings.first_stage,
+        query_prefix=settings.query_prefix,
+        passage_prefix=settings.passage_prefix,
+        device=device,
+    )
+    results, seconds = [], {}
+    latencies: dict[int, float] = {}
+    for folder in folders:
+        dataset = load_beir(folder, split=settings.split)
+        before = _candidates(dataset, stage, settings, work.candidates(dataset.name), notify)
+        scored = _scores(dataset, before, reranker, work.scores(dataset.name), notify)
+        result, after = measure(dataset, before, scored, top_k=settings.top_k)
+        write_run(after, work.reranked(dataset.name), tag="reranked")
+        results.append(result)
+        seconds[dataset.name] = [scores.seconds for scores in scored.values()]
+        latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
+    found = figures(results, top_k=settings.top_k, seed=settings.seed)
+    asked["data"] = names
+    timing = Timing(seconds, {result.name: len(result.labels) for result in results}, latencies)
+    write_json(work.folder / "results.json", {"settings": asked, "figures": [asdict(figure) for figure in found]})
+    write_json(work.folder / "timing.json", timing.record())
+    _write_queries(results, work.folder / "queries.jsonl")
+    write_report(found, results, asked, timing, work.folder / "report.html")
+    work.finish()
+    return found
+
+
+def sample_queries(dataset: BeirDataset, count: int | None, *, seed: int) -> list[str]:
+    """Draw that many judged questions, the same for the same seed; None for all."""
+    ids = sorted(dataset.queries)
+    return ids if count is None or count >= len(ids) else random.Random(seed).sample(ids, count)  # noqa: S311
+
+
+def first_stage_run(
+    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, *, progress: Callable[[int, int], None]
+) -> Run:
+    """Find the candidates of the sampled questions."""
+    queries = sample_queries(dataset, settings.queries, seed=settings.seed)
+    rankings = stage.search(dataset, queries, k=settings.top_k + settings.drop_same_id, progress=progress)
+    run = {}
+    for query, ranking in zip(queries, rankings, strict=True):
+        kept = [place for place in ranking if not (settings.drop_same_id and place[0] == query)]
+        run[query] = distinct(kept[: settings.top_k])
+    return run
+
+
+def reordered(
+    ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int
+) -> list[tuple[str, float]]:
+    """Sort the first `depth` passages by (-logit, place); the others follow as they were.
+
+    Returns:
+        Passages with distinct scores: logits, or where not all are reranked negative places.
+
+    """
+    places = sorted(range(min(depth, len(ranking))), key=lambda place: (-logits[place], place))
+    if depth >= len(ranking):
+        return distinct((ranking[place][0], logits[place]) for place in places)
+    order = [*places, *range(depth, len(ranking))]
+    return [(ranking[place][0], float(-rank)) for rank, place in enumerate(order)]
+
+
+def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, top_k: int) -> tuple[SetResult, Run]:
+    """Measure the candidates of a set before and after reranking; gives the reranked run too."""
+    qrels = {query: dataset.qrels[query] for query in before}
+    after = {query: reordered(before[query], scored[query].logits, depth=top_k) for query in before}
+    by_depth = {}
+    for depth in depths(top_k):
+        values = per_query(qrels, {q: reordered(before[q], scored[q].logits, depth=depth) for q in before})
+        by_depth[depth] = {name: mean(values, name) for name in MEASURES}
+    old, new = (per_query(qrels, run, recall_at=top_k) for run in (before, after))
+    gains = {query: new[query]["nDCG@10"] - old[query]["nDCG@10"] for query in before}
+    rising = sorted(gains, key=lambda query: (gains[query], query))
+    losses = [query for query in rising[:EXAMPLES] if gains[query] < 0]
+    best = [query for query in rising[::-1][:EXAMPLES] if gains[query] > 0]
+    result = SetResult(
+        name=dataset.name,
+        passages=len(dataset.corpus),
+        first_stage=old,
+        reranked=new,
+        by_depth=by_depth,
+        probabilities=tuple(p for query in before for p in scored[query].probabilities),
+        labels=tuple(int(qrels[query].get(passage, 0) > 0) for query in before for passage, _ in before[query]),
+        examples=tuple(
+            Example(
+                query, dataset.queries[query], gains[query], _top(dataset, before, query), _top(dataset, after, query)
+            )
+            for query in [*losses, *best]
+        ),
+    )
+    return result, after
+
+
+def _top(dataset: BeirDataset, run: Run, query: str) -> tuple[Shown, ...]:
+    grades = dataset.qrels[query]
+    return tuple(Shown(passage, dataset.corpus[passage], grades.get(passage)) for passage, _ in run[query][:SHOWN])
+
+
+def _candidates(
+    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, file: Path, notify: Notify
+) -> Run:
+    """Find the candidates, or read those that are there."""
+    if not file.exists():
+        what = f"{dataset.name}: first stage"
+        run = first_stage_run(dataset, stage, settings, progress=lambda done, total: notify(what, done, total))
+        write_run(run, file, tag="first_stage")
+    found = read_run(file)
+    check_passages(found.values(), dataset, file)
+    return {query: found.get(query, []) for query in sample_queries(dataset, settings.queries, seed=settings.seed)}
+
+
+def _scores(dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, notify: Notify) -> dict[str, Scored]:
+    """Score the candidates of every question, going on from what the file holds."""
+    done, what = resume_scores(file, run), f"{dataset.name}: reranking"
+
+    def score_rest() -> Iterator[tuple[str, Scored]]:
+        for query in list(run)[len(done) :]:
+            pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in run[query]]
+            start = time.perf_counter()
+            scores = reranker.score_pairs(pairs) if pairs else []
+            seconds = time.perf_counter() - start
+            yield query, Scored(tuple(s.logit for s in scores), tuple(s.probability for s in scores), seconds)
+
+    notify(what, len(done), len(run))
+    if len(done) < len(run):
+        reranker.score_pairs([("warm", "up")])
+        for query, scores in append_scores(file, run, score_rest()):
+            done[query] = scores
+            notify(what, len(done), len(run))
+    return done
+
+
+def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -> dict[int, float]:
+    """Time the reranking of a question at every depth: the median over a few, in seconds."""
+    full = [query for query in run if len(run[query]) >= top_k][:TIMED_QUERIES]
+    found = {}
+    for depth in depths(top_k)[1:] if full else []:
+        taken = []
+        for query in full:
+            pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in run[query][:depth]]
+            start = time.perf_counter()
+            reranker.score_pairs(pairs)
+            taken.append(time.perf_counter() - start)
+        found[depth] = statistics.median(taken)
+    return found
+
+
+def _write_queries(results: Sequence[SetResult], file: Path) -> None:
+    with file.open("w", encoding="utf-8") as lines:
+        for result in results:
+            for query, reranked in result.reranked.items():
+                values = {"first_stage": result.first_stage[query], "reranked": reranked}
+                lines.write(json.dumps({"set": result.name, "query": query, **values}, ensure_ascii=False) + "\n")

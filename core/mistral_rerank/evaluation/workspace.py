@@ -1,0 +1,123 @@
+"""The folder of an evaluation while it runs: what is done is kept as it comes, and taken up again after a stop.
+
+`<out>.partial` becomes `out` when it is complete:
+
+    first_stage/<set>.trec    the candidates
+    scores/<set>.jsonl        one line a query: logits, probabilities, seconds
+    reranked/<set>.trec       the candidates in their new order
+    queries.jsonl             every measure of every query
+    results.json              the figures
+    timing.json               seconds, versions and machine: all that differs between equal runs
+    report.html               figures and plots, for people
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from mistral_rerank.errors import InvalidInputError, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from mistral_rerank.evaluation.trec import Run
+
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the reranker said of the candidates of one question, in their order."""
+
+    logits: tuple[float, ...]
+    probabilities: tuple[float, ...]
+    seconds: float
+
+
+class Workspace:
+    """Opens the partial folder of `out`, or makes it.
+
+    Args:
+        out: the folder to come; it must not exist.
+        asked: what is evaluated, and how.
+
+    Raises:
+        SettingsError: `out` exists, or the partial folder is of another evaluation.
+
+    """
+
+    def __init__(self, out: Path, asked: Mapping[str, object]) -> None:
+        if out.exists():
+            raise SettingsError(f"{out} exists; give another --out, or remove it")
+        self.out, self.folder = out, out.with_name(f"{out.name}.partial")
+        file = self.folder / SETTINGS
+        old = json.loads(file.read_text("utf-8")) if file.is_file() else asked
+        if differs := sorted(key for key in {*old, *asked} if old.get(key) != asked.get(key)):
+            raise SettingsError(
+                f"{self.folder} holds an evaluation with another {', '.join(differs)}; "
+                "remove it, or give another --out"
+            )
+        for name in ("first_stage", "scores", "reranked"):
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        write_json(file, asked)
+
+    def candidates(self, name: str) -> Path:
+        """Give the run file of a set's first stage."""
+        return self.folder / "first_stage" / f"{name}.trec"
+
+    def reranked(self, name: str) -> Path:
+        """Give the run file of a set after reranking."""
+        return self.folder / "reranked" / f"{name}.trec"
+
+    def scores(self, name: str) -> Path:
+        """Give the file of a set's scores."""
+        return self.folder / "scores" / f"{name}.jsonl"
+
+    def finish(self) -> None:
+        """Give the folder its name."""
+        (self.folder / SETTINGS).unlink()
+        self.folder.replace(self.out)
+
+
+def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
+    """Read the scores that are there, and cut off a half-written last line.
+
+    Raises:
+        InvalidInputError: they are of other candidates.
+
+    """
+    if not file.exists():
+        return {}
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) != len(content):
+        with file.open("r+b") as rest:
+            rest.truncate(len(whole))
+    done = {}
+    for query, line in zip(run, whole.splitlines(), strict=False):
+        record = json.loads(line)
+        if (record["query"], record["passages"]) != (query, [passage for passage, _ in run[query]]):
+            raise InvalidInputError(f"{file} holds scores of other candidates; remove {file.parent.parent}")
+        done[query] = Scored(tuple(record["logits"]), tuple(record["probabilities"]), record["seconds"])
+    return done
+
+
+def append_scores(file: Path, run: Run, scored: Iterable[tuple[str, Scored]]) -> Iterator[tuple[str, Scored]]:
+    """Write each question's scores as a line before handing them on."""
+    with file.open("a", encoding="utf-8") as lines:
+        for query, scores in scored:
+            record = {"query": query, "passages": [passage for passage, _ in run[query]], **asdict(scores)}
+            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+            lines.flush()
+            yield query, scores
+
+
+def write_json(file: Path, content: object) -> None:
+    """Write a file, whole or not at all."""
+    beside = file.with_name(f"{file.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(file)
