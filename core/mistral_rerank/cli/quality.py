@@ -8,8 +8,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mistral_rerank.cli.options import app, given, progress_bar, stderr, with_reranker_options
-from mistral_rerank.settings import open_reranker
+from mistral_rerank.cli.options import Device, Dtype, Model, app, given, progress_bar, stderr, with_reranker_options
+from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.evaluation.results import Figures
     from mistral_rerank.evaluation.run import Notify
+    from mistral_rerank.training.calibration import Outcome
 
 FirstStage = Annotated[
     str | None, typer.Option(help="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs  [default: bm25]")
@@ -63,6 +64,59 @@ def evaluate(
     stderr.print(f"wrote {out}; open {out / 'report.html'}")
 
 
+@app.command()
+def calibrate(
+    data: Annotated[list[Path], typer.Option(help="a BEIR folder, or .jsonl of pairs with labels; once for each")],
+    model: Model = None,
+    out: Annotated[Path | None, typer.Option(help="write a calibrated copy here  [default: change MODEL]")] = None,
+    method: Annotated[str, typer.Option(help="platt: scale and bias; temperature: scale alone")] = "platt",
+    precision: Annotated[float | None, typer.Option(help="pick a threshold for this precision, such as 0.8")] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="like --data, measured and not fitted on")] = None,
+    report: Annotated[Path | None, typer.Option(help="an HTML page with plots to write")] = None,
+    first_stage: FirstStage = None,
+    top_k: Annotated[int | None, typer.Option(help="candidates of each question  [default: 50]")] = None,
+    queries: Annotated[int | None, typer.Option(help="draw so many questions of each folder  [default: all]")] = None,
+    query_prefix: QueryPrefix = None,
+    passage_prefix: PassagePrefix = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Seed = 0,
+) -> None:
+    """Make a model's probabilities mean something on your data; no ranking changes.
+
+    Pairs are JSON lines with "query", "passage" and "label" (0 or 1); with a "logit" too they are not scored again.
+    The scores/SET.jsonl of an evaluation serve as well.
+    """
+    from mistral_rerank.evaluation.first_stage import open_first_stage
+    from mistral_rerank.evaluation.run import EvaluationSettings
+    from mistral_rerank.training import calibration as fitting
+    from mistral_rerank.training import calibration_files as kept
+    from mistral_rerank.training.judged_pairs import judge
+
+    method = fitting.check_choices(method, precision)
+    names = "data", "first_stage", "top_k", "queries", "query_prefix", "passage_prefix"
+    settings = EvaluationSettings(**given(locals(), *names), seed=seed)
+    chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
+    folder = kept.checkpoint_to_calibrate(chosen.named_model, out)
+    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    stage = open_first_stage(settings.first_stage, **prefixes, device=None if device == "auto" else device)
+    with chosen.open() as opened, _notices() as notify:
+        fitted, others = (
+            [judge(source, opened, stage, settings, notify=notify) for source in sources]
+            for sources in (data, held_out or [])
+        )
+    result = fitting.calibrate(fitted, method=method, precision=precision)
+    outcomes = fitting.outcomes(fitted, others, kept.stored(folder), result)
+    written = kept.store(result, folder, out)
+    _print_outcomes(outcomes)
+    print(f"probability: {result}")  # noqa: T201
+    if result.threshold is not None:
+        print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
+    if report is not None:
+        kept.write_report(outcomes, result, report)
+    stderr.print(f"wrote {written / 'rerank.json'}")
+
+
 @contextmanager
 def _notices() -> "Iterator[Notify]":
     """Show a bar for each thing that is being done."""
@@ -101,6 +155,26 @@ def _print_figures(found: "Sequence[Figures]", top_k: int) -> None:
                 f"{gain.mean:+.4f}",
                 f"{gain.low:+.4f} to {gain.high:+.4f}",
                 f"{of_set.ceiling:.4f}" if measure == "Recall@5" else "",
+            )
+    _console().print(table)
+
+
+def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:
+    """Print how well probabilities fit, before and after."""
+    heads = ("pairs of", "pairs", "relevant", "", "ECE", "Brier", "NLL", "at the threshold")
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in (1, 2, 4, 5, 6):
+        table.columns[column].justify = "right"
+    for outcome in outcomes:
+        for when, found in (("before", outcome.before), ("after", outcome.after)):
+            first = when == "before"
+            table.add_row(
+                outcome.name if first else "",
+                str(found.pairs) if first else "",
+                f"{found.relevant:.1%}" if first else "",
+                when,
+                *(f"{value:.4f}" for value in (found.ece, found.brier, found.nll)),
+                "" if first else outcome.at_threshold,
             )
     _console().print(table)
 

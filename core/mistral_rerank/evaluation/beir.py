@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 
@@ -38,6 +38,10 @@ class BeirDataset:
     def positives(self, query_id: str) -> list[str]:
         """Ids of the relevant passages, in the order of the file."""
         return [passage for passage, grade in self.qrels[query_id].items() if grade > 0]
+
+    def labels(self, query_id: str, passages: Sequence[str]) -> list[int]:
+        """Give 1 for each passage id that is judged relevant, else 0."""
+        return [int(self.qrels[query_id].get(passage, 0) > 0) for passage in passages]
 
 
 def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:

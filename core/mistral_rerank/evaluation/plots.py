@@ -188,6 +188,6 @@ def _horizontal_grid(y: Axis, left: float, right: float) -> str:
 def _vertical_grid(x: Axis, top: float, bottom: float) -> str:
     return "".join(
         f'<line class="grid" x1="{x.at(t):.1f}" x2="{x.at(t):.1f}" y1="{top}" y2="{bottom}"/>'
-        + _text("tick", x.at(t), bottom + 18, f"{t:+g}")
+        + _text("tick", x.at(t), bottom + 18, f"{t:+g}" if t else "0")
         for t in x.ticks()
     )

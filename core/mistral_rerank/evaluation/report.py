@@ -77,7 +77,10 @@ def _figures(found: Sequence[Figures], top_k: int) -> str:
         "95% interval",
         f"ceiling: Recall@{top_k}",
     )
-    return table("Means over queries; “mean” is the unweighted mean of the sets", head, rows)
+    caption = (
+        f"Means over queries; “mean” is the unweighted mean of the sets; ceiling is the candidates' Recall@{top_k}"
+    )
+    return table(caption, head, rows)
 
 
 def _gains(found: Sequence[Figures]) -> str:

@@ -177,7 +177,7 @@ def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, 
         reranked=new,
         by_depth=by_depth,
         probabilities=tuple(p for query in before for p in scored[query].probabilities),
-        labels=tuple(int(qrels[query].get(passage, 0) > 0) for query in before for passage, _ in before[query]),
+        labels=tuple(label for query in before for label in scored[query].labels),
         examples=tuple(
             Example(
                 query, dataset.queries[query], gains[query], _top(dataset, before, query), _top(dataset, after, query)
@@ -216,7 +216,15 @@ def _scores(dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, noti
             start = time.perf_counter()
             scores = reranker.score_pairs(pairs) if pairs else []
             seconds = time.perf_counter() - start
-            yield query, Scored(tuple(s.logit for s in scores), tuple(s.probability for s in scores), seconds)
+            yield (
+                query,
+                Scored(
+                    logits=tuple(score.logit for score in scores),
+                    probabilities=tuple(score.probability for score in scores),
+                    labels=tuple(dataset.labels(query, [passage for passage, _ in run[query]])),
+                    seconds=seconds,
+                ),
+            )
 
     notify(what, len(done), len(run))
     if len(done) < len(run):

@@ -3,7 +3,7 @@
 `<out>.partial` becomes `out` when it is complete:
 
     first_stage/<set>.trec    the candidates
-    scores/<set>.jsonl        one line a query: logits, probabilities, seconds
+    scores/<set>.jsonl        one line a query: logits, probabilities, labels, seconds
     reranked/<set>.trec       the candidates in their new order
     queries.jsonl             every measure of every query
     results.json              the figures
@@ -31,10 +31,19 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the reranker said of the candidates of one question, in their order."""
+    """What the reranker said of the candidates of one question, in their order, and what the judges did.
+
+    Attributes:
+        logits: (candidates,).
+        probabilities: (candidates,).
+        labels: (candidates,), 1 where a passage is judged relevant, else 0.
+        seconds: that the reranker took.
+
+    """
 
     logits: tuple[float, ...]
     probabilities: tuple[float, ...]
+    labels: tuple[int, ...]
     seconds: float
 
 
@@ -102,7 +111,8 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
         record = json.loads(line)
         if (record["query"], record["passages"]) != (query, [passage for passage, _ in run[query]]):
             raise InvalidInputError(f"{file} holds scores of other candidates; remove {file.parent.parent}")
-        done[query] = Scored(tuple(record["logits"]), tuple(record["probabilities"]), record["seconds"])
+        columns = {name: tuple(record[name]) for name in ("logits", "probabilities", "labels")}
+        done[query] = Scored(**columns, seconds=record["seconds"])
     return done
 
 

@@ -41,6 +41,25 @@ class Calibration(BaseModel):
 
     scale: float = Field(default=1.0, gt=0)
     bias: float = 0.0
+    threshold: float | None = Field(
+        default=None, ge=0, le=1, description="a probability; passages under it don't answer"
+    )
+    precision: float | None = Field(default=None, gt=0, le=1, description="the share of relevant ones at or over it")
+    fitted_on: tuple[str, ...] = Field(default=(), description="names of the data sets")
+    pairs: int = Field(default=0, ge=0, description="how many it was fitted on")
+
+    def __str__(self) -> str:
+        words = f"sigmoid({self.scale:g} x logit + {self.bias:g})"
+        return f"{words}, fitted on {self.pairs} pairs of {', '.join(self.fitted_on)}" if self.pairs else words
+
+    @property
+    def described_threshold(self) -> str:
+        """The threshold in words."""
+        if self.threshold is None:
+            return "none"
+        return f"probability {self.threshold:.4f}" + (
+            f", for a precision of {self.precision:g}" if self.precision else ""
+        )
 
 
 class CheckpointConfig(BaseModel):
@@ -265,7 +284,8 @@ def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
         "template": config.template + ("<end token>" if config.append_eos else ""),
         "pooling": f"{config.pooling} token, {config.attention} attention",
         "longest input": f"{config.max_length} tokens",
-        "calibration": f"sigmoid({config.calibration.scale:g} x logit + {config.calibration.bias:g})",
+        "calibration": str(config.calibration),
+        "threshold": config.calibration.described_threshold,
         "runs on": f"{place} in {str(pick_dtype(dtype, place)).removeprefix('torch.')}",
     }
 

@@ -1,0 +1,126 @@
+"""Scored pairs with their labels, to calibrate on: from BEIR folders and a first stage, or from JSON lines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.run import EvaluationSettings, Notify, first_stage_run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from mistral_rerank.evaluation.first_stage import FirstStage
+    from mistral_rerank.reranker import Reranker
+
+BLOCK = 256
+"""Pairs of a file that are scored at a time."""
+EXPECTED = 'expected "query", "passage" and "label" (0 or 1), or a line of scores/SET.jsonl from evaluate'
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedPairs:
+    """Scored pairs with their labels.
+
+    Attributes:
+        name: where they come from.
+        logits: (pairs,), as the model gives them.
+        labels: (pairs,), 1 for relevant, else 0.
+
+    """
+
+    name: str
+    logits: tuple[float, ...]
+    labels: tuple[int, ...]
+
+
+def pooled(name: str, collections: Iterable[JudgedPairs]) -> JudgedPairs:
+    """Put collections together."""
+    kept = list(collections)
+    return JudgedPairs(
+        name,
+        tuple(logit for pairs in kept for logit in pairs.logits),
+        tuple(label for pairs in kept for label in pairs.labels),
+    )
+
+
+def judge(
+    source: Path, reranker: Reranker, stage: FirstStage, settings: EvaluationSettings, *, notify: Notify
+) -> JudgedPairs:
+    """Score the candidates of a BEIR folder, or the pairs of a file.
+
+    Args:
+        source: a BEIR folder; or JSON lines of pairs, of which those with a "logit" are not scored again; or a
+            `scores/SET.jsonl` of an evaluation.
+        reranker: what scores.
+        stage: finds candidates for the questions of a folder.
+        settings: how many questions, and candidates of each.
+        notify: told of the progress.
+
+    Raises:
+        InvalidInputError: the source is not of the format.
+
+    """
+    if not source.is_dir():
+        return _of_file(source, reranker, notify)
+    dataset = load_beir(source.resolve(), split=settings.split)
+    run = first_stage_run(
+        dataset, stage, settings, progress=lambda done, total: notify(f"{dataset.name}: first stage", done, total)
+    )
+    logits: list[float] = []
+    labels: list[int] = []
+    for done, (query, ranking) in enumerate(run.items(), start=1):
+        pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in ranking]
+        logits += [score.logit for score in (reranker.score_pairs(pairs) if pairs else [])]
+        labels += dataset.labels(query, [passage for passage, _ in ranking])
+        notify(f"{dataset.name}: scoring", done, len(run))
+    return JudgedPairs(dataset.name, tuple(logits), tuple(labels))
+
+
+def _of_file(file: Path, reranker: Reranker, notify: Notify) -> JudgedPairs:
+    logits: list[float] = []
+    labels: list[int] = []
+    with file.open(encoding="utf-8") as lines:
+        records = _records(lines, file)
+        while block := list(islice(records, BLOCK)):
+            unscored = [record for record in block if "logit" not in record]
+            scores = (
+                reranker.score_pairs([(str(r["query"]), str(r["passage"])) for r in unscored]) if unscored else []
+            )
+            found = iter(scores)
+            logits += [float(r["logit"]) if "logit" in r else next(found).logit for r in block]  # type: ignore[arg-type]
+            labels += [int(bool(record["label"])) for record in block]
+            notify(f"{file.name}: scoring", len(labels), len(labels))
+    return JudgedPairs(file.stem, tuple(logits), tuple(labels))
+
+
+def _records(lines: Iterable[str], file: Path) -> Iterator[dict[str, object]]:
+    """Give one record a pair."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            if "logits" in record:
+                pairs = zip(record["logits"], record["labels"], strict=True)
+                made: list[dict[str, object]] = [{"logit": float(a), "label": b} for a, b in pairs]
+            else:
+                made = [{key: record[key] for key in ("query", "passage", "label", "logit") if key in record}]
+                if "logit" in record:
+                    float(record["logit"])
+            wrong = any(record["label"] not in (0, 1) for record in made)
+            wrong |= any(
+                "logit" not in record
+                and not (isinstance(record["query"], str) and isinstance(record["passage"], str))
+                for record in made
+            )
+        except (ValueError, LookupError, TypeError) as error:
+            raise InvalidInputError(f"{file}:{number}: {EXPECTED}") from error
+        if wrong:
+            raise InvalidInputError(f"{file}:{number}: {EXPECTED}")
+        yield from made
