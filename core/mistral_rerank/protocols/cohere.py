@@ -16,6 +16,8 @@ from mistral_rerank.protocols.contract import (
     Contract,
     Index,
     Message,
+    Positive,
+    Query,
     RerankReply,
     RerankRequest,
     Usage,
@@ -33,10 +35,10 @@ class Document(Message):
 class CohereBody(Body):
     """The body of a request, for both versions."""
 
-    query: str
+    query: Query
     documents: list[str | Document] = Field(min_length=1, max_length=10_000)
     model: str | None = None
-    top_n: int | None = Field(default=None, ge=1)
+    top_n: Positive | None = None
     return_documents: bool = False
 
     @override

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, with_config
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from mistral_rerank.errors import InvalidInputError
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import RankedPassage
 
 Unit = Literal["logit", "probability"]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+"""In JSON 5.0 is an integer too."""
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+NotNegative = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Query = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
+"""Is not blank; the reranker refuses those that are, and its message says more than a pattern."""
 Index = Annotated[int, Field(ge=0, description="the passage's position in the request")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[int, Field(ge=0)]

@@ -15,7 +15,9 @@ from mistral_rerank.protocols.contract import (
     Contract,
     Index,
     Message,
+    Positive,
     Probability,
+    Query,
     RerankReply,
     RerankRequest,
     Usage,
@@ -24,19 +26,25 @@ from mistral_rerank.protocols.contract import (
 
 
 class Text(Message):
-    """A question or a passage."""
+    """A passage."""
 
     text: str
+
+
+class QueryText(Message):
+    """A question."""
+
+    text: Query
 
 
 class RankingBody(Body):
     """The body of a request."""
 
-    query: Text
+    query: QueryText
     passages: list[Text] = Field(min_length=1, max_length=512)
     model: str | None = None
     truncate: Literal["NONE", "END"] = "NONE"
-    top_k: int | None = Field(default=None, ge=1, description="no NIM takes it; LiteLLM sends it to hosted models")
+    top_k: Positive | None = Field(default=None, description="no NIM takes it; LiteLLM sends it to hosted models")
 
     @override
     def to_request(self) -> RerankRequest:

@@ -10,13 +10,22 @@ from typing import Any, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import Body, Contract, Index, RerankReply, RerankRequest, exact, score_of
+from mistral_rerank.protocols.contract import (
+    Body,
+    Contract,
+    Index,
+    Query,
+    RerankReply,
+    RerankRequest,
+    exact,
+    score_of,
+)
 
 
 class TeiBody(Body):
     """The body of a request."""
 
-    query: str
+    query: Query
     texts: list[str] = Field(min_length=1)
     raw_scores: bool = False
     return_text: bool = False

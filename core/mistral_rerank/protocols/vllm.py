@@ -12,15 +12,15 @@ from pydantic import Field
 from typing_extensions import override
 
 from mistral_rerank.protocols import cohere
-from mistral_rerank.protocols.contract import Contract, RerankRequest
+from mistral_rerank.protocols.contract import Contract, NotNegative, RerankRequest, Whole
 
 
 class VllmBody(cohere.CohereBody):
     """The body of a request."""
 
-    top_n: int | None = Field(default=None, ge=0, description="0 for all")
+    top_n: NotNegative | None = Field(default=None, description="0 for all")
     use_activation: bool | None = None
-    truncate_prompt_tokens: int | None = None
+    truncate_prompt_tokens: Whole | None = None
 
     @override
     def to_request(self) -> RerankRequest:

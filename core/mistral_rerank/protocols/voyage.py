@@ -14,7 +14,9 @@ from mistral_rerank.protocols.contract import (
     Body,
     Contract,
     Index,
+    Positive,
     Probability,
+    Query,
     RerankReply,
     RerankRequest,
     Tokens,
@@ -25,10 +27,10 @@ from mistral_rerank.protocols.contract import (
 class VoyageBody(Body):
     """The body of a request."""
 
-    query: str
+    query: Query
     documents: list[str] = Field(min_length=1, max_length=1000)
     model: str | None = None
-    top_k: int | None = Field(default=None, ge=1)
+    top_k: Positive | None = None
     return_documents: bool = False
     truncation: bool = True
 

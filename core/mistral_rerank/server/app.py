@@ -1,18 +1,13 @@
-"""The application: every contract's route in front of one reranker.
-
-The contracts share three paths. Which of them a body speaks shows in its fields: `texts` is TEI's, `top_k` and
-`truncation` are Voyage's, `use_activation` and `truncate_prompt_tokens` are vLLM's; the rest is Cohere's and Jina's.
-"""
+"""The application: every contract's route in front of one reranker."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request
-from pydantic import Discriminator, Tag
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
@@ -20,11 +15,11 @@ from starlette.responses import JSONResponse, Response
 
 from mistral_rerank import __version__
 from mistral_rerank.protocols import CONTRACTS
-from mistral_rerank.protocols.cohere import CohereBody, CohereReply
+from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingBody, RankingReply
-from mistral_rerank.protocols.tei import TeiBody, TeiRank
-from mistral_rerank.protocols.vllm import VllmBody
-from mistral_rerank.protocols.voyage import VoyageBody, VoyageReply
+from mistral_rerank.protocols.tei import TeiRank
+from mistral_rerank.protocols.voyage import VoyageReply
+from mistral_rerank.server.bodies import RerankBody, RerankOrTeiBody  # noqa: TC001 - FastAPI reads the annotations
 from mistral_rerank.server.errors import ErrorBody, add_error_handlers
 from mistral_rerank.server.management import management
 from mistral_rerank.server.middleware import BearerKeys, BodyLimit, RequestContext
@@ -39,12 +34,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MARKS = {
-    "tei": {"texts"},
-    "voyage": {"top_k", "truncation"},
-    "vllm": {"use_activation", "truncate_prompt_tokens"},
-}
-"""Fields that one contract alone has."""
 CONTRACT_OF = {contract.body: contract for contract in CONTRACTS.values()}
 """Jina's and Cohere's bodies are one, and so are their replies."""
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -54,22 +43,6 @@ RANKING: dict[int | str, dict[str, Any]] = {200: {"model": RankingReply}}
 RERANK: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | VoyageReply}}
 RERANK_OR_TEI: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | VoyageReply | list[TeiRank]}}
 
-
-def _contract_at(*names: str) -> Discriminator:
-    """Tell contracts that share a path by the marks in a body; Cohere's where there is none."""
-
-    def name_of(body: object) -> str:
-        fields = set(body) if isinstance(body, dict) else set()
-        return next((name for name in names if MARKS[name] & fields), "cohere")
-
-    return Discriminator(name_of)
-
-
-CohereLike = (
-    Annotated[CohereBody, Tag("cohere")] | Annotated[VllmBody, Tag("vllm")] | Annotated[VoyageBody, Tag("voyage")]
-)
-RerankBody = Annotated[CohereLike, _contract_at("voyage", "vllm")]
-RerankOrTeiBody = Annotated[CohereLike | Annotated[TeiBody, Tag("tei")], _contract_at("tei", "voyage", "vllm")]
 
 inference = APIRouter(tags=["rerank"], responses=FAILURES)
 

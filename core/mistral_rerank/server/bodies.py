@@ -1,0 +1,66 @@
+"""Which contract a body speaks, where several share a path.
+
+It shows in the fields: `texts` is TEI's, `top_k` and `truncation` are Voyage's, `use_activation` and
+`truncate_prompt_tokens` are vLLM's; the rest is Cohere's and Jina's. The JSON schema of such a path says the same.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Discriminator, Tag
+
+from mistral_rerank.protocols.cohere import CohereBody
+from mistral_rerank.protocols.tei import TeiBody
+from mistral_rerank.protocols.vllm import VllmBody
+from mistral_rerank.protocols.voyage import VoyageBody
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core.core_schema import CoreSchema
+
+MARKS = {
+    "tei": ("texts",),
+    "voyage": ("top_k", "truncation"),
+    "vllm": ("use_activation", "truncate_prompt_tokens"),
+}
+"""Fields that one contract alone has; the first contract of which a body has one is its own."""
+
+
+class _ByMarks:
+    """Of a union of bodies: says in its JSON schema what tells them apart."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        others: list[dict[str, Any]] = []
+        for name, body in zip(schema["choices"], described["oneOf"], strict=True):
+            conditions: list[dict[str, Any]] = [{"required": [mark]} for mark in MARKS.get(name, ())]
+            body |= {"allOf": [{"$ref": body.pop("$ref")}, *([{"anyOf": conditions}] if conditions else [])]}
+            if others:
+                body["not"] = {"anyOf": list(others)}
+            others += conditions
+        return described
+
+
+def _contract_of(body: object) -> str:
+    fields = set(body) if isinstance(body, dict) else set()
+    return next((name for name, marks in MARKS.items() if fields & set(marks)), "cohere")
+
+
+def _cohere_like(body: object) -> str:
+    return "cohere" if (name := _contract_of(body)) == "tei" else name
+
+
+RerankBody = Annotated[
+    Annotated[VoyageBody, Tag("voyage")] | Annotated[VllmBody, Tag("vllm")] | Annotated[CohereBody, Tag("cohere")],
+    Discriminator(_cohere_like),
+    _ByMarks(),
+]
+RerankOrTeiBody = Annotated[
+    Annotated[TeiBody, Tag("tei")]
+    | Annotated[VoyageBody, Tag("voyage")]
+    | Annotated[VllmBody, Tag("vllm")]
+    | Annotated[CohereBody, Tag("cohere")],
+    Discriminator(_contract_of),
+    _ByMarks(),
+]
