@@ -49,7 +49,7 @@ class Calibration(BaseModel):
     pairs: int = Field(default=0, ge=0, description="how many it was fitted on")
 
     def __str__(self) -> str:
-        words = f"sigmoid({self.scale:g} x logit + {self.bias:g})"
+        words = f"sigmoid({self.scale:g} x logit {'-' if self.bias < 0 else '+'} {abs(self.bias):g})"
         return f"{words}, fitted on {self.pairs} pairs of {', '.join(self.fitted_on)}" if self.pairs else words
 
     @property

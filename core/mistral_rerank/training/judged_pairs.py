@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.evaluation.beir import load_beir
-from mistral_rerank.evaluation.run import EvaluationSettings, Notify, first_stage_run
+from mistral_rerank.evaluation.run import first_stage_run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from mistral_rerank.evaluation.first_stage import FirstStage
+    from mistral_rerank.evaluation.run import EvaluationSettings, Notify
     from mistral_rerank.reranker import Reranker
 
 BLOCK = 256

@@ -1,0 +1,72 @@
+import random
+
+import numpy as np
+import pytest
+import pytrec_eval
+
+from mistral_rerank.evaluation.metrics import MEASURES, interval, mean, per_query, resampled_means
+from mistral_rerank.evaluation.trec import distinct
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_measures_are_pytrec_evals_whatever_ties_gaps_and_grades(seed):
+    chance = random.Random(seed)
+    docs = [f"d{i}" for i in range(30)]
+    qrels = {f"q{i}": {d: chance.choice([0, 0, 1, 2, 3]) for d in chance.sample(docs, 8)} for i in range(25)}
+    raw = {
+        query: [
+            (d, chance.choice([0.5, 0.5, 0.25, chance.random()])) for d in chance.sample(docs, chance.randint(1, 20))
+        ]
+        for query in qrels
+        if chance.random() < 0.8
+    }
+    run = {query: distinct(sorted(ranking, key=lambda place: -place[1])) for query, ranking in raw.items()}
+    found = per_query(qrels, run, recall_at=20)
+    reference = pytrec_eval.RelevanceEvaluator(qrels, {"ndcg_cut.10", "recall.1,5,20", "recip_rank", "P.1"}).evaluate(
+        {query: {d: -float(rank) for rank, (d, _) in enumerate(ranking)} for query, ranking in run.items()}
+    )
+    assert len(raw) < len(qrels)
+    assert list(found) == list(qrels)
+    for query in qrels:
+        for name, key in {**MEASURES, "Recall@20": "recall_20"}.items():
+            assert found[query][name] == pytest.approx(reference.get(query, {}).get(key, 0.0), abs=1e-6)
+    for name, key in MEASURES.items():
+        expected = sum(reference.get(query, {}).get(key, 0.0) for query in qrels) / len(qrels)
+        assert mean(found, name) == pytest.approx(expected, abs=1e-6)
+
+
+def test_measures_by_value():
+    found = per_query({"q": {"a": 1, "b": 2, "z": 0}}, {"q": [("z", 3.0), ("b", 2.0), ("a", 1.0)]})
+    gain, ideal = 2 / np.log2(3) + 1 / np.log2(4), 2 / np.log2(2) + 1 / np.log2(3)
+    assert found["q"] == pytest.approx(
+        {"nDCG@10": gain / ideal, "Recall@5": 1.0, "Recall@1": 0.0, "MRR": 0.5, "P@1": 0.0}, abs=1e-6
+    )
+
+
+def test_the_ceiling_may_be_recall_at_5_itself():
+    assert per_query({"q": {"a": 1}}, {"q": [("a", 1.0)]}, recall_at=5)["q"]["Recall@5"] == 1.0
+
+
+def test_a_query_that_is_not_judged_counts_for_nothing():
+    assert list(per_query({"q": {"a": 1}}, {"q": [("a", 1.0)], "other": [("a", 1.0)]})) == ["q"]
+
+
+def test_the_same_seed_gives_the_same_interval_and_another_set_another_one():
+    gains = [0.0, 0.1, -0.2, 0.5, 0.0, 0.3]
+    one, two = (resampled_means(gains, seed=1, name="a") for _ in range(2))
+    assert (one == two).all()
+    assert (one != resampled_means(gains, seed=2, name="a")).any()
+    assert (one != resampled_means(gains, seed=1, name="b")).any()
+
+
+def test_the_interval_is_that_of_the_normal_approximation_for_many_queries():
+    gains = np.random.default_rng(0).normal(0.02, 0.2, 3000)
+    found = interval(float(gains.mean()), resampled_means(gains.tolist(), seed=0, name="x"))
+    half = 1.96 * gains.std() / np.sqrt(len(gains))
+    assert found.mean == gains.mean()
+    assert (found.low, found.high) == pytest.approx((gains.mean() - half, gains.mean() + half), abs=0.03 * half)
+
+
+def test_equal_gains_leave_no_doubt():
+    found = interval(0.25, resampled_means([0.25] * 7, seed=0, name="x"))
+    assert (found.low, found.high) == (0.25, 0.25)
