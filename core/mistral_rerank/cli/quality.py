@@ -61,7 +61,7 @@ def evaluate(
     with open_reranker(**reranker) as opened, _notices() as notify:
         found = run(opened, settings, out, reranker_settings=chosen, device=_device(reranker), notify=notify)
     _print_figures(found, settings.top_k)
-    stderr.print(f"wrote {out}; open {out / 'report.html'}")
+    stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def calibrate(
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
         kept.write_report(outcomes, result, report)
-    stderr.print(f"wrote {written / 'rerank.json'}")
+    stderr.print(f"wrote {written / 'rerank.json'}", soft_wrap=True)
 
 
 @contextmanager
