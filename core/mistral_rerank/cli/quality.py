@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.evaluation.results import Figures
     from mistral_rerank.evaluation.run import Notify
+    from mistral_rerank.reranker import Reranker
     from mistral_rerank.training.calibration import Outcome
 
 FirstStage = Annotated[
@@ -44,6 +45,9 @@ def evaluate(
     drop_same_id: Annotated[
         bool | None, typer.Option("--drop-same-id", help="drop candidates with the question's id (ArguAna, Quora)")
     ] = None,
+    bi_encoder: Annotated[
+        str | None, typer.Option(help="rerank with this embedding model instead, a yardstick; named like MODEL below")
+    ] = None,
     seed: Seed = 0,
     **reranker: Any,
 ) -> None:
@@ -58,7 +62,14 @@ def evaluate(
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix", "drop_same_id"
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
     chosen = {name: value for name, value in reranker.items() if name != "model"}
-    with open_reranker(**reranker) as opened, _notices() as notify:
+    if bi_encoder is not None:
+        from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
+        from mistral_rerank.evaluation.first_stage import open_encoder
+
+        opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=_device(reranker)))
+    else:
+        opened = open_reranker(**reranker)
+    with opened, _notices() as notify:
         found = run(opened, settings, out, reranker_settings=chosen, device=_device(reranker), notify=notify)
     _print_figures(found, settings.top_k)
     stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)

@@ -209,11 +209,12 @@ def open_first_stage(
         SettingsError: it is none of these.
 
     """
+    options = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
     kind, _, model = name.partition(":")
     if name == "bm25":
         return BM25Stage()
     if kind in ("dense", "hybrid") and model:
-        dense = DenseStage(_encoder(model, query_prefix, passage_prefix, device))
+        dense = DenseStage(open_encoder(model, **options, device=device))
         return dense if kind == "dense" else HybridStage([BM25Stage(), dense])
     if Path(name).expanduser().exists():
         return RunStage(Path(name).expanduser())
@@ -222,7 +223,15 @@ def open_first_stage(
     )
 
 
-def _encoder(name: str, query_prefix: str | None, passage_prefix: str | None, device: str | None) -> Encoder:
+def open_encoder(
+    name: str, *, query_prefix: str | None = None, passage_prefix: str | None = None, device: str | None = None
+) -> Encoder:
+    """Give the embedding model of that name: MODEL of `open_first_stage`, whose arguments these are.
+
+    Raises:
+        SettingsError: there is none.
+
+    """
     model, separator, url = name.partition("@")
     if name.startswith(("http://", "https://")):
         raise SettingsError("name the model that the endpoint serves: dense:NAME@URL")
