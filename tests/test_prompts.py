@@ -16,7 +16,13 @@ def test_braces_and_placeholders_in_texts_are_text():
     assert text.text[text.passage_start : text.passage_end] == "{query} {0}"
 
 
-@pytest.mark.parametrize("template", ["{query}", "{passage}", "{passage} {query}", "{query} {query} {passage}", ""])
-def test_a_template_without_both_placeholders_in_order_is_refused(template):
+def test_the_passage_may_come_first():
+    text = Prompt("P {passage}\nQ {query}").format("who {passage}?", "me")
+    assert text.text == "P me\nQ who {passage}?"
+    assert text.text[text.passage_start : text.passage_end] == "me"
+
+
+@pytest.mark.parametrize("template", ["{query}", "{passage}", "{query} {query} {passage}", ""])
+def test_a_template_without_both_placeholders_once_is_refused(template):
     with pytest.raises(SettingsError, match="must hold"):
         Prompt(template)

@@ -4,6 +4,7 @@ A prompt knows where the passage lies in that text, and nothing of tokens: `loca
 cut an over-long passage without touching anything else.
 """
 
+import re
 from dataclasses import dataclass, field
 
 from mistral_rerank.errors import SettingsError
@@ -23,28 +24,36 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A template with `{query}` and `{passage}` once each, in this order.
+    """A template with `{query}` and `{passage}` once each, in either order.
+
+    Attributes:
+        parts: the template's text and placeholders in turn, such as ("question:", "{query}", " ", "{passage}", "").
 
     Raises:
-        SettingsError: a placeholder is missing, repeated or in the wrong order.
+        SettingsError: a placeholder is missing or repeated.
 
     """
 
     template: str = DEFAULT_TEMPLATE
-    _parts: tuple[str, str, str] = field(init=False, repr=False, compare=False)
+    parts: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        before, found_query, rest = self.template.partition("{query}")
-        between, found_passage, after = rest.partition("{passage}")
-        outside = before + between + after
-        if not (found_query and found_passage) or "{query}" in outside or "{passage}" in outside:
+        parts = tuple(re.split(r"(\{query\}|\{passage\})", self.template))
+        if sorted(parts[1::2]) != ["{passage}", "{query}"]:
             raise SettingsError(
-                f"the prompt template {self.template!r} must hold {{query}} once and, after it, {{passage}} once"
+                f"the prompt template {self.template!r} must hold {{query}} and {{passage}} once each"
             )
-        object.__setattr__(self, "_parts", (before, between, after))
+        object.__setattr__(self, "parts", parts)
+
+    @property
+    def passage_first(self) -> bool:
+        """Whether the passage comes before the question."""
+        return self.parts[1] == "{passage}"
 
     def format(self, query: str, passage: str) -> PromptText:
         """Fill the template; braces inside the texts are ordinary characters."""
-        before, between, after = self._parts
+        before, _, between, _, after = self.parts
+        if self.passage_first:
+            return PromptText(f"{before}{passage}{between}{query}{after}", len(before), len(before) + len(passage))
         head = f"{before}{query}{between}"
         return PromptText(f"{head}{passage}{after}", len(head), len(head) + len(passage))

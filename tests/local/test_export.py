@@ -171,6 +171,7 @@ def test_a_checkpoint_without_an_end_token_gets_none(tiny, tmp_path, pairs):
         "\n  {query}\r\n{passage} \t",
         "{{ messages }} {% raw %} {# no #} \"{query}\" '\\n' {passage} ~ \\",
         "Frage: {query} → 😀\u2028{passage}",
+        "Passage: {passage}\nQuestion: {query}",
     ],
 )
 @pytest.mark.parametrize("pair", [("who?", "me"), ("{{ 7 * 7 }} {passage}", " <s>{% if %}\n"), ("", "")])

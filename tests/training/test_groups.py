@@ -1,61 +1,46 @@
+import json
+
 import pytest
 
-from mistral_rerank import InvalidInputError
-from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.training.groups import Group, make_groups, read_groups
+from mistral_rerank import InvalidInputError, SettingsError
+from mistral_rerank.training.groups import Group, read_groups, write_groups
+
+GROUPS = [
+    Group(("q",), ("a", "b"), ((1.0, None),)),
+    Group(("r", "s"), ("c", "d"), ((1.0, 0.0), (0.5, 1.0)), ((1.0, 0.5), (0.0, 2.0))),
+]
 
 
-def test_a_group_is_a_positive_hard_negatives_and_random_ones(facts):
-    groups = make_groups(facts, negatives=3, random_negatives=1, depth=10)
-    assert len(groups) == len(facts.queries)
-    ids = {text: passage for passage, text in facts.corpus.items()}
-    queries = {text: query for query, text in facts.queries.items()}
-    bm25 = BM25(facts.corpus)
-    for group in groups:
-        positives = facts.positives(queries[group.query])
-        found = [ids[text] for text in group.passages]
-        assert found[0] in positives
-        assert not set(found[1:]) & set(positives)
-        assert len(set(found)) == 5
-        (ranking,) = bm25.search([group.query], k=10)
-        hard = {passage for passage, _ in ranking} - set(positives)
-        assert len(hard & set(found[1:])) >= min(3, len(hard))
-
-
-def test_the_seed_decides_the_groups(facts):
-    assert make_groups(facts, negatives=2, random_negatives=1) == make_groups(facts, negatives=2, random_negatives=1)
-    other = make_groups(facts, negatives=2, random_negatives=1, seed=1)
-    assert other != make_groups(facts, negatives=2, random_negatives=1)
-
-
-def test_the_number_of_questions_can_be_bounded(facts):
-    assert len(make_groups(facts, negatives=1, random_negatives=0, max_queries=7)) == 7
-
-
-def test_a_corpus_that_is_too_small_is_refused(facts):
-    with pytest.raises(InvalidInputError, match="too few"):
-        make_groups(facts, negatives=0, random_negatives=500)
-
-
-def test_groups_are_read_from_json_lines(tmp_path):
+def test_groups_survive_their_file_and_no_file_is_overwritten(tmp_path):
     file = tmp_path / "groups.jsonl"
-    file.write_text(
-        '{"query": "q", "passages": ["a", "b"]}\n{"query": "r", "passages": ["c", "d"], "teacher": [1, 0.5]}\n'
-    )
-    assert read_groups(file) == [Group("q", ("a", "b")), Group("r", ("c", "d"), (1.0, 0.5))]
+    write_groups(GROUPS, file)
+    assert read_groups(file) == GROUPS
+    with pytest.raises(SettingsError, match="exists"):
+        write_groups([], file)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_teacher_may_be_left_out(tmp_path):
+    file = tmp_path / "groups.jsonl"
+    file.write_text('{"queries": ["q"], "passages": ["a", "b"], "grades": [[1, null]]}\n')
+    assert read_groups(file) == GROUPS[:1]
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("changes", "message"),
     [
-        "{",
-        '{"query": "q"}',
-        '{"query": "q", "passages": ["alone"]}',
-        '{"query": "q", "passages": ["a", "b"], "teacher": [1]}',
+        ({"grades": None}, "valid"),
+        ({"queries": []}, "needs a question"),
+        ({"passages": ["alone"], "grades": [[1]]}, "two passages"),
+        ({"grades": [[1, 0], [1, 0]]}, "grades must hold"),
+        ({"teacher": [[1]]}, "teacher must hold"),
+        ({"grades": [[0, None]]}, "needs a passage above 0"),
+        ({"grades": [[2, 0]]}, "between 0 and 1"),
     ],
 )
-def test_a_line_that_is_no_group_is_named(tmp_path, line):
+def test_a_line_that_is_no_group_is_named(tmp_path, changes, message):
+    good = {"queries": ["q"], "passages": ["a", "b"], "grades": [[1, 0]]}
     file = tmp_path / "groups.jsonl"
-    file.write_text('{"query": "q", "passages": ["a", "b"]}\n' + line + "\n")
-    with pytest.raises(InvalidInputError, match="line 2"):
+    file.write_text(json.dumps(good) + "\n" + json.dumps(good | changes) + "\n")
+    with pytest.raises(InvalidInputError, match=f"line 2: .*{message}"):
         read_groups(file)

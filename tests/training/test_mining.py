@@ -1,61 +1,105 @@
-import json
-
 import pytest
 
-from mistral_rerank import InvalidInputError, SettingsError
+from mistral_rerank import InvalidInputError
 from mistral_rerank.evaluation.beir import BeirDataset
-from mistral_rerank.training.groups import read_groups
-from mistral_rerank.training.mining import TEACHER_SCALE, mine, write_groups
+from mistral_rerank.evaluation.first_stage import BM25
+from mistral_rerank.training.mining import TEACHER_SCALE, mine
 
 
 class Marks:
     """A teacher whose similarity to any question is the number a text ends in."""
 
     def embed(self, texts):
-        _, *passages = texts
-        return [[1.0], *([float(text.split()[-1])] for text in passages)]
+        return [[float(text.split()[-1])] if text[-1].isdigit() else [1.0] for text in texts]
 
 
 @pytest.fixture
-def dataset():
+def ice():
     near = {f"n{i}": f"ice floats {0.5 + i / 100}" for i in range(8)}
     corpus = {"p": "ice floats on water 0.8", "twin": "ice floats on water too 0.79", **near}
     return BeirDataset("ice", corpus, {"q": "why does ice float on water"}, {"q": {"p": 1}})
 
 
-def test_a_candidate_as_close_as_the_positive_is_left_out(dataset):
+def test_a_group_is_a_positive_hard_negatives_and_random_ones(facts):
+    mined = mine(facts, negatives=3, random_negatives=1, depth=10)
+    assert (len(mined.groups), mined.short) == (len(facts.queries), 0)
+    ids = {text: passage for passage, text in facts.corpus.items()}
+    queries = {text: query for query, text in facts.queries.items()}
+    bm25 = BM25(facts.corpus)
+    for group in mined.groups:
+        (query,) = group.queries
+        positives = facts.positives(queries[query])
+        found = [ids[text] for text in group.passages]
+        assert group.grades == (tuple(float(passage in positives) for passage in found),)
+        assert found[0] in positives
+        assert not set(found[1:]) & set(positives)
+        assert len(set(found)) == 5
+        (ranking,) = bm25.search([query], k=10)
+        hard = {passage for passage, _ in ranking} - set(positives)
+        assert len(hard & set(found[1:])) >= min(3, len(hard))
+
+
+def test_questions_of_a_group_are_compared_with_all_its_passages(facts):
+    groups = mine(facts, questions=4, negatives=3).groups
+    queries = {text: query for query, text in facts.queries.items()}
+    ids = {text: passage for passage, text in facts.corpus.items()}
+    seen = [query for group in groups for query in group.queries]
+    assert len(seen) == len(set(seen)) == len(facts.queries)
+    for group in groups:
+        assert group.shape == (4, 7)
+        assert len(set(group.passages)) == 7
+        for query, grades in zip(group.queries, group.grades, strict=True):
+            positives = facts.positives(queries[query])
+            assert grades == tuple(float(ids[text] in positives) for text in group.passages)
+            assert 1.0 in grades
+
+
+def test_questions_whose_passages_are_found_together_share_a_group():
+    topics = {"ice": "ice water floats", "sun": "sun star burns"}
+    corpus = {f"{topic}{i}": f"{text} {i}" for topic, text in topics.items() for i in range(4)}
+    queries = {f"q{passage}": f"{topics[passage[:3]]}?" for passage in corpus}
+    dataset = BeirDataset("topics", corpus, queries, {query: {query[1:]: 1} for query in queries})
+    for seed in range(5):
+        groups = mine(dataset, questions=4, negatives=0, seed=seed).groups
+        assert {frozenset(query.split()[0] for query in group.queries) for group in groups} == {
+            frozenset({"ice"}),
+            frozenset({"sun"}),
+        }
+
+
+def test_two_questions_of_one_passage_may_share_a_group_and_a_third_may_not():
+    corpus = {f"p{i}": f"ice water floats {i}" for i in range(6)}
+    queries = {f"q{i}": "why does ice float" for i in range(6)}
+    qrels = {f"q{i}": {f"p{i // 3}": 1} for i in range(6)}
+    groups = mine(BeirDataset("ice", corpus, queries, qrels), questions=3, negatives=1).groups
+    assert all(sum(row[column] for row in group.grades) <= 2 for group in groups for column in range(4))
+
+
+def test_a_passage_as_close_as_the_positive_is_unknown(ice):
     for seed in range(20):
-        mined = mine(dataset, Marks(), negatives=4, seed=seed)
+        mined = mine(ice, Marks(), negatives=4, seed=seed)
         (group,) = mined.groups
-        assert mined.short == 0
-        assert group.passages[0] == dataset.corpus["p"]
-        assert len(set(group.passages)) == 5
-        assert dataset.corpus["twin"] not in group.passages
         marks = [float(text.split()[-1]) for text in group.passages]
-        assert group.teacher == pytest.approx([TEACHER_SCALE * mark for mark in marks])
+        assert group.passages[0] == ice.corpus["p"]
+        assert group.grades == ((1.0, *(None if mark >= 0.76 else 0.0 for mark in marks[1:])),)
+        assert mined.short == (0.79 in marks)
+        assert group.teacher == (pytest.approx([TEACHER_SCALE * mark for mark in marks]),)
 
 
-def test_where_too_few_are_safe_the_least_close_are_taken_and_counted(dataset):
-    dataset.corpus.update({f"n{i}": f"ice floats {0.9 + i / 100}" for i in range(8)})
-    mined = mine(dataset, Marks(), negatives=4)
-    assert mined.short == 1
-    assert len(mined.groups[0].passages) == 5
+def test_a_judged_negative_stays_one_however_close(ice):
+    ice.qrels["q"]["twin"] = 0
+    assert all(None not in mine(ice, Marks(), negatives=8, seed=seed).groups[0].grades[0] for seed in range(5))
 
 
-def test_the_seed_decides_the_groups(dataset):
-    assert mine(dataset, Marks(), negatives=2, seed=1) == mine(dataset, Marks(), negatives=2, seed=1)
+def test_the_seed_decides_the_groups(facts):
+    assert mine(facts, negatives=2, random_negatives=1) == mine(facts, negatives=2, random_negatives=1)
+    assert mine(facts, negatives=2, seed=1) != mine(facts, negatives=2)
 
 
-def test_a_corpus_that_is_too_small_is_refused(dataset):
+def test_the_number_of_questions_can_be_bounded(facts):
+    assert len(mine(facts, negatives=1, max_queries=7).groups) == 7
+
+
+def test_a_corpus_that_is_too_small_is_refused(facts):
     with pytest.raises(InvalidInputError, match="too few"):
-        mine(dataset, Marks(), negatives=50)
-
-
-def test_groups_survive_their_file_and_no_file_is_overwritten(dataset, tmp_path):
-    groups, file = mine(dataset, Marks(), negatives=2).groups, tmp_path / "groups.jsonl"
-    write_groups(groups, file)
-    assert read_groups(file) == groups
-    assert set(json.loads(file.read_text())) == {"query", "passages", "teacher"}
-    with pytest.raises(SettingsError, match="exists"):
-        write_groups([], file)
-    assert list(tmp_path.iterdir()) == [file]
+        mine(facts, negatives=0, random_negatives=500)

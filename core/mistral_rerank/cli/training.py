@@ -17,19 +17,20 @@ def train(
     layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
     loss: Annotated[str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")] = None,
     init: Annotated[str | None, typer.Option(help="go on from this adapter: a folder, or mini")] = None,
-    negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a question  [default: 4]")] = None,
+    template: Annotated[str | None, typer.Option(help="the prompt, with {query} and {passage}")] = None,
+    questions: Annotated[int | None, typer.Option(help="questions that share their passages  [default: 1]")] = None,
+    negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a group  [default: 4]")] = None,
     random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
     max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
     max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
+    frozen_layers: Annotated[int | None, typer.Option(help="lower layers without LoRA  [default: 0]")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="rank of the LoRA matrices  [default: 16]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="its highest value  [default: 3e-4]")] = None,
     epochs: Annotated[float | None, typer.Option(help="times every question is seen  [default: 1]")] = None,
-    groups_per_step: Annotated[int | None, typer.Option(help="questions of one step  [default: 32]")] = None,
+    groups_per_step: Annotated[int | None, typer.Option(help="groups of one step  [default: 32]")] = None,
     groups_per_forward: Annotated[int | None, typer.Option(help="held in memory at once  [default: 4]")] = None,
     save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
     distill: Annotated[float | None, typer.Option(help="weight of the teacher's scores  [default: 1]")] = None,
-    compile: Annotated[bool, typer.Option(help="compile the layers first, for faster steps")] = False,  # noqa: A002
-    int8: Annotated[bool, typer.Option(help="frozen weights in int8, faster on CPUs with VNNI")] = False,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same examples and weights")] = 0,
@@ -47,13 +48,16 @@ def mine(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
     teacher: Annotated[str, typer.Option(help="a bi-encoder: a sentence-transformers folder or hub id")],
     out: Annotated[Path, typer.Option(help="the .jsonl of groups to write; it must not exist")],
-    negatives: Annotated[int, typer.Option(help="passages of a group beside the positive", min=1)] = 4,
+    questions: Annotated[int, typer.Option(help="questions that share their passages", min=1)] = 1,
+    negatives: Annotated[int, typer.Option(help="passages of a group from BM25", min=0)] = 4,
+    random_negatives: Annotated[int, typer.Option(help="passages of a group from anywhere", min=0)] = 0,
     max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same groups")] = 0,
 ) -> None:
     """Draw hard negatives that a teacher has checked, with its scores, for `train --data`."""
     from mistral_rerank.evaluation.beir import load_beir
-    from mistral_rerank.training.mining import BiEncoder, write_groups
+    from mistral_rerank.training.groups import write_groups
+    from mistral_rerank.training.mining import BiEncoder
     from mistral_rerank.training.mining import mine as mine_set
 
     encoder, groups = BiEncoder(teacher), []
@@ -66,11 +70,15 @@ def mine(
             mined = mine_set(
                 dataset,
                 encoder,
+                questions=questions,
                 negatives=negatives,
+                random_negatives=random_negatives,
                 max_queries=max_queries,
                 seed=seed,
                 progress=partial(progress.advance, task),
             )
         groups += mined.groups
-        stderr.print(f"{folder.name}: {len(mined.groups)} questions, {mined.short} with too few safe negatives")
+        stderr.print(
+            f"{folder.name}: {len(mined.groups)} groups, {mined.short} questions with too few known negatives"
+        )
     write_groups(groups, out)

@@ -83,10 +83,9 @@ def chat_template(template: str) -> str:
         SettingsError: the template is not one that `Prompt` takes.
 
     """
-    before, rest = Prompt(template).template.split("{query}")
-    between, after = rest.split("{passage}")
-    parts = [_literal(before), _content("query"), _literal(between), _content("document"), _literal(after)]
-    return "{{ " + " ~ ".join(part for part in parts if part != _literal("")) + " }}"
+    roles = {"{query}": "query", "{passage}": "document"}
+    pieces = [_content(roles[part]) if part in roles else _literal(part) for part in Prompt(template).parts if part]
+    return "{{ " + " ~ ".join(pieces) + " }}"
 
 
 def _literal(text: str) -> str:

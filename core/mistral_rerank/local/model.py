@@ -12,8 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from mistral_rerank.local.packing import span_masks
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from mistral_rerank.local.packing import Pack
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,6 +46,32 @@ def pooled_logits(backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengt
     last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
     with torch.autocast(ids.device.type, enabled=False):
         logits: torch.Tensor = head(last.float()).squeeze(-1)
+    return logits
+
+
+def packed_logits(backbone: nn.Module, head: nn.Module, packed: Pack) -> torch.Tensor:
+    """Run the backbone and the binary head on one row of sequences without padding.
+
+    Args:
+        backbone: as for `pooled_logits`, with `PACKED_ATTENTION` as its attention.
+        head: maps (rows, hidden) float32 to (rows, 1).
+        packed: the row, on any device.
+
+    Returns:
+        (members,) float32.
+
+    """
+    packed = packed.to(next(backbone.parameters()).device)
+    hidden = backbone(
+        input_ids=packed.ids,
+        position_ids=packed.positions,
+        attention_mask=None,
+        use_cache=False,
+        spans=packed.spans,
+        masks=span_masks(packed, window=getattr(backbone.config, "sliding_window", None)),
+    ).last_hidden_state[0]
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits: torch.Tensor = head(hidden[packed.last].float()).squeeze(-1)
     return logits
 
 

@@ -1,8 +1,8 @@
 """LoRA fine-tuning of a base into a reranker checkpoint, on transformers' Trainer and PEFT.
 
-The forward is the one that scoring uses: rows of similar length padded on the right, no mask, the last
-token's hidden state, the head in float32. A step takes whole groups, cuts their pairs into such batches and
-puts the logits back together before the loss.
+A step takes whole groups. Their pairs lie in rows without padding, in which what several pairs begin with (the
+question, or the passage, as the template has it) is computed once; the last token's hidden state is pooled, the
+head is in float32, and the logits are put back in order before the loss.
 """
 
 from __future__ import annotations
@@ -34,20 +34,19 @@ from mistral_rerank.local.checkpoint import (
     read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
-from mistral_rerank.local.model import pad, pooled_logits
-from mistral_rerank.local.plan import plan_batches
+from mistral_rerank.local.model import packed_logits
+from mistral_rerank.local.packing import PACKED_ATTENTION, Pack, pack, plan_packs, register
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
-from mistral_rerank.training.groups import Group, make_groups, read_groups
-from mistral_rerank.training.int8 import Int8Linear
+from mistral_rerank.training.groups import Group, read_groups
 from mistral_rerank.training.losses import Loss, group_loss
+from mistral_rerank.training.mining import mine
 
 try:
     import accelerate  # noqa: F401 - the Trainer needs it
     import transformers
     from peft import LoraConfig, get_peft_model
     from peft.helpers import disable_input_dtype_casting
-    from peft.tuners.lora import Linear as LoraLinear
     from tqdm import tqdm
 except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
@@ -58,6 +57,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 logger = logging.getLogger(__name__)
+
+HEAD_RATE = 4.0
+"""The head's learning rate over that of the LoRA matrices."""
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -73,11 +75,13 @@ class TrainSettings(BaseModel):
     data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
+    questions: int = Field(default=1, ge=1, description="questions of a group, all compared with its passages")
     negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
     max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
     template: str = DEFAULT_TEMPLATE
+    frozen_layers: int = Field(default=0, ge=0, description="lower layers without LoRA: no backward pass there")
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -85,57 +89,53 @@ class TrainSettings(BaseModel):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
     weight_decay: float = Field(default=0.01, ge=0)
     epochs: float = Field(default=1.0, gt=0)
-    groups_per_step: int = Field(default=32, ge=1, description="questions of one optimizer step")
-    groups_per_forward: int = Field(default=4, ge=1, description="questions whose activations are held at once")
-    batch_tokens: int = Field(default=2048, ge=1, description="padded tokens of one forward")
+    groups_per_step: int = Field(default=32, ge=1, description="groups of one optimizer step")
+    groups_per_forward: int = Field(default=4, ge=1, description="groups whose activations are held at once")
+    batch_tokens: int = Field(default=4096, ge=1, description="tokens of one row")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
-    compile: bool = Field(default=False, description="compile the layers first: a minute, then faster steps")
-    int8: bool = Field(default=False, description="frozen weights in int8: faster on a CPU with VNNI")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
     device: str = "auto"
     seed: int = 0
 
 
 class GroupCollator:
-    """Turns groups into token batches of similar length, and says how to put the logits back in order."""
+    """Turns groups into rows of tokens without padding, and says how to put the logits back in order."""
 
     def __init__(self, tokenizer: PairTokenizer, batch_tokens: int) -> None:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Give the keyword arguments of `group_logits`, and `teacher`: (groups, passages), or None."""
-        encoded = self._tokenizer.encode([(group.query, text) for group in groups for text in group.passages])
-        sequences = [pair.sequences[0] for pair in encoded]
-        plan = plan_batches([len(sequence) for sequence in sequences], self._batch_tokens)
-        order = torch.tensor([position for batch in plan for position in batch])
+        """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
+        pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
+        sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
+        packs = [pack(sequences, trees) for trees in plan_packs(sequences, self._batch_tokens)]
+        order = torch.tensor([member for packed in packs for member in packed.members])
+        nan = float("nan")
+        grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
+        teacher = [row for group in groups if group.teacher for row in group.teacher]
         return {
-            "batches": [pad([sequences[position] for position in batch]) for batch in plan],
-            "places": torch.argsort(order).view(len(groups), -1),
-            "teacher": torch.tensor([group.teacher for group in groups]) if groups[0].teacher else None,
+            "packs": packs,
+            "places": torch.argsort(order).view(len(grades), -1),
+            "grades": torch.tensor(grades),
+            "teacher": torch.tensor(teacher) if teacher else None,
         }
 
 
-def group_logits(
-    classifier: Any,
-    *,
-    batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
-    places: torch.Tensor,
-    **_: object,
-) -> torch.Tensor:
-    """Run the token batches of some groups through a classifier.
+def group_logits(classifier: Any, *, packs: Sequence[Pack], places: torch.Tensor, **_: object) -> torch.Tensor:
+    """Run the rows of some groups through a classifier.
 
     Args:
         classifier: a backbone with a `score` head.
-        batches: (ids, lengths) of right-padded rows, as `pooled_logits` takes them.
-        places: (groups, passages) int64, where a passage's logit lies in the joined batches.
+        packs: rows of sequences.
+        places: (questions, passages) int64, where a pair's logit lies in the joined rows.
 
     Returns:
-        (groups, passages) float32.
+        (questions, passages) float32.
 
     """
-    backbone, head = classifier.base_model, classifier.score
-    return torch.cat([pooled_logits(backbone, head, ids, lengths) for ids, lengths in batches])[places]
+    rows = [packed_logits(classifier.base_model, classifier.score, packed) for packed in packs]
+    return torch.cat(rows)[places]
 
 
 class LossProgress(transformers.ProgressCallback):
@@ -178,8 +178,21 @@ class GroupTrainer(transformers.Trainer):
         **_: object,
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
-        teacher = inputs.pop("teacher")
-        return group_loss(model(**inputs), self._loss, teacher, self._distill)
+        grades, teacher = inputs.pop("grades"), inputs.pop("teacher")
+        return group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give AdamW, with a higher rate for the head, which starts at zero."""
+        trained = [item for item in (model or self.model).named_parameters() if item[1].requires_grad]
+        rates = ((False, self.args.learning_rate), (True, HEAD_RATE * self.args.learning_rate))
+        groups = [
+            {"params": [weight for name, weight in trained if (".score." in name) == head], "lr": rate}
+            for head, rate in rates
+        ]
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, betas=(0.9, 0.98), weight_decay=self.args.weight_decay
+        )
+        return self.optimizer
 
 
 def finetune(settings: TrainSettings, out: Path) -> Path:
@@ -258,9 +271,8 @@ def _trainable(settings: TrainSettings, base: Path, init: Path | None, *, dtype:
     classifier = load_classifier(base, dtype=dtype, layers=settings.layers, new_head=True)
     classifier.score.float()
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
-    if settings.compile:
-        for layer in classifier.base_model.layers:
-            layer.compile(dynamic=True)
+    register()
+    classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
     classifier.forward = partial(group_logits, classifier)  # under the Trainer's own wrappers: autocast, DDP
     if init is not None:
         adapted = load_adapter(classifier, init, trainable=True)
@@ -272,12 +284,9 @@ def _trainable(settings: TrainSettings, base: Path, init: Path | None, *, dtype:
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
             target_modules=LORA_TARGETS,
+            layers_to_transform=list(range(settings.frozen_layers, len(classifier.base_model.layers))),
         )
         adapted = get_peft_model(classifier, lora)
-    if settings.int8:
-        for module in adapted.modules():
-            if isinstance(module, LoraLinear):
-                module.base_layer = Int8Linear(module.base_layer)
     return adapted
 
 
@@ -300,19 +309,20 @@ def _read_groups(settings: TrainSettings) -> list[Group]:
         for group in (
             read_groups(source)
             if source.suffix == ".jsonl"
-            else make_groups(
+            else mine(
                 load_beir(source),
+                questions=settings.questions,
                 negatives=settings.negatives,
                 random_negatives=settings.random_negatives,
                 max_queries=settings.max_queries,
                 seed=settings.seed,
-            )
+            ).groups
         )
     ]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
     if len(shapes) != 1:
         raise SettingsError(
-            f"the groups of a run need one size, and a teacher in all or none; found {sorted(shapes)}"
+            f"the groups of a run need one number of passages, and a teacher in all or none; found {sorted(shapes)}"
         )
     random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
     return groups

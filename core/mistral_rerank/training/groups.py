@@ -1,84 +1,53 @@
-"""Training examples: a question with one passage that answers it and some that do not."""
+"""Training examples: questions and passages, and what is known of every pair of them."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+import json
+import os
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 
-from mistral_rerank.errors import InvalidInputError
-from mistral_rerank.evaluation.first_stage import BM25
+from mistral_rerank.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from mistral_rerank.evaluation.beir import BeirDataset
+Row = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """A question and its passages; the first answers it, the others do not."""
+    """Questions that are all compared with the same passages; most often there is one question.
 
-    query: str
+    Attributes:
+        queries: the questions.
+        passages: the passages.
+        grades: (queries, passages): 1 where the passage answers the question, 0 where it does not, between them
+            where it helps; None where nobody knows, which keeps the pair out of the loss.
+        teacher: (queries, passages): what another model thinks of every pair, as logits, whose softmax over the
+            passages is the target.
+
+    """
+
+    queries: tuple[str, ...]
     passages: tuple[str, ...]
-    teacher: tuple[float, ...] | None = None
-    """What another model thinks of every passage: logits, whose softmax over the group is the target."""
+    grades: tuple[tuple[float | None, ...], ...]
+    teacher: tuple[Row, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """How many questions and passages it has."""
+        return len(self.queries), len(self.passages)
 
 
 _GROUP_LINE = TypeAdapter(Group)
 
 
-def make_groups(
-    dataset: BeirDataset,
-    *,
-    negatives: int,
-    random_negatives: int,
-    depth: int = 30,
-    max_queries: int | None = None,
-    seed: int = 0,
-) -> list[Group]:
-    """Draw one group for every question of a data set.
-
-    Args:
-        dataset: judged questions and their corpus.
-        negatives: passages drawn from the BM25 top `depth` that are not judged relevant.
-        random_negatives: passages drawn from the whole corpus. They also fill up where BM25 finds too few.
-        depth: how far down the BM25 ranking negatives may come from.
-        max_queries: draw this many questions at most.
-        seed: the same seed gives the same groups.
-
-    Raises:
-        InvalidInputError: the corpus is too small for a group of this size.
-
-    """
-    chance = random.Random(f"{seed}/{dataset.name}")  # noqa: S311 - sampling, not security
-    ids = [query for query in dataset.queries if dataset.positives(query)]
-    chance.shuffle(ids)
-    ids = ids[:max_queries]
-    corpus = list(dataset.corpus)
-    rankings = BM25(dataset.corpus).search([dataset.queries[query] for query in ids], k=depth)
-    groups = []
-    for query, ranking in zip(ids, rankings, strict=True):
-        judged = set(dataset.positives(query))
-        if len(corpus) < len(judged) + negatives + random_negatives:
-            raise InvalidInputError(
-                f"{dataset.name} has {len(corpus)} passages, too few for {negatives + random_negatives} negatives"
-            )
-        hard = [passage for passage, _ in ranking if passage not in judged]
-        chosen = chance.sample(hard, min(negatives, len(hard)))
-        while len(chosen) < negatives + random_negatives:
-            other = chance.choice(corpus)
-            if other not in judged and other not in chosen:
-                chosen.append(other)
-        passages = [chance.choice(dataset.positives(query)), *chosen]
-        groups.append(Group(dataset.queries[query], tuple(dataset.corpus[passage] for passage in passages)))
-    return groups
-
-
 def read_groups(file: Path) -> list[Group]:
-    """Read groups from JSON lines: `query`, `passages` (the first answers it) and, if a teacher gave any, `teacher`.
+    """Read groups from JSON lines with the fields of `Group`.
 
     Raises:
         InvalidInputError: a line is not of that format; it names the file and line.
@@ -91,9 +60,35 @@ def read_groups(file: Path) -> list[Group]:
                 groups.append(_GROUP_LINE.validate_json(line))
             except ValidationError as error:
                 raise InvalidInputError(f"{file}, line {number}: {error.errors()[0]['msg']}") from error
-            group = groups[-1]
-            if len(group.passages) < 2 or (group.teacher and len(group.teacher) != len(group.passages)):
-                raise InvalidInputError(
-                    f"{file}, line {number}: a group needs two passages, and teacher scores for all of them or none"
-                )
+            if problem := _problem(groups[-1]):
+                raise InvalidInputError(f"{file}, line {number}: {problem}")
     return groups
+
+
+def _problem(group: Group) -> str | None:
+    if not group.queries or len(group.passages) < 2:
+        return "a group needs a question and two passages"
+    for name, rows in (("grades", group.grades), ("teacher", group.teacher)):
+        if rows is not None and [len(row) for row in rows] != [len(group.passages)] * len(group.queries):
+            return f"{name} must hold one row a question and one number a passage in it"
+    for row in group.grades:
+        known = [grade for grade in row if grade is not None]
+        if not all(0 <= grade <= 1 for grade in known) or not any(known):
+            return "grades lie between 0 and 1, and every question needs a passage above 0"
+    return None
+
+
+def write_groups(groups: Iterable[Group], out: Path) -> None:
+    """Write groups as JSON lines, whole or not at all.
+
+    Raises:
+        SettingsError: `out` exists.
+
+    """
+    if out.exists():
+        raise SettingsError(f"{out} exists; give another file, or remove it")
+    beside = out.with_name(f"{out.name}.{os.getpid()}")
+    with beside.open("w", encoding="utf-8") as lines:
+        for group in groups:
+            lines.write(json.dumps(asdict(group), ensure_ascii=False) + "\n")
+    beside.replace(out)

@@ -1,4 +1,8 @@
-"""What training minimizes: functions of the logits of groups whose first passage is the relevant one."""
+"""What training minimizes: functions of the logits of questions with their passages, and of what is known of them.
+
+Grades and logits are (questions, passages) float32; a grade is 1 for a passage that answers, 0 for one that does
+not, and NaN for one that nobody judged, which counts nowhere but in the distillation.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +15,38 @@ if TYPE_CHECKING:
 
 Loss = Literal["bce", "infonce", "bce+infonce"]
 
+FAR_BELOW = -1e4
+"""Takes a passage out of a softmax; minus infinity would make a gradient of nothing but such passages NaN."""
 
-def bce(logits: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of every pair on its own, as in the card of rerank-qa-mistral-4b.
+
+def bce(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
+    """Binary cross-entropy of every known pair on its own, as in the card of rerank-qa-mistral-4b.
 
     It teaches probabilities: sigmoid(logit) estimates how likely it is that the passage answers.
-
-    Args:
-        logits: (groups, passages), the relevant passage first.
-
     """
-    labels = logits.new_zeros(logits.shape)
-    labels[:, 0] = 1.0
-    return functional.binary_cross_entropy_with_logits(logits, labels)
+    known = ~grades.isnan()
+    return functional.binary_cross_entropy_with_logits(logits[known], grades[known])
 
 
-def infonce(logits: torch.Tensor) -> torch.Tensor:
-    """Softmax cross-entropy within each group (arXiv 2409.07691, section 4): it teaches the order."""
-    return functional.cross_entropy(logits, logits.new_zeros(len(logits)).long())
+def infonce(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
+    """Softmax cross-entropy of every positive against the passages of a lower grade: it teaches the order.
+
+    With one positive a question it is the loss of arXiv 2409.07691, section 4; other positives of the question are
+    left out of each one's softmax. Positives count by their grade.
+    """
+    lower = grades[:, None, :] < grades[:, :, None]  # (questions, positives, passages)
+    against = logits[:, None, :].masked_fill(~lower, FAR_BELOW).logsumexp(-1)
+    weights = grades.nan_to_num(0.0) * lower.any(-1)
+    losses = functional.softplus(against - logits).masked_fill(weights == 0, 0.0)
+    return (losses * weights).sum() / weights.sum().clamp_min(1e-9)
 
 
 def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence from the teacher's softmax over each group to the model's.
+    """Kullback-Leibler divergence from the teacher's softmax over each question's passages to the model's.
 
     Args:
-        logits: (groups, passages).
-        teacher: (groups, passages), the teacher's logits.
+        logits: (questions, passages).
+        teacher: (questions, passages), the teacher's logits.
 
     """
     return functional.kl_div(
@@ -45,7 +55,11 @@ def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def group_loss(
-    logits: torch.Tensor, loss: Loss, teacher: torch.Tensor | None = None, distill: float = 1.0
+    logits: torch.Tensor,
+    grades: torch.Tensor,
+    loss: Loss,
+    teacher: torch.Tensor | None = None,
+    distill: float = 1.0,
 ) -> torch.Tensor:
     """Give the named loss, a scalar; "bce+infonce" is their plain sum.
 
@@ -53,9 +67,9 @@ def group_loss(
     """
     total = logits.new_zeros(())
     if loss != "infonce":
-        total = total + bce(logits)
+        total = total + bce(logits, grades)
     if loss != "bce":
-        total = total + infonce(logits)
+        total = total + infonce(logits, grades)
     if teacher is not None:
         total = total + distill * distillation(logits, teacher)
     return total

@@ -1,32 +1,33 @@
-"""Hard negatives that a teacher has checked, and the teacher's own scores to learn from.
+"""Groups to train on, from judged questions: hard negatives, checked by a teacher where there is one.
 
-Candidates come from BM25. A bi-encoder compares each with the question; those that it finds nearly as close as the
-passage known to answer are left out, because many of them answer too and nobody judged them (positive-aware
-mining, arXiv 2407.15831). What is left becomes a group, with the teacher's similarities as scores to distil.
+Questions whose passages BM25 finds together share a group, so that each one's answer is a hard negative of the
+others; the rest of the group are passages that BM25 ranks high, and random ones. A teacher, a bi-encoder, then
+compares every question with every passage: those that it finds nearly as close as the passage known to answer
+count as unknown, because many of them answer too and nobody judged them (positive-aware mining, arXiv
+2407.15831), and its similarities are kept to be distilled.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from mistral_rerank.errors import InvalidInputError, MissingDependencyError, SettingsError
+from mistral_rerank.errors import InvalidInputError, MissingDependencyError
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.training.groups import Group
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from mistral_rerank.evaluation.beir import BeirDataset
 
 SHARE_OF_POSITIVE = 0.95
-"""A candidate at or over this share of the positive's similarity may answer too."""
+"""A passage at or over this share of the positive's similarity may answer too."""
 TEACHER_SCALE = 15.0
 """Similarities times this are the teacher's logits: a softmax over raw cosines would be flat."""
+GROUPS_AT_ONCE = 8
+"""Groups whose texts the teacher reads in one call."""
 
 
 class Teacher(Protocol):
@@ -67,8 +68,8 @@ class Mined:
     """The groups of one data set.
 
     Attributes:
-        groups: one a question; the teacher's logits stand in `teacher`.
-        short: how many groups had to take a negative that the teacher finds close to the positive.
+        groups: questions with passages; the teacher's logits stand in `teacher`.
+        short: questions that are left with fewer known negatives than were asked for.
 
     """
 
@@ -78,22 +79,27 @@ class Mined:
 
 def mine(
     dataset: BeirDataset,
-    teacher: Teacher,
+    teacher: Teacher | None = None,
     *,
+    questions: int = 1,
     negatives: int,
-    depth: int = 40,
+    random_negatives: int = 0,
+    depth: int = 30,
     max_queries: int | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Mined:
-    """Draw one group for every question of a data set.
+    """Draw the groups of a data set; every question is in one.
 
     Args:
         dataset: judged questions and their corpus.
-        teacher: compares questions and passages.
-        negatives: passages of a group beside the positive; half as many more are tried.
-        depth: how far down the BM25 ranking candidates may come from. Random ones fill up where it finds too few.
-        max_queries: draw this many questions at most.
+        teacher: compares questions and passages; None for groups without a teacher's scores.
+        questions: of a group. What is left over at the end, fewer than these, is left out.
+        negatives: passages of a group, beside its questions' own, that BM25 finds for them. Where it finds too
+            few, and where two questions share a passage, random ones fill up.
+        random_negatives: passages of a group drawn from the whole corpus.
+        depth: how far down the BM25 ranking negatives may come from.
+        max_queries: take this many questions at most.
         seed: the same seed gives the same groups.
         progress: is told how many more questions are done.
 
@@ -101,53 +107,132 @@ def mine(
         InvalidInputError: the corpus is too small for a group of this size.
 
     """
+    size = questions + negatives + random_negatives
+    if size > len(dataset.corpus):
+        raise InvalidInputError(
+            f"{dataset.name} has {len(dataset.corpus)} passages, too few for groups of {size}; ask for smaller ones"
+        )
     chance = random.Random(f"{seed}/{dataset.name}")  # noqa: S311 - sampling, not security
     ids = [query for query in dataset.queries if dataset.positives(query)]
     chance.shuffle(ids)
     ids = ids[:max_queries]
-    corpus, tried = list(dataset.corpus), negatives + negatives // 2
     rankings = BM25(dataset.corpus).search([dataset.queries[query] for query in ids], k=depth)
+    found = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
+    corpus = list(dataset.corpus)
+    drawn = [
+        (cluster, _passages(dataset, cluster, found, corpus, negatives, size, chance))
+        for cluster in _clusters(dataset, ids, found, questions)
+    ]
     groups, short = [], 0
-    for query, ranking in zip(ids, rankings, strict=True):
-        judged = set(dataset.positives(query))
-        if len(corpus) < len(judged) + tried:
-            raise InvalidInputError(f"{dataset.name} has {len(corpus)} passages, too few for {tried} negatives")
-        hard = [passage for passage, _ in ranking if passage not in judged]
-        candidates = chance.sample(hard, min(tried, len(hard)))
-        while len(candidates) < tried:
-            other = chance.choice(corpus)
-            if other not in judged and other not in candidates:
-                candidates.append(other)
-        texts = [dataset.corpus[passage] for passage in [chance.choice(dataset.positives(query)), *candidates]]
-        question, *vectors = teacher.embed([dataset.queries[query], *texts])
-        near = [sum(a * b for a, b in zip(question, vector, strict=True)) for vector in vectors]
-        limit = SHARE_OF_POSITIVE * near[0]
-        order = sorted(range(1, len(texts)), key=lambda i: (near[i] >= limit, near[i] if near[i] >= limit else 0.0))
-        chosen = [0, *order[:negatives]]
-        short += any(near[i] >= limit for i in chosen[1:])
-        groups.append(
-            Group(
-                dataset.queries[query],
-                tuple(texts[i] for i in chosen),
-                tuple(round(TEACHER_SCALE * near[i], 4) for i in chosen),
-            )
-        )
-        progress(1)
+    for start in range(0, len(drawn), GROUPS_AT_ONCE):
+        some = drawn[start : start + GROUPS_AT_ONCE]
+        near = [None] * len(some) if teacher is None else _similarities(dataset, some, teacher)
+        for (cluster, chosen), marks in zip(some, near, strict=True):
+            groups.append(_group(dataset, cluster, chosen, marks))
+            known = max(1, negatives + random_negatives)
+            short += sum(row.count(0.0) < known for row in groups[-1].grades)
+            progress(len(cluster))
     return Mined(groups, short)
 
 
-def write_groups(groups: Iterable[Group], out: Path) -> None:
-    """Write groups as JSON lines, whole or not at all.
+def _clusters(
+    dataset: BeirDataset, ids: Sequence[str], found: dict[str, list[str]], size: int
+) -> list[tuple[str, ...]]:
+    """Put questions together whose answers BM25 finds for one another; every question is in at most one cluster.
 
-    Raises:
-        SettingsError: `out` exists.
-
+    Two questions at most come from one passage, so that the others' passages stay negatives.
     """
-    if out.exists():
-        raise SettingsError(f"{out} exists; give another file, or remove it")
-    beside = out.with_name(f"{out.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as lines:
-        for group in groups:
-            record = {"query": group.query, "passages": group.passages, "teacher": group.teacher}
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-    beside.replace(out)
+    asked_of: dict[str, list[str]] = {}
+    for query in ids:
+        for passage in dataset.positives(query):
+            asked_of.setdefault(passage, []).append(query)
+    free = dict.fromkeys(ids)
+    clusters = []
+    while len(free) >= size:
+        cluster = [next(iter(free))]
+        del free[cluster[0]]
+        used = list(dataset.positives(cluster[0]))
+        for member in cluster:  # grows as it is walked
+            near = (other for passage in found[member] for other in asked_of.get(passage, ()))
+            for other in near:
+                if len(cluster) == size:
+                    break
+                own = dataset.positives(other)
+                if other in free and all(used.count(passage) < 2 for passage in own):
+                    del free[other]
+                    cluster.append(other)
+                    used += own
+        while len(cluster) < size:
+            other = next(reversed(free))
+            del free[other]
+            cluster.append(other)
+        clusters.append(tuple(cluster))
+    return clusters
+
+
+def _passages(
+    dataset: BeirDataset,
+    cluster: Sequence[str],
+    found: dict[str, list[str]],
+    corpus: Sequence[str],
+    negatives: int,
+    size: int,
+    chance: random.Random,
+) -> list[str]:
+    """Give the passage ids of a group: an answer of each question, then hard negatives, then random ones."""
+    chosen: list[str] = []
+    answers: set[str] = set()
+    for query in cluster:
+        own = dataset.positives(query)
+        answers.update(own)
+        if not any(passage in chosen for passage in own):
+            chosen.append(chance.choice(own))
+    hard = list(dict.fromkeys(passage for query in cluster for passage in found[query] if passage not in answers))
+    chosen += chance.sample(hard, min(negatives, len(hard)))
+    while len(chosen) < size:
+        other = chance.choice(corpus)
+        if other not in chosen and (other not in answers or len(answers) + size > len(corpus)):
+            chosen.append(other)
+    return chosen
+
+
+def _similarities(
+    dataset: BeirDataset, drawn: Sequence[tuple[Sequence[str], Sequence[str]]], teacher: Teacher
+) -> list[list[list[float]]]:
+    """Compare every question with every passage of its group; each text is read once."""
+    queries = list(dict.fromkeys(query for cluster, _ in drawn for query in cluster))
+    passages = list(dict.fromkeys(passage for _, chosen in drawn for passage in chosen))
+    texts = [dataset.queries[query] for query in queries] + [dataset.corpus[passage] for passage in passages]
+    vectors = teacher.embed(texts)
+    of_query = dict(zip(queries, vectors, strict=False))
+    of_passage = dict(zip(passages, vectors[len(queries) :], strict=True))
+    return [
+        [
+            [sum(a * b for a, b in zip(of_query[query], of_passage[passage], strict=True)) for passage in chosen]
+            for query in cluster
+        ]
+        for cluster, chosen in drawn
+    ]
+
+
+def _group(
+    dataset: BeirDataset, cluster: Sequence[str], chosen: Sequence[str], near: list[list[float]] | None
+) -> Group:
+    """Look up the texts and judgements of a group; `near` is (questions, passages), the teacher's similarities."""
+    grades: list[tuple[float | None, ...]] = []
+    for row, query in enumerate(cluster):
+        positives, judged = set(dataset.positives(query)), dataset.qrels[query]
+        known: list[float | None] = [float(passage in positives) for passage in chosen]
+        if near is not None:
+            own = [mark for mark, passage in zip(near[row], chosen, strict=True) if passage in positives]
+            limit = SHARE_OF_POSITIVE * min(own)
+            for place, passage in enumerate(chosen):
+                if passage not in judged and near[row][place] >= limit:
+                    known[place] = None
+        grades.append(tuple(known))
+    return Group(
+        tuple(dataset.queries[query] for query in cluster),
+        tuple(dataset.corpus[passage] for passage in chosen),
+        tuple(grades),
+        None if near is None else tuple(tuple(round(TEACHER_SCALE * mark, 4) for mark in row) for row in near),
+    )

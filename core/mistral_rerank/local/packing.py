@@ -1,0 +1,268 @@
+"""Sequences without padding, and a prefix that several of them share computed once.
+
+All tokens of a batch lie in one row, so the linear layers see one large matrix of real tokens and nothing
+else. Sequences that begin with the same ids (the same question, or the same passage, depending on the prompt)
+form a tree: their common prefix is there once, and each one's rest attends to the prefix and to itself. A
+causal model computes the same hidden states either way.
+
+This file knows lengths, positions and attention; it knows no tokenizer, weights or scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PACKED_ATTENTION = "mistral_rerank_packed"
+"""The name of `packed_attention` among transformers' attention functions."""
+
+SHORTEST_PREFIX = 8
+"""A shared prefix of fewer tokens saves less than its own attention call costs."""
+
+SPAN_TOKENS = 256
+"""Short rests of one tree attend together, in calls of at most this many tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """Sequences that share their first `prefix` ids; `members` are their positions in the batch."""
+
+    prefix: int
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Neighbouring tokens of a pack whose attention is one call.
+
+    Attributes:
+        start: the first of its tokens.
+        stop: the one after its last.
+        prefix: (start, stop) of the tokens before them that they all see; None for a whole sequence or prefix.
+        rests: how many tokens each sequence has in it, where there is a prefix.
+
+    """
+
+    start: int
+    stop: int
+    prefix: tuple[int, int] | None = None
+    rests: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """One row of tokens.
+
+    Attributes:
+        ids: (1, tokens) int64.
+        positions: (1, tokens) int64, each token's place in its own sequence.
+        members: which sequences it holds.
+        last: (members,) int64, where each of them has its last token in the row.
+        spans: cover the row from left to right.
+
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    members: tuple[int, ...]
+    last: torch.Tensor
+    spans: tuple[Span, ...]
+
+    def to(self, device: torch.device) -> Pack:
+        """Give the same row on another device."""
+        return replace(self, ids=self.ids.to(device), positions=self.positions.to(device), last=self.last.to(device))
+
+
+def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTEST_PREFIX) -> list[Tree]:
+    """Find the sequences that begin alike; every sequence is in exactly one tree.
+
+    Neighbours in lexical order join a tree as long as that saves tokens over leaving them out of it.
+
+    Args:
+        sequences: token ids, at least one each.
+        shortest: a prefix of fewer tokens is not worth sharing.
+
+    """
+    order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
+    trees: list[Tree] = []
+    prefix = 0
+    members: list[int] = []
+    for i in order:
+        if members:
+            most = min(prefix if len(members) > 1 else len(sequences[members[0]]) - 1, len(sequences[i]) - 1)
+            common = _common(sequences[members[0]], sequences[i], most)
+            if common >= shortest and common * len(members) > prefix * (len(members) - 1):
+                prefix = common
+                members.append(i)
+                continue
+            trees.append(Tree(prefix, tuple(members)))
+        prefix, members = 0, [i]
+    if members:
+        trees.append(Tree(prefix, tuple(members)))
+    return trees
+
+
+def _common(a: Sequence[int], b: Sequence[int], most: int) -> int:
+    for place in range(most):
+        if a[place] != b[place]:
+            return place
+    return most
+
+
+def plan_packs(sequences: Sequence[Sequence[int]], budget: int) -> list[list[Tree]]:
+    """Say which sequences share a row of at most `budget` tokens, and where they begin alike.
+
+    A tree that is larger than the budget is cut into several, each with the prefix; a sequence that is larger has
+    a row of its own. The largest trees come first.
+    """
+    trees = [part for tree in share_prefixes(sequences) for part in _cut(tree, sequences, budget)]
+    sizes = [tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.members) for tree in trees]
+    packs: list[list[Tree]] = []
+    room = 0
+    for place in sorted(range(len(trees)), key=lambda place: -sizes[place]):
+        if not packs or sizes[place] > room:
+            packs.append([])
+            room = budget
+        packs[-1].append(trees[place])
+        room -= sizes[place]
+    return packs
+
+
+def _cut(tree: Tree, sequences: Sequence[Sequence[int]], budget: int) -> list[Tree]:
+    parts: list[list[int]] = []
+    room = 0
+    for member in tree.members:
+        rest = len(sequences[member]) - tree.prefix
+        if not parts or rest > room:
+            parts.append([])
+            room = budget - tree.prefix
+        parts[-1].append(member)
+        room -= rest
+    return [Tree(tree.prefix if len(part) > 1 else 0, tuple(part)) for part in parts]
+
+
+def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree]) -> Pack:
+    """Lay the sequences of some trees out in one row, tree after tree."""
+    ids: list[int] = []
+    positions: list[int] = []
+    last: list[int] = []
+    spans: list[Span] = []
+    for tree in trees:
+        if not tree.prefix:
+            for member in tree.members:
+                start = len(ids)
+                ids += sequences[member]
+                positions += range(len(sequences[member]))
+                last.append(len(ids) - 1)
+                spans.append(Span(start, len(ids)))
+            continue
+        prefix = (len(ids), len(ids) + tree.prefix)
+        ids += sequences[tree.members[0]][: tree.prefix]
+        positions += range(tree.prefix)
+        spans.append(Span(*prefix))
+        start = len(ids)
+        rests: list[int] = []
+        for member in tree.members:
+            rest = sequences[member][tree.prefix :]
+            if rests and len(ids) - start + len(rest) > SPAN_TOKENS:
+                spans.append(Span(start, len(ids), prefix, tuple(rests)))
+                start, rests = len(ids), []
+            ids += rest
+            positions += range(tree.prefix, tree.prefix + len(rest))
+            last.append(len(ids) - 1)
+            rests.append(len(rest))
+        spans.append(Span(start, len(ids), prefix, tuple(rests)))
+    members = tuple(member for tree in trees for member in tree.members)
+    return Pack(torch.tensor([ids]), torch.tensor([positions]), members, torch.tensor(last), tuple(spans))
+
+
+def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor | None]:
+    """Say for every span which keys its tokens see.
+
+    Args:
+        packed: the row.
+        window: the most positions that a token looks back, itself included; None for all.
+
+    Returns:
+        One (tokens, keys) bool mask a span, on the row's device, keys being the prefix and then the span itself;
+        None where plain causal attention is the same.
+
+    """
+    places = packed.positions[0]
+    masks: list[torch.Tensor | None] = []
+    for span in packed.spans:
+        queries = places[span.start : span.stop]
+        if span.prefix is None:
+            if window is None or len(queries) <= window:
+                masks.append(None)
+                continue
+            keys = queries
+            seen = keys <= queries[:, None]
+        else:
+            owner = torch.repeat_interleave(torch.arange(len(span.rests)), torch.tensor(span.rests)).to(places.device)
+            keys = torch.cat([places[slice(*span.prefix)], queries])
+            own = (owner[:, None] == owner) & (queries <= queries[:, None])
+            seen = torch.cat([own.new_ones(len(queries), span.prefix[1] - span.prefix[0]), own], 1)
+        if window is not None:
+            seen = seen & (keys > queries[:, None] - window)
+        masks.append(seen)
+    return masks
+
+
+def packed_attention(
+    _module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    _attention_mask: None,
+    *,
+    spans: Sequence[Span],
+    masks: Sequence[torch.Tensor | None],
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention of a pack, in the form of transformers' attention functions.
+
+    Args:
+        query: (1, heads, tokens, width).
+        key: (1, key heads, tokens, width).
+        value: as `key`.
+        spans: of the pack.
+        masks: what `span_masks` says of it, on the device of `query`.
+        scaling: of the scores before the softmax; None for 1 / sqrt(width).
+
+    Returns:
+        (1, tokens, heads, width), and no weights.
+
+    """
+    outputs = []
+    for span, mask in zip(spans, masks, strict=True):
+        keys, values = key[:, :, span.start : span.stop], value[:, :, span.start : span.stop]
+        if span.prefix is not None:
+            keys = torch.cat([key[:, :, slice(*span.prefix)], keys], 2)
+            values = torch.cat([value[:, :, slice(*span.prefix)], values], 2)
+        outputs.append(
+            scaled_dot_product_attention(
+                query[:, :, span.start : span.stop],
+                keys,
+                values,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                enable_gqa=True,
+            )
+        )
+    return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def register() -> None:
+    """Make `packed_attention` known to transformers under `PACKED_ATTENTION`."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
