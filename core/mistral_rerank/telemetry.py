@@ -1,7 +1,8 @@
-"""OpenTelemetry spans of a rerank call, for those who ask for them and have `opentelemetry-api` installed.
+"""OpenTelemetry spans of a rerank call and of a server's request, for those who have `opentelemetry-api` installed.
 
 The attributes are those of OpenInference (a span of kind RERANKER, `reranker.*`) and the `gen_ai.*` names of
-OpenTelemetry's conventions for generative AI. Texts are left out unless they are asked for.
+OpenTelemetry's conventions for generative AI, and for a request those of HTTP. Texts are left out unless they are
+asked for.
 Source: https://arize-ai.github.io/openinference/spec/semantic_conventions.html
 """
 
@@ -13,14 +14,31 @@ from typing import TYPE_CHECKING
 from mistral_rerank.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from opentelemetry.trace import Tracer
 
     from mistral_rerank.reranker import RankedPassage
 
     Report = Callable[[list[RankedPassage]], list[RankedPassage]]
+    Answered = Callable[[str, int], None]
     Attributes = dict[str, str | int | float]
 
 KIND = "openinference.span.kind"
+
+
+def tracer() -> Tracer:
+    """Give what makes the spans.
+
+    Raises:
+        MissingDependencyError: `opentelemetry-api` is not installed.
+
+    """
+    try:
+        from opentelemetry import trace
+    except ImportError as error:
+        raise MissingDependencyError("telemetry needs opentelemetry: pip install opentelemetry-api") from error
+    return trace.get_tracer("mistral_rerank")
 
 
 def request_attributes(query: str, texts: Sequence[str], *, model: str, top_n: int | None) -> Attributes:
@@ -65,13 +83,10 @@ def rerank_span(
         MissingDependencyError: `opentelemetry-api` is not installed.
 
     """
-    try:
-        from opentelemetry import trace
-    except ImportError as error:
-        raise MissingDependencyError("telemetry needs opentelemetry: pip install opentelemetry-api") from error
+    start = tracer().start_as_current_span
+    from opentelemetry.trace import StatusCode
 
-    tracer = trace.get_tracer("mistral_rerank")
-    with tracer.start_as_current_span(f"rerank {model}", record_exception=content) as span:
+    with start(f"rerank {model}", record_exception=content, set_status_on_exception=content) as span:
         span.set_attributes(
             {
                 KIND: "RERANKER",
@@ -91,4 +106,42 @@ def rerank_span(
             span.set_attribute("gen_ai.rerank.result.count", len(ranking))
             return ranking
 
-        yield report
+        try:
+            yield report
+        except BaseException as error:
+            if not content:  # a message of somebody else's error may hold a text
+                span.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
+
+
+@contextmanager
+def server_span(method: str, headers: Mapping[str, str], request_id: str) -> Iterator[Answered]:
+    """Make the current span one of an HTTP request, in the client's trace if it sent a `traceparent`.
+
+    Args:
+        method: of the request.
+        headers: of the request, by their names in lower case; nothing but the trace is read.
+        request_id: what the reply's `X-Request-Id` says.
+
+    Yields:
+        A function that notes the route and the status of the answer.
+
+    Raises:
+        MissingDependencyError: `opentelemetry-api` is not installed.
+
+    """
+    start = tracer().start_as_current_span
+    from opentelemetry.propagate import extract
+    from opentelemetry.trace import SpanKind, StatusCode
+
+    known = {"http.request.method": method, "mistral_rerank.request_id": request_id}
+    context = extract(headers)
+    with start(method, context, SpanKind.SERVER, known, record_exception=False) as span:
+
+        def answered(route: str, status: int) -> None:
+            span.update_name(f"{method} {route}")
+            span.set_attributes({"http.route": route, "http.response.status_code": status})
+            if status >= 500:
+                span.set_status(StatusCode.ERROR)
+
+        yield answered

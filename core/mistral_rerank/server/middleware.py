@@ -17,6 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
 from mistral_rerank.server.errors import error_response
+from mistral_rerank.telemetry import server_span
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -36,15 +37,24 @@ class RequestContext:
     """Gives every request an id (its client's own if it sent one) and an answer whatever fails, and counts."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._metrics = app, service.metrics
+        self._app, self._metrics, self._spans = app, service.metrics, service.settings.telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        sent = headers.get("x-request-id", "")
         request_id = sent if SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
+        if not self._spans:
+            await self._answer(scope, receive, send, request_id)
+            return
+        with server_span(scope["method"], headers, request_id) as answered:
+            answered(*await self._answer(scope, receive, send, request_id))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> tuple[str, int]:
+        """Answer it; gives its route and the status of the answer."""
         status, begun = 0, time.perf_counter()
 
         async def answer(message: Message) -> None:
@@ -66,6 +76,7 @@ class RequestContext:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
             self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+        return route, status
 
 
 class BearerKeys:

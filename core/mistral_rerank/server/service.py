@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from mistral_rerank.protocols.contract import RerankReply
 from mistral_rerank.server.metrics import Metrics
+from mistral_rerank.telemetry import rerank_span, tracer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from mistral_rerank.protocols.contract import RerankRequest
-    from mistral_rerank.reranker import RankedPassage, Reranker
+    from mistral_rerank.reranker import Overflow, RankedPassage, Reranker
     from mistral_rerank.server.settings import ServerSettings
 
 CLIENT_CLOSED_REQUEST = 499
@@ -43,6 +44,8 @@ class Service:
     """
 
     def __init__(self, reranker: Reranker, settings: ServerSettings) -> None:
+        if settings.telemetry:
+            tracer()  # fails here rather than at the first request
         self.settings = settings
         self.metrics = Metrics()
         self.metrics.watch_queue(lambda: self.in_flight)
@@ -102,15 +105,23 @@ class Service:
             raise self._rejection("queue_full", 503, f"{self.in_flight} requests are waiting; try again")
         self.in_flight += 1
         try:
-            ranking = await self._while_connected(
-                self._reranker.arank(asked.query, asked.passages, overflow="truncate" if asked.truncate else "error"),
-                request,
-            )
+            ranking = await self._while_connected(self._rank(asked), request)
         finally:
             self.in_flight -= 1
         tokens = sum(place.score.tokens for place in ranking)
         self.metrics.prompt_tokens.inc(tokens)
         return RerankReply(tuple(ranking[: asked.top_n]), self.model_id, uuid.uuid4().hex, tokens)
+
+    async def _rank(self, asked: RerankRequest) -> list[RankedPassage]:
+        overflow: Overflow = "truncate" if asked.truncate else "error"
+        if not self.settings.telemetry:
+            return await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
+        with rerank_span(
+            asked.query, asked.passages, model=self.model_id, top_n=asked.top_n, content=False
+        ) as report:
+            ranking = await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
+            report(ranking[: asked.top_n])
+            return ranking
 
     async def _while_connected(self, work: Awaitable[list[RankedPassage]], request: Request) -> list[RankedPassage]:
         """Wait for work as long as its client does; work that is given up leaves the reranker's queue."""

@@ -28,6 +28,7 @@ class ServerSettings(BaseModel):
     max_passages: int = _setting("max_passages", 1000, "most passages of a request", ge=1)
     max_requests: int = _setting("max_requests", 256, "most requests waiting or running; others get a 503", ge=1)
     timeout: float = _setting("timeout", 120.0, "seconds after which a request gets a 504", gt=0)
+    telemetry: bool = _setting("telemetry", False, "an OpenTelemetry span of each request and ranking, without texts")
     strict: bool = _setting("strict", False, "refuse fields that the contract does not name, as NIM 2 does")
 
     @field_validator("aliases", "api_keys", "cors_origins", mode="before")
