@@ -138,6 +138,19 @@ def test_the_manifest_takes_keys_from_a_secret_that_the_server_reads(container, 
     assert [key.get_secret_value() for key in ServerSettings().api_keys] == ["one", "two"]
 
 
+def test_the_ray_file_names_what_the_cluster_takes():
+    pytest.importorskip("ray", reason="ray is not installed: pip install 'mistral-rerank[cluster]'")
+    from mistral_rerank.server import cluster
+
+    (serve_file,) = load("ray-serve.yaml")
+    (application,) = serve_file["applications"]
+    module, name = application["import_path"].split(":")
+    assert (module, getattr(cluster, name)) == (cluster.__name__, cluster.application)
+    chosen = cluster.Arguments.model_validate(application["args"])
+    assert (chosen.cluster.min_replicas, chosen.cluster.gpus) == (2, 1)
+    assert serve_file["http_options"]["port"] == PORT
+
+
 def test_the_selectors_find_the_pods():
     labels = of_kind("Deployment")["spec"]["template"]["metadata"]["labels"]
     assert of_kind("Deployment")["spec"]["selector"]["matchLabels"] == labels

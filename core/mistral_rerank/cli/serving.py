@@ -19,12 +19,13 @@ def serve(
     alias: Annotated[list[str] | None, typer.Option(help="one more name that clients may use; repeatable")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="keys that clients must send, one a line")] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the contract lacks")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
     **reranker: Any,
 ) -> None:
     """Put a reranker behind HTTP, in the contracts of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
 
     Keys can also come from MISTRAL_RERANK_SERVER_API_KEYS, separated by commas; limits from the other
-    MISTRAL_RERANK_SERVER_ variables.
+    MISTRAL_RERANK_SERVER_ variables; how many replicas a cluster has, from the MISTRAL_RERANK_CLUSTER_ ones.
     """
     try:
         from mistral_rerank.server.run import serve as run
@@ -40,5 +41,10 @@ def serve(
     chosen = RerankSettings(**reranker)
     if chosen.share_batches is None:
         chosen.share_batches = True
+    if cluster:
+        from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
+
+        serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
+        return
     with chosen.open() as opened:
         run(opened, settings, host=host, port=port)

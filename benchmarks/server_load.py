@@ -1,0 +1,248 @@
+"""Load the server with many clients, some of which leave, and compare shared batches with one request per forward.
+
+python benchmarks/server_load.py [--model mini] [--clients 64] [--requests 2000] [--leaving 0.05] [--forward-ms 0]
+
+The server is another process on one thread; both kinds run in turn, on the same requests of 1 to 40 passages. Every
+reply is compared with the scores of the same model in this process; the script fails where one is wrong or missing.
+`--model random` is a small Mistral with random weights; `--forward-ms` adds a fixed wait to each forward, as the
+launches of an accelerator do.
+"""
+
+import argparse
+import asyncio
+import multiprocessing
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+TOLERANCE = 1e-4
+QUERIES = tuple(f"question {number}: why does it float" for number in range(8))
+PASSAGES = tuple(f"passage {number} " + "of a few more words " * (number % 4) for number in range(160))
+KINDS = {"one request per forward": False, "shared": True}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request: a question, its passages, and whether its client leaves."""
+
+    query: str
+    passages: tuple[str, ...]
+    leaves: bool
+
+
+def make_requests(count: int, leaving: float) -> list[Ask]:
+    """Give the same requests every time."""
+    draw = random.Random(0)
+    return [
+        Ask(draw.choice(QUERIES), tuple(draw.choices(PASSAGES, k=draw.randint(1, 40))), draw.random() < leaving)
+        for _ in range(count)
+    ]
+
+
+def write_random_model(folder: str) -> None:
+    """Write a Mistral of 2 layers of 64 with random weights, and mini's tokenizer."""
+    from transformers import MistralConfig, MistralForSequenceClassification
+
+    from mistral_rerank.local import checkpoint as checkpoints
+
+    tokenizer = checkpoints.load_tokenizer(checkpoints.open_checkpoint("mini"))
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_labels=1,
+        initializer_range=0.2,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    MistralForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: float) -> None:
+    """Serve on a free port and tell which."""
+    import uvicorn
+
+    from mistral_rerank import LocalReranker
+    from mistral_rerank.local.model import RerankModel
+    from mistral_rerank.server.app import create_app
+    from mistral_rerank.server.settings import ServerSettings
+
+    torch.set_num_threads(1)
+    forward: Callable[..., list[float]] = RerankModel.logits
+
+    @wraps(forward)
+    def slowed(*arguments: Any) -> list[float]:
+        time.sleep(forward_ms / 1000)
+        return forward(*arguments)
+
+    if forward_ms:
+        RerankModel.logits = slowed  # type: ignore[method-assign]
+    reranker = LocalReranker(model, device="cpu", dtype="float32", batch_tokens=batch_tokens, share_batches=share)
+    app = create_app(reranker, ServerSettings(max_requests=1000))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+
+    def tell() -> None:
+        while not server.started:
+            time.sleep(0.01)
+        pipe.send(server.servers[0].sockets[0].getsockname()[1])
+
+    threading.Thread(target=tell, daemon=True).start()
+    server.run()
+
+
+@contextmanager
+def a_server(model: str, share: bool, batch_tokens: int, forward_ms: float) -> Iterator[tuple[str, int]]:
+    """Run the server in a process of its own; yields its URL and its process id."""
+    ours, theirs = multiprocessing.Pipe()
+    arguments = (theirs, model, share, batch_tokens, forward_ms)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
+    process.start()
+    try:
+        url = f"http://127.0.0.1:{ours.recv()}"
+        while httpx.get(f"{url}/v1/health/ready").status_code != 200:
+            time.sleep(0.05)
+        yield url, process.pid or 0
+    finally:
+        process.terminate()
+        process.join()
+
+
+def memory(pid: int) -> float:
+    """Give the resident memory of a process, in MiB."""
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+@dataclass
+class Outcome:
+    """What one load has shown."""
+
+    seconds: float
+    answered: int
+    left: int
+    wrong: int
+    failed: Counter[str]
+    latencies: list[float]
+    memory: list[float]
+    batch: float
+
+
+async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict[tuple[str, str], float]) -> Outcome:
+    """Send all requests, so many at once, and judge every reply."""
+    outcome = Outcome(0, 0, 0, 0, Counter(), [], [], 0)
+    waiting = iter(asks)
+    draw = random.Random(1)
+    limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
+
+    async def one(client: httpx.AsyncClient, ask: Ask) -> None:
+        body = {"query": {"text": ask.query}, "passages": [{"text": text} for text in ask.passages]}
+        begun = time.perf_counter()
+        leave_after = draw.uniform(0, 0.05) if ask.leaves else None
+        try:
+            reply = await asyncio.wait_for(client.post(f"{url}/v1/ranking", json=body), leave_after)
+        except TimeoutError:
+            outcome.left += 1
+            return
+        if reply.status_code != 200:
+            outcome.failed[str(reply.status_code)] += 1
+            return
+        outcome.latencies.append(time.perf_counter() - begun)
+        outcome.answered += 1
+        found = {place["index"]: place["logit"] for place in reply.json()["rankings"]}
+        wanted = {index: expected[ask.query, text] for index, text in enumerate(ask.passages)}
+        right = found.keys() == wanted.keys() and all(abs(found[i] - wanted[i]) <= TOLERANCE for i in wanted)
+        outcome.wrong += not (right and list(found.values()) == sorted(found.values(), reverse=True))
+
+    async def client_of(client: httpx.AsyncClient) -> None:
+        for ask in waiting:
+            await one(client, ask)
+            if (outcome.answered + outcome.left) % max(1, len(asks) // 8) == 0:
+                outcome.memory.append(memory(pid))
+
+    async with httpx.AsyncClient(limits=limits, timeout=300) as client:
+        begun = time.perf_counter()
+        await asyncio.gather(*(client_of(client) for _ in range(clients)))
+        outcome.seconds = time.perf_counter() - begun
+        text = (await client.get(f"{url}/metrics")).text
+    counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("mistral_rerank_batch_size_"))
+    outcome.batch = float(counts["mistral_rerank_batch_size_sum"]) / float(counts["mistral_rerank_batch_size_count"])
+    outcome.memory.append(memory(pid))
+    if not text.count("mistral_rerank_queue_size 0.0"):
+        outcome.failed["still in the queue"] += 1
+    return outcome
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--leaving", type=float, default=0.05)
+    parser.add_argument("--batch-tokens", type=int, default=8192)
+    parser.add_argument("--forward-ms", type=float, default=0)
+    options = parser.parse_args()
+
+    from mistral_rerank import LocalReranker
+
+    names = ("torch", "transformers", "uvicorn", "fastapi", "mistral-rerank")
+    print(", ".join(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}", sep=", ")
+    print(
+        f"{os.cpu_count()} CPUs, model {options.model} on one thread, {options.batch_tokens} tokens a forward at most"
+    )
+    print(f"{options.clients} clients, {options.requests} requests, {options.leaving:.0%} leave within 50 ms")
+    if options.forward_ms:
+        print(f"every forward waits {options.forward_ms:g} ms more, as an accelerator's launches do")
+    torch.set_num_threads(1)
+    asks = make_requests(options.requests, options.leaving)
+    with tempfile.TemporaryDirectory() as folder:
+        if (model := options.model) == "random":
+            write_random_model(model := folder)
+        with LocalReranker(model, device="cpu", dtype="float32") as local:
+            pairs = [(query, passage) for query in QUERIES for passage in PASSAGES]
+            expected = dict(zip(pairs, (score.logit for score in local.score_pairs(pairs)), strict=True))
+        outcomes = {}
+        for name, share in KINDS.items():
+            with a_server(model, share, options.batch_tokens, options.forward_ms) as (url, pid):
+                outcomes[name] = asyncio.run(load(url, pid, asks, options.clients, expected))
+    for name, found in outcomes.items():
+        quantiles = statistics.quantiles(found.latencies, n=20)
+        print(
+            f"\n{name}\n"
+            f"  {found.answered / found.seconds:.1f} requests/s; "
+            f"p50 {quantiles[9] * 1000:.0f} ms, p95 {quantiles[18] * 1000:.0f} ms; "
+            f"{found.batch:.1f} sequences a forward\n"
+            f"  {found.answered} answered, {found.left} left, {found.wrong} wrong, "
+            f"{sum(found.failed.values())} failed {dict(found.failed) or ''}\n"
+            f"  memory, MiB: {' '.join(f'{value:.0f}' for value in found.memory)}"
+        )
+    speeds = [found.answered / found.seconds for found in outcomes.values()]
+    print(f"\nshared / one request per forward: {speeds[1] / speeds[0]:.2f}")
+    bad = sum(found.wrong + sum(found.failed.values()) for found in outcomes.values())
+    lost = sum(options.requests - found.answered - found.left for found in outcomes.values())
+    if bad or lost:
+        sys.exit(f"{bad} replies wrong or failed, {lost} lost")
+
+
+if __name__ == "__main__":
+    main()

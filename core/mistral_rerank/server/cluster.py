@@ -1,0 +1,171 @@
+"""The same application on Ray Serve: replicas on any number of machines, one GPU each, as many as the queue needs.
+
+`mistral-rerank serve --cluster` runs it from here, and `serve deploy` from a file such as deploy/ray-serve.yaml,
+which names `application`. Each replica holds its own model, limits and metrics.
+Source: https://docs.ray.io/en/latest/serve/production-guide/config.html
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from starlette.datastructures import MutableHeaders
+
+from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.server.app import create_app
+from mistral_rerank.server.run import DRAIN_SECONDS, LOOPBACK
+from mistral_rerank.server.settings import ServerSettings
+from mistral_rerank.settings import RerankSettings, environment_field
+
+try:
+    import ray
+    from ray import serve
+except ImportError as error:
+    raise MissingDependencyError.of("cluster", error) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fastapi import FastAPI
+    from ray.serve import Application
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from mistral_rerank.reranker import Reranker
+
+logger = logging.getLogger(__name__)
+
+ENV_PREFIX = "MISTRAL_RERANK_CLUSTER_"
+NAME = "mistral-rerank"
+
+
+def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
+    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
+
+
+class ClusterSettings(BaseModel):
+    """How many replicas there are and what each takes; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_replicas: int = _setting("min_replicas", 1, "replicas that are always there", ge=1)
+    max_replicas: int = _setting("max_replicas", 1, "most replicas", ge=1)
+    target_requests: float = _setting(
+        "target_requests", 32.0, "requests waiting or running at a replica, over which another is started", gt=0
+    )
+    cpus: float = _setting("cpus", 1.0, "CPUs that a replica takes", ge=0)
+    gpus: float = _setting("gpus", 0.0, "GPUs that a replica takes; 0.5 for two replicas on one", ge=0)
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, under min_replicas, {self.min_replicas}")
+        return self
+
+
+class Arguments(BaseModel):
+    """What a configuration file's `args` may hold; what it leaves out comes from the environment and the defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    reranker: RerankSettings = Field(default_factory=RerankSettings)
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
+
+
+class _ProxysRequestId:
+    """Leaves `X-Request-Id` to Ray's proxy, which gives a request its id and adds it to every reply itself."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                del MutableHeaders(scope=message)["X-Request-Id"]
+            await send(message)
+
+        await self._app(scope, receive, without_id)
+
+
+def deployment(
+    open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings
+) -> Application:
+    """Describe the replicas.
+
+    Args:
+        open_reranker: is called in each replica, which is ready once its model is loaded.
+        server: names, keys and limits, the same for each replica; `max_requests` counts for each of them.
+        cluster: how many replicas, of what size.
+
+    """
+
+    def build() -> FastAPI:
+        reranker = open_reranker()
+        reranker.score_pairs([("warm", "up")])
+        app = create_app(reranker, server)
+        app.add_middleware(_ProxysRequestId)
+        return app
+
+    replica = serve.deployment(
+        name=NAME,
+        autoscaling_config={
+            "min_replicas": cluster.min_replicas,
+            "max_replicas": cluster.max_replicas,
+            "target_ongoing_requests": cluster.target_requests,
+        },
+        ray_actor_options={"num_cpus": cluster.cpus, "num_gpus": cluster.gpus},
+        max_ongoing_requests=server.max_requests,
+        graceful_shutdown_timeout_s=DRAIN_SECONDS,
+    )
+    return replica(serve.ingress(build)()).bind()
+
+
+def application(args: dict[str, Any]) -> Application:
+    """Describe the replicas from a configuration file; Ray calls this with its `args`, which are `Arguments`.
+
+    Raises:
+        pydantic.ValidationError: naming each field that does not fit.
+
+    """
+    chosen = Arguments.model_validate(args)
+    if chosen.reranker.share_batches is None:
+        chosen.reranker.share_batches = True
+    return deployment(chosen.reranker.open, chosen.server, chosen.cluster)
+
+
+def serve_cluster(
+    reranker: RerankSettings, server: ServerSettings, cluster: ClusterSettings, *, host: str, port: int
+) -> None:
+    """Serve replicas on the Ray cluster of RAY_ADDRESS, or on this machine alone, until SIGINT or SIGTERM.
+
+    Raises:
+        SettingsError: the replicas cannot be started.
+
+    """
+    if not server.api_keys and host not in LOOPBACK:
+        logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
+    stop = threading.Event()
+    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    try:
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(deployment(reranker.open, server, cluster), name=NAME)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        logger.warning("serving at http://%s:%d", host, port)
+        stop.wait()
+    except RuntimeError as error:
+        raise SettingsError(f"the replicas cannot be started: {_why()}") from error
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def _why() -> str:
+    """Give what Ray says of the replicas that it cannot start."""
+    found = serve.status().applications.get(NAME)
+    messages = [each.message for each in found.deployments.values()] if found else []
+    return " ".join(messages) or "Ray gives no reason; its log says more"

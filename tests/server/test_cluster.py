@@ -1,0 +1,99 @@
+"""Replicas on Ray Serve: what happens to requests when one dies. That each answers as one process does, test_routes shows."""
+
+import asyncio
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+from server.running import replicated
+from support import LengthReranker
+
+from mistral_rerank import RemoteReranker, Score
+
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mistral-rerank[cluster]'")
+QUERIES = [f"question {number}" for number in range(12)]
+PASSAGES = ["a", "bbb", "cc"]
+
+
+class HeldReranker(LengthReranker):
+    """Notes in a folder which process has which question, and answers once there is a file `go`."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    async def ascore_pairs(self, pairs, *, overflow=None) -> list[Score]:
+        if pairs != [("warm", "up")]:
+            (self.folder / f"{pairs[0][0]} at {os.getpid()}").touch()
+            await asyncio.to_thread(self.wait)
+        return self.score_pairs(pairs)
+
+    def wait(self) -> None:
+        while not (self.folder / "go").exists():
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def held(tmp_path: Path):
+    """The URL of two replicas, and the folder of their notes."""
+    with replicated(partial(HeldReranker, tmp_path)) as url:
+        yield url, tmp_path
+
+
+def wait_for_all(folder: Path, calls: Iterable[Future]) -> dict[str, int]:
+    """Wait until each question is at a replica; gives which has which."""
+    while len(notes := list(folder.glob("question * at *"))) < len(QUERIES):
+        assert not any(call.done() for call in calls), "answered before it may be"
+        time.sleep(0.01)
+    return {query: int(pid) for query, pid in (note.name.split(" at ") for note in notes)}
+
+
+def test_a_replica_that_dies_takes_only_what_it_was_answering(held):
+    url, folder = held
+    body = {"documents": PASSAGES}
+    with ThreadPoolExecutor(len(QUERIES)) as pool:
+        calls = {
+            query: pool.submit(httpx.post, f"{url}/v1/rerank", json=body | {"query": query}, timeout=60)
+            for query in QUERIES
+        }
+        at = wait_for_all(folder, calls.values())
+        assert len(set(at.values())) == 2
+        dead = at[QUERIES[0]]
+        os.kill(dead, 9)
+        for query in [query for query in QUERIES if at[query] == dead]:
+            assert calls[query].result().status_code >= 500
+        (folder / "go").touch()
+        for query in [query for query in QUERIES if at[query] != dead]:
+            reply = calls[query].result()
+            assert [place["index"] for place in reply.json()["results"]] == [1, 2, 0]
+
+
+def test_our_client_completes_what_a_dead_replica_was_answering(held):
+    url, folder = held
+    with RemoteReranker("length", base_url=url, protocol="cohere", timeout=120) as remote:
+        with ThreadPoolExecutor(len(QUERIES)) as pool:
+            calls = [pool.submit(remote.rank, query, PASSAGES) for query in QUERIES]
+            os.kill(wait_for_all(folder, calls)[QUERIES[0]], 9)
+            (folder / "go").touch()
+            assert [[place.index for place in call.result()] for call in calls] == [[1, 2, 0]] * len(QUERIES)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"cluster": {"min_replicas": 3, "max_replicas": 2}}, "under min_replicas"),
+        ({"cluster": {"replicas": 3}}, "replicas"),
+        ({"servers": {}}, "servers"),
+    ],
+)
+def test_a_configuration_file_that_does_not_fit_is_refused(args: dict, says: str):
+    from mistral_rerank.server.cluster import application
+
+    with pytest.raises(ValidationError, match=says):
+        application(args)
