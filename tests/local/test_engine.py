@@ -11,11 +11,12 @@ import pytest
 
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
 from mistral_rerank.local.engine import Engine
+from mistral_rerank.local.plan import plan_batches
 from mistral_rerank.local.tokens import EncodedPair
 
 
 class Lengths:
-    """Scores a sequence by its ids' sum; holds `gate` closed to let a test fill the queue."""
+    """Scores a sequence by its length; holds `gate` closed to let a test fill the queue."""
 
     def __init__(self, *, memory: int = 10**9) -> None:
         self.memory = memory
@@ -26,7 +27,13 @@ class Lengths:
     def encode(self, pairs, overflow=None):
         if any(passage == "bad" for _, passage in pairs):
             raise ValueError("bad passage")
-        return [EncodedPair(tuple([len(part)] * len(part) for part in passage.split("|"))) for _, passage in pairs]
+        return [EncodedPair(tuple([ord(c) for c in part] for part in passage.split("|"))) for _, passage in pairs]
+
+    def plan(self, sequences, budget):
+        return plan_batches([len(ids) for ids in sequences], budget)
+
+    def computed_tokens(self, sequences):
+        return len(sequences) * max(map(len, sequences))
 
     def logits(self, sequences):
         self.gate.wait(10)
@@ -61,10 +68,16 @@ def test_the_best_chunk_counts():
     assert logits(submit(engine(Lengths()), "aa|aaaa|a", "aaa")) == [4, 3]
 
 
+def test_equal_pairs_are_scored_once():
+    scorer = Lengths()
+    assert logits(submit(engine(scorer), "aa", "bbb", "aa", "bbb|aa")) == [2, 3, 2, 3]
+    assert scorer.batches == [[3, 2]]
+
+
 def queued(scorer, made, *jobs):
-    """Queue jobs while the worker is held up by a first one, then let it go on."""
+    """Queue jobs while the worker is held up by a first one, which fills a batch, then let it go on."""
     scorer.gate.clear()
-    first = submit(made, "a")
+    first = submit(made, "a" * 12)
     futures = [submit(made, *job) for job in jobs]
     scorer.gate.set()
     first.result(timeout=10)
@@ -73,8 +86,8 @@ def queued(scorer, made, *jobs):
 
 def test_jobs_that_wait_share_a_batch_where_that_is_wanted():
     scorer = Lengths()
-    first, second = queued(scorer, engine(scorer, share_batches=True), ["aaaa"], ["aa", "aaaaa"])
-    assert (logits(first), logits(second)) == ([4], [2, 5])
+    first, second, third = queued(scorer, engine(scorer, share_batches=True), ["aaaa"], ["aa"], ["aaaaa"])
+    assert (logits(first), logits(second), logits(third)) == ([4], [2], [5])
     assert scorer.batches[1:] == [[4, 2], [5]]
 
 
@@ -117,7 +130,7 @@ def test_a_job_that_cannot_be_tokenized_fails_alone():
 
 def test_running_out_of_memory_halves_the_batch_and_retries_only_that():
     scorer = Lengths(memory=6)
-    assert logits(submit(engine(scorer), *["aaa"] * 6)) == [3.0] * 6
+    assert logits(submit(engine(scorer), *("abc", "def", "ghi", "jkl", "mno", "pqr"))) == [3.0] * 6
     assert scorer.batches == [[3, 3, 3, 3], [3, 3], [3, 3], [3, 3]]
 
 

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import plain_logits, tiny_config
-from transformers import MistralForSequenceClassification
+from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification
 
 from mistral_rerank.local import packing
-from mistral_rerank.local.model import packed_logits
+from mistral_rerank.local.model import RerankModel, packed_logits
 from mistral_rerank.local.packing import (
     PACKED_ATTENTION,
     Tree,
@@ -18,6 +18,8 @@ from mistral_rerank.local.packing import (
     share_prefixes,
     span_masks,
 )
+from mistral_rerank.local.tokens import PairTokenizer
+from mistral_rerank.prompts import Prompt
 
 QUESTION = list(range(10, 22))
 
@@ -112,6 +114,23 @@ def test_packed_scores_equal_transformers_own_one_at_a_time(classifiers, data):
             for member, logit in zip(packed.members, logits.tolist(), strict=True):
                 found[member] = logit
     assert found == pytest.approx(plain_logits(reference, sequences), abs=1e-4)
+
+
+def test_a_model_scores_alike_with_and_without_padding(tiny, tokenizer, pairs):
+    sequences = [pair.sequences[0] for pair in PairTokenizer(tokenizer, Prompt(), max_length=512).encode(pairs[:40])]
+    found = []
+    for packed in (True, False):
+        loaded = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32)
+        model = RerankModel(loaded.base_model, loaded.score, torch.device("cpu"), packed=packed)
+        batches = model.plan(sequences, 600)
+        assert sorted(i for batch in batches for i in batch) == list(range(40))
+        logits = dict.fromkeys(range(40), 0.0)
+        for batch in batches:
+            rows = [sequences[i] for i in batch]
+            assert model.computed_tokens(rows) <= 600
+            logits |= dict(zip(batch, model.logits(rows), strict=True))
+        found.append(list(logits.values()))
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
 def test_gradients_equal_those_of_single_sequences(classifiers):

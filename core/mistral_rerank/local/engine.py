@@ -23,7 +23,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from mistral_rerank.errors import RerankerClosedError, ScoringError
-from mistral_rerank.local.plan import rows_in_budget
 from mistral_rerank.reranker import Observer
 
 if TYPE_CHECKING:
@@ -39,6 +38,12 @@ class Scorer(Protocol):
     def encode(self, pairs: Sequence[Pair], overflow: Overflow | None) -> list[EncodedPair]:
         """Tokenize pairs; `overflow` None for the model's own choice."""
 
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+        """Put sequences into batches that compute at most `budget` tokens: lists of positions."""
+
+    def computed_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
+        """How many tokens a batch of these sequences computes."""
+
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch of sequences; MemoryError when it does not fit."""
 
@@ -48,34 +53,39 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Item:
-    """One sequence of one pair of one job."""
+    """One sequence of one job, and the pairs that it belongs to: equal pairs are scored once."""
 
     job: _Job
-    pair: int
+    pairs: tuple[int, ...]
     ids: list[int]
 
 
 class _Job:
-    """What one caller asked for. `waiting` holds its sequences not scored yet, longest first."""
+    """What one caller asked for. `waiting` holds its batches not scored yet."""
 
     def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None) -> None:
         self.pairs, self.overflow = pairs, overflow
         self.future: Future[list[Score]] = Future()
-        self.waiting: deque[_Item] = deque()
+        self.waiting: deque[list[_Item]] = deque()
         self.logits: list[float] = []
         self.tokens: list[int] = []
         self.came: float | None = time.perf_counter()
 
-    def encode(self, scorer: Scorer) -> None:
+    def encode(self, scorer: Scorer, budget: int) -> None:
         encoded = scorer.encode(self.pairs, self.overflow)
-        items = [_Item(self, i, ids) for i, pair in enumerate(encoded) for ids in pair.sequences]
-        self.waiting = deque(sorted(items, key=lambda item: -len(item.ids)))
+        owners: dict[tuple[int, ...], list[int]] = {}
+        for position, pair in enumerate(encoded):
+            for ids in pair.sequences:
+                owners.setdefault(tuple(ids), []).append(position)
+        items = [_Item(self, tuple(pairs), list(ids)) for ids, pairs in owners.items()]
+        self.waiting = deque(_batches(scorer, items, budget))
         self.logits = [float("-inf")] * len(encoded)
         self.tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
-    def record(self, pair: int, logit: float) -> None:
+    def record(self, item: _Item, logit: float) -> None:
         """Keep the best of a pair's chunks; a logit that is not a number stays one."""
-        self.logits[pair] = logit if logit != logit else max(self.logits[pair], logit)
+        for pair in item.pairs:
+            self.logits[pair] = logit if logit != logit else max(self.logits[pair], logit)
 
     def resolve(self, scorer: Scorer) -> None:
         try:
@@ -92,6 +102,10 @@ class _Job:
             self.future.set_exception(error)
 
 
+def _batches(scorer: Scorer, items: list[_Item], budget: int) -> list[list[_Item]]:
+    return [[items[i] for i in batch] for batch in scorer.plan([item.ids for item in items], budget)]
+
+
 class Engine:
     """Runs batches on one thread.
 
@@ -100,7 +114,7 @@ class Engine:
 
     Args:
         load: makes the scorer; called on the worker, once, or again if it failed.
-        batch_tokens: the most padded tokens of a batch.
+        batch_tokens: the most tokens that a batch computes.
         share_batches: whether sequences of several jobs may share a batch.
 
     """
@@ -176,7 +190,7 @@ class Engine:
         for job in [job for job in self._jobs if not job.logits]:
             try:
                 begun = time.perf_counter()
-                job.encode(self._scorer)
+                job.encode(self._scorer, self._batch_tokens)
                 self.observer.tokenized(time.perf_counter() - begun)
             except BaseException as error:
                 job.fail(error)
@@ -187,12 +201,12 @@ class Engine:
         return self._scorer
 
     def _step(self, scorer: Scorer) -> None:
-        """Score one batch: the first job's longest sequences, and others' if batches are shared."""
+        """Score one batch: the first job's next, and others' with it if batches are shared."""
         job = self._jobs[0]
         if job.future.cancelled():
             self._jobs.popleft()
             return
-        batch = self._next_batch(job)
+        batch = self._next_batch(scorer, job)
         begun = time.perf_counter()
         for started in {id(item.job): item.job for item in batch}.values():
             if started.came is not None:
@@ -205,25 +219,29 @@ class Engine:
                 failed.fail(error)
                 self._jobs.remove(failed)
             return
-        self.observer.ran_batch(len(batch), len(batch) * len(batch[0].ids), time.perf_counter() - begun)
+        computed = scorer.computed_tokens([item.ids for item in batch])
+        self.observer.ran_batch(len(batch), computed, time.perf_counter() - begun)
         for item, logit in zip(batch, logits, strict=True):
-            item.job.record(item.pair, logit)
+            item.job.record(item, logit)
         self._jobs.rotate(-1)
         for done in [job for job in self._jobs if not job.waiting]:
             self._jobs.remove(done)
             done.resolve(scorer)
 
-    def _next_batch(self, job: _Job) -> list[_Item]:
-        longest = len(job.waiting[0].ids)
-        rows = rows_in_budget(longest, self._batch_tokens)
-        batch = [job.waiting.popleft() for _ in range(min(rows, len(job.waiting)))]
+    def _next_batch(self, scorer: Scorer, job: _Job) -> list[_Item]:
+        batch = job.waiting.popleft()
+        if len(batch) > 1 and scorer.computed_tokens([item.ids for item in batch]) > self._batch_tokens:
+            first, *later = _batches(scorer, batch, self._batch_tokens)  # planned before memory ran short
+            job.waiting.extendleft(reversed(later))
+            batch = first
         if self._share:
             for other in list(self._jobs)[1:]:
-                if not other.future.cancelled():
-                    fitting = [item for item in other.waiting if len(item.ids) <= longest][: rows - len(batch)]
-                    batch += fitting
-                    taken = {id(item) for item in fitting}
-                    other.waiting = deque(item for item in other.waiting if id(item) not in taken)
+                while other.waiting and not other.future.cancelled():
+                    together = batch + other.waiting[0]
+                    if scorer.computed_tokens([item.ids for item in together]) > self._batch_tokens:
+                        break
+                    batch = together
+                    other.waiting.popleft()
         return batch
 
     def _logits(self, scorer: Scorer, sequences: list[list[int]]) -> list[float]:
@@ -237,7 +255,7 @@ class Engine:
                     "a smaller dtype or another device"
                 ) from error
         half = (len(sequences) + 1) // 2
-        self._batch_tokens = max(1, half * len(sequences[0]))
+        self._batch_tokens = max(1, scorer.computed_tokens(sequences[:half]))
         return self._logits(scorer, sequences[:half]) + self._logits(scorer, sequences[half:])
 
     def _fail_all(self, error: BaseException) -> None:

@@ -1,8 +1,11 @@
 """The forward pass: token ids in, one logit a sequence out.
 
-A causal model never looks ahead, so with padding on the right every real token is computed as if the padding
-were not there. No attention mask is passed, the last real token's hidden state is gathered by length (never
-by comparing ids with a pad id), and the head alone is applied, in float32.
+Two ways, the same scores. On a CPU a batch is one row of tokens without padding, with shared prefixes computed
+once (`packing`). On other devices it is rows of similar length padded on the right: a causal model never looks
+ahead, so every real token is computed as if the padding were not there, and no attention mask is passed.
+
+Either way the last real token's hidden state is gathered by length (never by comparing ids with a pad id), and
+the head alone is applied, in float32.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mistral_rerank.local.packing import span_masks
+from mistral_rerank.local.last_layer import LastLayer
+from mistral_rerank.local.packing import PACKED_ATTENTION, pack, plan_packs, register, share_prefixes, span_masks
+from mistral_rerank.local.plan import plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,56 +49,90 @@ def pooled_logits(backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengt
     """
     hidden = backbone(input_ids=ids, attention_mask=None, use_cache=False).last_hidden_state
     last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-    with torch.autocast(ids.device.type, enabled=False):
-        logits: torch.Tensor = head(last.float()).squeeze(-1)
-    return logits
+    return _apply(head, last)
 
 
-def packed_logits(backbone: nn.Module, head: nn.Module, packed: Pack) -> torch.Tensor:
+def packed_logits(
+    backbone: nn.Module, head: nn.Module, packed: Pack, last_layer: LastLayer | None = None
+) -> torch.Tensor:
     """Run the backbone and the binary head on one row of sequences without padding.
 
     Args:
         backbone: as for `pooled_logits`, with `PACKED_ATTENTION` as its attention.
         head: maps (rows, hidden) float32 to (rows, 1).
         packed: the row, on any device.
+        last_layer: what was taken out of the backbone, if it was.
 
     Returns:
         (members,) float32.
 
     """
     packed = packed.to(next(backbone.parameters()).device)
+    masks = span_masks(packed, window=getattr(backbone.config, "sliding_window", None))
     hidden = backbone(
         input_ids=packed.ids,
         position_ids=packed.positions,
         attention_mask=None,
         use_cache=False,
         spans=packed.spans,
-        masks=span_masks(packed, window=getattr(backbone.config, "sliding_window", None)),
-    ).last_hidden_state[0]
+        masks=masks,
+    ).last_hidden_state
+    return _apply(head, hidden[0, packed.last] if last_layer is None else last_layer(hidden, packed, masks))
+
+
+def _apply(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     with torch.autocast(hidden.device.type, enabled=False):
-        logits: torch.Tensor = head(hidden[packed.last].float()).squeeze(-1)
+        logits: torch.Tensor = head(hidden.float()).squeeze(-1)
     return logits
 
 
 class RerankModel:
-    """A backbone and its head on one device, for inference only."""
+    """A backbone and its head on one device, for inference only.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, device: torch.device) -> None:
+    Args:
+        backbone: a causal transformers model without its vocabulary head, on `device`.
+        head: maps (rows, hidden) to (rows, 1), on `device`.
+        device: where to run.
+        packed: whether batches have no padding; None: on a CPU.
+
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, device: torch.device, *, packed: bool | None = None
+    ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
         self._head = head.float().eval().requires_grad_(False)
         self._device = device
+        self._packed = device.type == "cpu" if packed is None else packed
+        if self._packed:
+            register()
+            backbone.set_attn_implementation(PACKED_ATTENTION)  # type: ignore[operator]
+        self._last_layer = LastLayer(backbone) if self._packed and LastLayer.fits(backbone) else None
+
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+        """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""
+        if self._packed:
+            rows = plan_packs(sequences, budget)
+            return [[member for tree in trees for member in tree.members] for trees in rows]
+        return plan_batches([len(sequence) for sequence in sequences], budget)
+
+    def computed_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
+        """How many tokens a forward of these sequences computes, padding included."""
+        if self._packed:
+            trees = share_prefixes(sequences)
+            return sum(map(len, sequences)) - sum(tree.prefix * (len(tree.members) - 1) for tree in trees)
+        return len(sequences) * max(map(len, sequences))
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Score one batch.
+        """Score one batch, in input order.
 
         Raises:
             MemoryError: the batch does not fit; what it had taken is free again.
 
         """
-        ids, lengths = pad(sequences)
         try:
-            return pooled_logits(self._backbone, self._head, ids.to(self._device), lengths.to(self._device)).tolist()
+            return self._forward(sequences)
         except torch.OutOfMemoryError as error:
             message = str(error)
         except RuntimeError as error:
@@ -103,3 +142,12 @@ class RerankModel:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         raise MemoryError(message)
+
+    def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        if not self._packed:
+            ids, lengths = pad(sequences)
+            return pooled_logits(self._backbone, self._head, ids.to(self._device), lengths.to(self._device)).tolist()
+        packed = pack(sequences, share_prefixes(sequences))
+        found = packed_logits(self._backbone, self._head, packed, self._last_layer).tolist()
+        logits = dict(zip(packed.members, found, strict=True))
+        return [logits[position] for position in range(len(sequences))]

@@ -54,6 +54,11 @@ class Span:
     prefix: tuple[int, int] | None = None
     rests: tuple[int, ...] = ()
 
+    def seen(self, states: torch.Tensor) -> torch.Tensor:
+        """Take keys or values (1, heads, tokens, width) of the prefix, if there is one, and of the span itself."""
+        own = states[:, :, self.start : self.stop]
+        return own if self.prefix is None else torch.cat([states[:, :, slice(*self.prefix)], own], 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Pack:
@@ -243,15 +248,11 @@ def packed_attention(
     """
     outputs = []
     for span, mask in zip(spans, masks, strict=True):
-        keys, values = key[:, :, span.start : span.stop], value[:, :, span.start : span.stop]
-        if span.prefix is not None:
-            keys = torch.cat([key[:, :, slice(*span.prefix)], keys], 2)
-            values = torch.cat([value[:, :, slice(*span.prefix)], values], 2)
         outputs.append(
             scaled_dot_product_attention(
                 query[:, :, span.start : span.stop],
-                keys,
-                values,
+                span.seen(key),
+                span.seen(value),
                 attn_mask=mask,
                 is_causal=mask is None,
                 scale=scaling,

@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def rows_in_budget(longest: int, budget: int) -> int:
-    """How many rows of `longest` tokens fit into `budget` tokens; at least one."""
-    return max(1, budget // max(1, longest))
-
-
 def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Group positions into batches of at most `budget` padded tokens, longest first.
 
@@ -28,7 +23,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     waiting = sorted(range(len(lengths)), key=lambda position: -lengths[position])
     batches = []
     while waiting:
-        rows = rows_in_budget(lengths[waiting[0]], budget)
+        rows = max(1, budget // max(1, lengths[waiting[0]]))
         batches.append(waiting[:rows])
         waiting = waiting[rows:]
     return batches

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
-"""Padded tokens of a batch that fill a device of this kind, when the user does not say."""
+"""Computed tokens of a batch that fill a device of this kind, when the user does not say."""
 
 
 class LocalReranker(Reranker):
@@ -45,7 +45,7 @@ class LocalReranker(Reranker):
         max_length: the most tokens of a pair; None for the checkpoint's own limit.
         overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts
             ("chunk"), or refused ("error"). The question is never cut.
-        batch_tokens: the most padded tokens of a batch; None for a size that suits the device.
+        batch_tokens: the most tokens that a batch computes, padding included; None for a size that suits the device.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
 
@@ -160,6 +160,14 @@ class LoadedCheckpoint:
         if cut := sum(pair.tokens_left_out > 0 for pair in encoded):
             logger.info("%d of %d passages were over the limit and were cut", cut, len(encoded))
         return encoded
+
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+        """See `RerankModel.plan`."""
+        return self._model.plan(sequences, budget)
+
+    def computed_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
+        """See `RerankModel.computed_tokens`."""
+        return self._model.computed_tokens(sequences)
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch."""
