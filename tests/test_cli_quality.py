@@ -79,6 +79,21 @@ def test_a_remote_reranker_over_a_remote_first_stage(tmp_path):
     assert len(reranker.bodies) >= 3
     settings = json.loads((tmp_path / "out" / "results.json").read_text())["settings"]
     assert settings["reranker"] == {"backend": "remote", "base_url": reranker.url}
+    assert not (tmp_path / "out" / "vectors").exists()
+
+
+def test_a_yardstick_reranks_the_same_candidates(tmp_path):
+    def embeds(exchange):
+        data = [{"index": i, "embedding": [len(text), 1.0]} for i, text in enumerate(exchange.request.body["input"])]
+        exchange.answer(200, {"data": data})
+
+    with Endpoint(embeds) as encoder:
+        found = run(
+            *("evaluate", "--data", FACTS, "--out", tmp_path / "out", "--queries", 3, "--top-k", 4),
+            *("--bi-encoder", f"m@{encoder.url}"),
+        )
+    assert found.returncode == 0, found.stderr
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["model"] == f"m@{encoder.url}"
 
 
 @pytest.mark.parametrize(

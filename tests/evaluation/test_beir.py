@@ -40,6 +40,8 @@ def test_one_of_several_splits_must_be_named(folder):
         ("corpus.jsonl", '{"_id": "d1"}\n', "corpus.jsonl:1: lacks text"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "test.tsv:2: expected query-id"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n", "such as 'q9'"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "has 0 judged queries and 3 passages"),
+        ("corpus.jsonl", "", "has 1 judged queries and 0 passages"),
     ],
 )
 def test_what_is_wrong_is_named_by_file_and_line(folder, file, content, hint):

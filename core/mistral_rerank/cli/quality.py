@@ -109,8 +109,12 @@ def calibrate(
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
     folder = kept.checkpoint_to_calibrate(chosen.named_model, out)
-    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
-    stage = open_first_stage(settings.first_stage, **prefixes, device=None if device == "auto" else device)
+    stage = open_first_stage(
+        settings.first_stage,
+        query_prefix=query_prefix,
+        passage_prefix=passage_prefix,
+        device=None if device == "auto" else device,
+    )
     with chosen.open() as opened, _notices() as notify:
         fitted, others = (
             [judge(source, opened, stage, settings, notify=notify) for source in sources]

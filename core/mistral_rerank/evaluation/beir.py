@@ -52,7 +52,7 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
         split: which `qrels/<split>.tsv`; None takes the only one there is.
 
     Raises:
-        InvalidInputError: a file is missing or a line is not of the format; it names the file and line.
+        InvalidInputError: a file is missing or empty, or a line is not of the format; it names the file and line.
 
     """
     qrels = _read_qrels(_qrels_file(folder, split))
@@ -67,6 +67,10 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
     }
     if lost := sorted(qrels.keys() - queries.keys()):
         raise InvalidInputError(f"{folder}: {len(lost)} judged queries have no text, such as {lost[0]!r}")
+    if not queries or not corpus:
+        raise InvalidInputError(
+            f"{folder} has {len(queries)} judged queries and {len(corpus)} passages; it needs both"
+        )
     return BeirDataset(folder.name, corpus, queries, qrels)
 
 

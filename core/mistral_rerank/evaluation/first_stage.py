@@ -11,6 +11,7 @@ import numpy as np
 
 from mistral_rerank.errors import InvalidInputError, MissingDependencyError, SettingsError
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
+from mistral_rerank.evaluation.kept_vectors import KeepingEncoder
 from mistral_rerank.evaluation.presets import PRESETS, Preset, find_preset
 from mistral_rerank.evaluation.trec import read_run
 
@@ -194,7 +195,12 @@ def check_passages(rankings: Iterable[Ranking], dataset: BeirDataset, file: Path
 
 
 def open_first_stage(
-    name: str, *, query_prefix: str | None = None, passage_prefix: str | None = None, device: str | None = None
+    name: str,
+    *,
+    query_prefix: str | None = None,
+    passage_prefix: str | None = None,
+    device: str | None = None,
+    vectors: Path | None = None,
 ) -> FirstStage:
     """Give the first stage of that name.
 
@@ -204,6 +210,7 @@ def open_first_stage(
         query_prefix: put before questions, instead of the preset's.
         passage_prefix: put before passages.
         device: where a model on this machine runs; None for the best there is.
+        vectors: a folder to keep vectors in, for a run that may be stopped; None to keep none.
 
     Raises:
         SettingsError: it is none of these.
@@ -214,7 +221,8 @@ def open_first_stage(
     if name == "bm25":
         return BM25Stage()
     if kind in ("dense", "hybrid") and model:
-        dense = DenseStage(open_encoder(model, **options, device=device))
+        encoder = open_encoder(model, **options, device=device)
+        dense = DenseStage(encoder if vectors is None else KeepingEncoder(encoder, vectors))
         return dense if kind == "dense" else HybridStage([BM25Stage(), dense])
     if Path(name).expanduser().exists():
         return RunStage(Path(name).expanduser())
@@ -232,7 +240,7 @@ def open_encoder(
         SettingsError: there is none.
 
     """
-    model, separator, url = name.partition("@")
+    model, separator, url = name.rpartition("@") if "@" in name and "://" in name else (name, "", "")
     if name.startswith(("http://", "https://")):
         raise SettingsError("name the model that the endpoint serves: dense:NAME@URL")
     preset = find_preset(model)

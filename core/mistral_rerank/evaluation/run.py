@@ -99,6 +99,7 @@ def evaluate(
         query_prefix=settings.query_prefix,
         passage_prefix=settings.passage_prefix,
         device=device,
+        vectors=work.vectors,
     )
     results, seconds = [], {}
     latencies: dict[int, float] = {}

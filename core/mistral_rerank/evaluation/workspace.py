@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,14 @@ class Workspace:
         """Give the file of a set's scores."""
         return self.folder / "scores" / f"{name}.jsonl"
 
+    @property
+    def vectors(self) -> Path:
+        """The folder of a dense first stage's vectors, which are not part of the result."""
+        return self.folder / "vectors"
+
     def finish(self) -> None:
         """Give the folder its name."""
+        shutil.rmtree(self.vectors, ignore_errors=True)
         (self.folder / SETTINGS).unlink()
         self.folder.replace(self.out)
 
