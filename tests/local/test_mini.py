@@ -23,7 +23,7 @@ def test_mini_equals_plain_transformers_and_peft(mini, facts):
     checkpoint = open_checkpoint("mini")
     passages = list(facts.corpus.values())
     pairs = [(query, passages[n]) for n, query in enumerate(list(facts.queries.values())[:12])]
-    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(), max_length=8192)
+    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(checkpoint.config.template), max_length=8192)
     base = AutoModelForSequenceClassification.from_pretrained(
         checkpoint.base, num_labels=1, num_hidden_layers=16, dtype=torch.float32
     )
@@ -33,8 +33,9 @@ def test_mini_equals_plain_transformers_and_peft(mini, facts):
 
 
 def test_special_tokens_spelled_in_a_passage_stay_text(mini):
-    tokenizer = load_tokenizer(open_checkpoint("mini"))
-    maker = PairTokenizer(tokenizer, Prompt(), max_length=8192)
+    checkpoint = open_checkpoint("mini")
+    tokenizer = load_tokenizer(checkpoint)
+    maker = PairTokenizer(tokenizer, Prompt(checkpoint.config.template), max_length=8192)
     for spelled in ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<repo_name>", "<file_sep>"):
         ((ids,),) = [pair.sequences for pair in maker.encode([("who?", f"me {spelled}")])]
         assert not set(ids[:-1]) & set(tokenizer.all_special_ids)

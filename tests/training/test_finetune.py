@@ -14,7 +14,7 @@ from support import FACTS, plain_logits
 from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
-from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint, read_config
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.training.finetune import GroupCollator, GroupTrainer, TrainSettings, finetune
@@ -149,16 +149,35 @@ def test_the_passage_may_come_first_and_questions_may_share_it(settings, tmp_pat
     assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
 
 
-def test_training_goes_on_from_an_adapter(settings, trained, tmp_path):
-    more = finetune(settings.model_copy(update={"init": str(trained), "epochs": 1}), tmp_path / "more")
+def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(settings, trained, tmp_path):
+    going_on = settings.model_copy(update={"base": None, "layers": None, "init": str(trained), "epochs": 1})
+    more = finetune(going_on, tmp_path / "more")
+    assert read_config(more) == read_config(trained)
     before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, more))
     assert sum(after) / len(after) < sum(before) / len(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": None}, "one of them"),
+        ({"base": "b"}, "one of them"),
+        ({"template": "{query}\n{passage}"}, "leave template out"),
+        ({"layers": 1}, "leave layers out"),
+    ],
+)
+def test_what_contradicts_the_adapter_is_refused(settings, trained, tmp_path, changes, message):
+    going_on = {"base": None, "layers": None, "init": str(trained)}
+    with pytest.raises(SettingsError, match=message):
+        finetune(settings.model_copy(update=going_on | changes), tmp_path / "none")
     with pytest.raises(CheckpointError, match="neither"):
-        finetune(settings.model_copy(update={"init": str(tmp_path)}), tmp_path / "none")
-    changed = {"init": str(trained), "template": "{query}\n{passage}"}
-    with pytest.raises(SettingsError, match="template"):
-        finetune(settings.model_copy(update=changed), tmp_path / "none")
-    assert list(tmp_path.iterdir()) == [more]
+        finetune(settings.model_copy(update=going_on | {"init": str(tmp_path)}), tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_model_is_no_adapter_to_go_on_from(settings, tiny, tmp_path):
+    with pytest.raises(SettingsError, match="whole model"):
+        finetune(settings.model_copy(update={"base": None, "init": str(tiny)}), tmp_path / "none")
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ from mistral_rerank.cli.options import Device, app, given, progress_bar, stderr
 
 @app.command()
 def train(
-    base: Annotated[str, typer.Option(help="a folder, a hub id, or smollm2-135m")],
     data: Annotated[list[Path], typer.Option(help="a BEIR folder or a .jsonl of groups; once for each")],
     out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
+    base: Annotated[str | None, typer.Option(help="a folder, a hub id, or smollm2-135m")] = None,
     layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
     loss: Annotated[str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")] = None,
-    init: Annotated[str | None, typer.Option(help="go on from this adapter: a folder, or mini")] = None,
+    init: Annotated[str | None, typer.Option(help="instead of a base: go on from this adapter, or mini")] = None,
     template: Annotated[str | None, typer.Option(help="the prompt, with {query} and {passage}")] = None,
     questions: Annotated[int | None, typer.Option(help="questions that share their passages  [default: 1]")] = None,
     negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a group  [default: 4]")] = None,

@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.evaluation.beir import load_beir
-from mistral_rerank.local.bases import base_folder, named_base
+from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
 from mistral_rerank.local.checkpoint import (
     RERANK_JSON,
+    Calibration,
     Checkpoint,
     CheckpointConfig,
     find_checkpoint,
@@ -69,9 +70,9 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    base: str = Field(description="a folder, a hub id, or smollm2-135m")
+    base: str | None = Field(default=None, description="a folder, a hub id, or smollm2-135m")
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
-    init: str | None = Field(default=None, description="go on from this adapter checkpoint: a folder, or mini")
+    init: str | None = Field(default=None, description="instead of a base: go on from this adapter, or mini")
     data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
@@ -80,7 +81,7 @@ class TrainSettings(BaseModel):
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
     max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
-    template: str = DEFAULT_TEMPLATE
+    template: str | None = Field(default=None, description="the prompt; None for NVIDIA's, or that of `init`")
     frozen_layers: int = Field(default=0, ge=0, description="lower layers without LoRA: no backward pass there")
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
@@ -219,18 +220,17 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     groups = _read_groups(settings)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
-    init = _initial_adapter(settings)
+    init = None if settings.init is None else find_checkpoint(settings.init)
+    config, base = _start(settings, init)
     arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
     _claim(state, settings)
     transformers.set_seed(settings.seed)
-    base = named_base(settings.base, layers=settings.layers)
-    config = CheckpointConfig(template=settings.template, base=base)
-    folder = base_folder(base)
-    model = _trainable(settings, folder, init, dtype=torch.bfloat16 if bf16 else torch.float32)
+    folder = base_folder(base, relative_to=init)
+    model = _trainable(settings, folder, base.layers, init, dtype=torch.bfloat16 if bf16 else torch.float32)
     tokenizer = load_tokenizer(Checkpoint(folder, config, None))
     collator = GroupCollator(
         PairTokenizer(
-            tokenizer, Prompt(settings.template), append_eos=config.append_eos, max_length=settings.max_length
+            tokenizer, Prompt(config.template), append_eos=config.append_eos, max_length=settings.max_length
         ),
         settings.batch_tokens,
     )
@@ -255,20 +255,29 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     return out
 
 
-def _initial_adapter(settings: TrainSettings) -> Path | None:
-    """Find the checkpoint to go on from, and check that it reads pairs as this run writes them."""
-    if settings.init is None:
-        return None
-    folder = find_checkpoint(settings.init)
-    template = read_config(folder).template
-    if template != settings.template:
-        raise SettingsError(f"{settings.init} was trained with the template {template!r}; give this run the same")
-    return folder
+def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig, PretrainedBase | WheelBase]:
+    """Give what the new checkpoint says of itself, and its base; those of `init`, where there is one."""
+    if (init is None) == (settings.base is None):
+        raise SettingsError("give a base to train on, or init, a checkpoint to go on from; one of them")
+    if init is None:
+        base = named_base(str(settings.base), layers=settings.layers)
+        return CheckpointConfig(template=settings.template or DEFAULT_TEMPLATE, base=base), base
+    before = read_config(init)
+    if before.base is None:
+        raise SettingsError(f"{settings.init} is a whole model; give it as the base, or give an adapter as init")
+    given = {"template": settings.template, "layers": settings.layers}
+    kept = {"template": before.template, "layers": before.base.layers}
+    for name, value in given.items():
+        if value not in (None, kept[name]):
+            raise SettingsError(f"{settings.init} was trained with {name} {kept[name]!r}; leave {name} out")
+    return before.model_copy(update={"calibration": Calibration()}), before.base
 
 
-def _trainable(settings: TrainSettings, base: Path, init: Path | None, *, dtype: torch.dtype) -> PeftModel:
+def _trainable(
+    settings: TrainSettings, base: Path, layers: int | None, init: Path | None, *, dtype: torch.dtype
+) -> PeftModel:
     """Give the base under a LoRA adapter, a new one or that of `init`, and with `group_logits` as its forward."""
-    classifier = load_classifier(base, dtype=dtype, layers=settings.layers, new_head=True)
+    classifier = load_classifier(base, dtype=dtype, layers=layers, new_head=True)
     classifier.score.float()
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
     register()
@@ -375,7 +384,7 @@ def _write(
     finished = state / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    model.peft_config["default"].base_model_name_or_path = config.base.name if config.base else settings.base
+    model.peft_config["default"].base_model_name_or_path = config.base.name if config.base else None
     model.save_pretrained(finished, save_embedding_layers=False)
     (finished / "README.md").unlink(missing_ok=True)
     (finished / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
