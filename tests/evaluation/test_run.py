@@ -1,6 +1,7 @@
 """Whole evaluations: by value with a stand-in, and stopped and resumed in a process of their own."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -209,7 +210,12 @@ def test_an_existing_folder_and_two_sets_of_one_name_are_refused(small, tmp_path
 
 def run_in_a_process(tiny, twice, out, stop="never"):
     command = [sys.executable, "-c", EVALUATE, tiny, out, stop, *twice]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=300)
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1"
+    }  # as many threads each time: their number shows in the last bits
+    return subprocess.run(
+        list(map(str, command)), env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
