@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import platform
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -194,6 +195,7 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
 
 def main() -> None:
     """Print the table."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--clients", type=int, default=64)

@@ -192,6 +192,14 @@ def test_the_openapi_document_defines_every_path_parameter(client: httpx.Client)
             assert named == set(re.findall(r"{(\w+)}", path)), path
 
 
+def test_the_openapi_document_says_how_many_passages_a_request_may_hold():
+    with running(LengthReranker(), max_passages=600) as url:
+        schemas = httpx.get(url + "/openapi.json").json()["components"]["schemas"]
+    fields = {"CohereBody": "documents", "VllmBody": "documents", "TeiBody": "texts", "RankingBody": "passages"}
+    found = [schemas[body]["properties"][field]["maxItems"] for body, field in fields.items()]
+    assert found == [600, 600, 600, 512]
+
+
 def test_strict_refuses_fields_that_the_contract_lacks():
     with running(LengthReranker(), strict=True) as url:
         assert httpx.post(url + "/v1/ranking", json=NVIDIA).status_code == 200

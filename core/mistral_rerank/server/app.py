@@ -136,7 +136,16 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
     app.include_router(management)
     add_error_handlers(app)
     app.add_exception_handler(ClientGoneError, _nobody_reads)
+    _describe_limits(app.openapi(), service.settings.max_passages)
     return app
+
+
+def _describe_limits(document: dict[str, Any], most: int) -> None:
+    """Make the OpenAPI document say how many passages a request may hold here."""
+    for contract in CONTRACTS.values():
+        fields = document["components"]["schemas"][contract.body.__name__]["properties"]
+        passages = next(fields[name] for name in ("passages", "documents", "texts") if name in fields)
+        passages["maxItems"] = min(most, passages.get("maxItems", most))
 
 
 async def _nobody_reads(_request: Request, _error: Exception) -> Response:
