@@ -94,6 +94,9 @@ def test_a_yardstick_reranks_the_same_candidates(tmp_path):
         )
     assert found.returncode == 0, found.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["model"] == f"m@{encoder.url}"
+    timing = json.loads((tmp_path / "out" / "timing.json").read_text())
+    assert timing["median_seconds_of_a_query_by_depth"] == {}  # vectors are kept: a second time would say nothing
+    assert "Not timed" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

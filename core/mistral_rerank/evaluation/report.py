@@ -116,7 +116,7 @@ def _by_depth(mean: Figures) -> str:
 
 def _by_latency(mean: Figures, timing: Timing) -> str:
     if not timing.latencies:
-        return "<p>No question had enough candidates to time.</p>"
+        return "<p>Not timed: no question had enough candidates, or an embedding model keeps its vectors.</p>"
     taken = sorted((seconds * 1000, depth) for depth, seconds in timing.latencies.items())
     plot = line_plot(
         {name: [(ms, mean.by_depth[depth][name]) for ms, depth in taken] for name in HEADLINE},

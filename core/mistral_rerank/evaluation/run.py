@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
 from mistral_rerank.evaluation.first_stage import check_passages, open_first_stage
 from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
 from mistral_rerank.evaluation.report import write_report
@@ -238,6 +239,8 @@ def _scores(dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, noti
 
 def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -> dict[int, float]:
     """Time the reranking of a question at every depth: the median over a few, in seconds."""
+    if isinstance(reranker, BiEncoderReranker):
+        return {}  # it has kept the vectors, so a second time would say nothing
     full = [query for query in run if len(run[query]) >= top_k][:TIMED_QUERIES]
     found = {}
     for depth in depths(top_k)[1:] if full else []:
