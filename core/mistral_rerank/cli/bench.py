@@ -1,0 +1,74 @@
+"""`bench`: how fast a model scores here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mistral_rerank.cli.options import Device, Dtype, Model, app, given, stderr
+from mistral_rerank.settings import RerankSettings
+
+if TYPE_CHECKING:
+    from mistral_rerank.benchmark.run import Report
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    workload: Annotated[
+        list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
+    ] = None,
+    against: Annotated[str | None, typer.Option(help="peers: sentence-transformers,transformers")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="rounds, of which the median counts")] = 5,
+    questions: Annotated[int, typer.Option(min=1, help="questions of a workload")] = 2,
+    passages: Annotated[int, typer.Option(min=1, help="passages of a question")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
+) -> None:
+    """Measure how fast a model scores on this machine, alone and beside other libraries on the same weights."""
+    from mistral_rerank.benchmark.run import bench as measure
+    from mistral_rerank.benchmark.workloads import SHAPES
+
+    settings = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
+    report = measure(
+        settings.named_model,
+        device=settings.device,
+        dtype=settings.dtype,
+        workloads=workload or tuple(SHAPES),
+        against=against.split(",") if against else (),
+        rounds=rounds,
+        questions=questions,
+        passages=passages,
+        progress=lambda name: stderr.print(f"measuring {name}") if stderr.is_terminal else None,
+    )
+    if as_json:
+        print(json.dumps(asdict(report)))  # noqa: T201
+    else:
+        _print(report)
+
+
+def _print(report: Report) -> None:
+    console = Console(width=120)
+    for name, value in report.machine.items():
+        console.print(f"{name}: {value}", highlight=False)
+    table = Table("workload", "pairs", "pairs/s", "tokens/s", "computed/real", "of peak", box=None)
+    for peer in report.rows[0].against:
+        table.add_column(f"x {peer.name}")
+        table.add_column("tau")
+    for row in report.rows:
+        share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
+        cells = [row.workload, str(row.pairs), f"{row.pairs_per_second:.1f}", f"{row.tokens_per_second:.0f}"]
+        cells += [f"{row.computed:.2f}", share]
+        for peer in row.against:
+            cells += [f"{peer.times_as_fast:.2f}", f"{peer.kendall_tau:.3f}"]
+        table.add_row(*cells)
+    console.print(table)
+    for size, (median, slow) in report.latency.items():
+        console.print(f"{size} passages: p50 {median * 1000:.0f} ms, p95 {slow * 1000:.0f} ms", highlight=False)
+    console.print(f"peak memory: {report.peak_memory / 2**30:.2f} GiB", highlight=False)

@@ -1,0 +1,104 @@
+"""The benchmark measures what it says: workloads by value, turns in order, real peers on the same weights."""
+
+import json
+
+import pytest
+import torch
+from command import run as run_command
+
+from mistral_rerank import SettingsError
+from mistral_rerank.benchmark.measure import latencies, matmul_peak, take_turns
+from mistral_rerank.benchmark.run import bench, kendall_tau
+from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
+
+
+class Recorder:
+    def __init__(self, name, log):
+        self.name, self._log = name, log
+
+    def score(self, pairs):
+        self._log.append(self.name)
+        return [float(len(passage)) for _, passage in pairs]
+
+
+def test_a_workload_has_its_lengths_and_is_the_same_every_time():
+    pairs = make_pairs(SHAPES["hotpotqa"], questions=3, passages=200)
+    assert pairs == make_pairs(SHAPES["hotpotqa"], questions=3, passages=200)
+    assert len(pairs) == 600
+    assert len({query for query, _ in pairs}) == 3
+    assert {len(query.split()) for query, _ in pairs} == {18}
+    lengths = [len(passage.split()) for _, passage in pairs]
+    assert sum(lengths) / 600 == pytest.approx(46, rel=0.1)
+    assert max(lengths) > 2 * min(lengths)
+    assert {len(passage.split()) for _, passage in make_pairs(SHAPES["equal"], questions=1, passages=9)} == {100}
+
+
+def test_contestants_take_turns_and_the_first_round_does_not_count():
+    log = []
+    timings = take_turns([Recorder("a", log), Recorder("b", log)], [("q", "one"), ("q", "three")], rounds=3)
+    assert log == ["a", "b"] * 4
+    assert [(timing.name, len(timing.seconds), timing.logits) for timing in timings] == [
+        ("a", 3, (3.0, 5.0)),
+        ("b", 3, (3.0, 5.0)),
+    ]
+
+
+def test_latencies_are_taken_call_by_call():
+    calls = []
+    median, slow = latencies(calls.append, [[("q", "p")], [("q", "r")]])
+    assert calls == [[("q", "p")], [("q", "r")]]
+    assert 0 < median <= slow
+
+
+def test_kendalls_tau_counts_orders():
+    assert kendall_tau([1, 2, 3], [10, 20, 30]) == 1
+    assert kendall_tau([1, 2, 3], [3, 2, 1]) == -1
+    assert kendall_tau([1, 2, 3], [1, 3, 2]) == pytest.approx(1 / 3)
+
+
+def test_the_peak_is_a_rate_of_multiplications():
+    assert matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, seconds=0.01) > 1e6
+
+
+def test_peers_score_what_we_score(tiny):
+    report = bench(
+        str(tiny),
+        device="cpu",
+        dtype="float32",
+        workloads=["nq"],
+        against=["transformers", "sentence-transformers"],
+        rounds=1,
+        questions=2,
+        passages=4,
+        calls=0,
+    )
+    (row,) = report.rows
+    transformers, other = row.against
+    assert (row.pairs, report.latency) == (8, {})
+    assert row.pairs_per_second > 0
+    assert row.tokens_per_second > row.pairs_per_second
+    assert row.computed < 1, "a question's passages share it"
+    assert row.share_of_peak > 0
+    assert transformers.largest_difference < 1e-3
+    assert transformers.kendall_tau == 1
+    assert other.kendall_tau > 0.5, "a second start token stands between the texts of its pairs"
+
+
+def test_names_that_are_not_known_are_named(tiny):
+    with pytest.raises(SettingsError, match="bing: not a workload"):
+        bench(str(tiny), workloads=["bing"])
+    with pytest.raises(SettingsError, match="bong: not known"):
+        bench(str(tiny), device="cpu", against=["bong"])
+
+
+def test_the_command_prints_tables_and_json(tiny):
+    command = ["bench", "--model", str(tiny), "--workload", "equal", "--rounds", "1", "--questions", "1"]
+    shown = run_command(*command, "--passages", "3")
+    assert shown.returncode == 0, shown.stderr
+    assert "computed/real" in shown.stdout
+    assert "p95" in shown.stdout
+    found = json.loads(run_command(*command, "--passages", "3", "--json").stdout)
+    assert [row["workload"] for row in found["rows"]] == ["equal"]
+    wrong = run_command(*command, "--against", "bong")
+    assert wrong.returncode != 0
+    assert "Traceback" not in wrong.stderr
