@@ -100,7 +100,7 @@ def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: flo
         RerankModel.logits = slowed  # type: ignore[method-assign]
     reranker = LocalReranker(model, device="cpu", dtype="float32", batch_tokens=batch_tokens, share_batches=share)
     app = create_app(reranker, ServerSettings(max_requests=1000))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=75))
 
     def tell() -> None:
         while not server.started:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+KEEP_ALIVE_SECONDS = 75
+"""How long an idle connection stays open: longer than clients keep theirs, so that none closes under a request."""
 DRAIN_SECONDS = 30.0
 """How long running requests may take once the server has been told to stop."""
 
@@ -73,7 +75,14 @@ def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int,
         logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
     app = create_app(reranker, settings)
     service: Service = app.state.service
-    config = uvicorn.Config(app, host=host, port=port, log_level=log_level, timeout_graceful_shutdown=5)
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
     try:
         DrainingServer(config, service).run()
     except SystemExit as exit_:  # uvicorn has logged why it could not start
