@@ -1,20 +1,10 @@
 """The command as its users run it: a process of its own, with files and pipes."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from command import run
 from remote.endpoint import Endpoint, expected, gives, speaks
-
-COMMAND = Path(sys.executable).parent / "mistral-rerank"
-
-
-def run(*arguments, stdin=None):
-    return subprocess.run(
-        [COMMAND, *map(str, arguments)], input=stdin, capture_output=True, text=True, check=False, timeout=300
-    )
 
 
 @pytest.fixture
