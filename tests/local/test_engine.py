@@ -11,7 +11,7 @@ import pytest
 
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
 from mistral_rerank.local.engine import Engine
-from mistral_rerank.local.plan import plan_batches
+from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.tokens import EncodedPair
 
 
@@ -32,8 +32,8 @@ class Lengths:
     def plan(self, sequences, budget):
         return plan_batches([len(ids) for ids in sequences], budget)
 
-    def computed_tokens(self, sequences):
-        return len(sequences) * max(map(len, sequences))
+    def cost(self, sequences):
+        return PaddedCost(len(sequences), max(map(len, sequences)))
 
     def logits(self, sequences):
         self.gate.wait(10)

@@ -127,7 +127,7 @@ def test_a_model_scores_alike_with_and_without_padding(tiny, tokenizer, pairs):
         logits = dict.fromkeys(range(40), 0.0)
         for batch in batches:
             rows = [sequences[i] for i in batch]
-            assert model.computed_tokens(rows) <= 600
+            assert model.cost(rows).tokens <= 600
             logits |= dict(zip(batch, model.logits(rows), strict=True))
         found.append(list(logits.values()))
     assert found[0] == pytest.approx(found[1], abs=1e-4)

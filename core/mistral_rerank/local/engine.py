@@ -20,7 +20,7 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from mistral_rerank.errors import RerankerClosedError, ScoringError
 from mistral_rerank.reranker import Observer
@@ -32,6 +32,16 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 
+class Cost(Protocol):
+    """What a batch computes; the sum of two is that of both in one batch."""
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens."""
+
+    def __add__(self, other: Self, /) -> Self: ...
+
+
 class Scorer(Protocol):
     """What the worker needs of a loaded model."""
 
@@ -41,8 +51,8 @@ class Scorer(Protocol):
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Put sequences into batches that compute at most `budget` tokens: lists of positions."""
 
-    def computed_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
-        """How many tokens a batch of these sequences computes."""
+    def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
+        """Say what a batch of these sequences computes."""
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch of sequences; MemoryError when it does not fit."""
@@ -60,13 +70,21 @@ class _Item:
     ids: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Sequences that share a forward."""
+
+    items: list[_Item]
+    cost: Any  # of the scorer's own kind
+
+
 class _Job:
     """What one caller asked for. `waiting` holds its batches not scored yet."""
 
     def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None) -> None:
         self.pairs, self.overflow = pairs, overflow
         self.future: Future[list[Score]] = Future()
-        self.waiting: deque[list[_Item]] = deque()
+        self.waiting: deque[_Batch] = deque()
         self.logits: list[float] = []
         self.tokens: list[int] = []
         self.came: float | None = time.perf_counter()
@@ -102,8 +120,9 @@ class _Job:
             self.future.set_exception(error)
 
 
-def _batches(scorer: Scorer, items: list[_Item], budget: int) -> list[list[_Item]]:
-    return [[items[i] for i in batch] for batch in scorer.plan([item.ids for item in items], budget)]
+def _batches(scorer: Scorer, items: list[_Item], budget: int) -> list[_Batch]:
+    planned = [[items[i] for i in positions] for positions in scorer.plan([item.ids for item in items], budget)]
+    return [_Batch(batch, scorer.cost([item.ids for item in batch])) for batch in planned]
 
 
 class Engine:
@@ -208,41 +227,42 @@ class Engine:
             return
         batch = self._next_batch(scorer, job)
         begun = time.perf_counter()
-        for started in {id(item.job): item.job for item in batch}.values():
+        jobs = {id(item.job): item.job for item in batch.items}.values()
+        for started in jobs:
             if started.came is not None:
                 self.observer.started(begun - started.came)
                 started.came = None
         try:
-            logits = self._logits(scorer, [item.ids for item in batch])
+            logits = self._logits(scorer, [item.ids for item in batch.items])
         except BaseException as error:
-            for failed in {id(item.job): item.job for item in batch}.values():
+            for failed in jobs:
                 failed.fail(error)
                 self._jobs.remove(failed)
             return
-        computed = scorer.computed_tokens([item.ids for item in batch])
-        self.observer.ran_batch(len(batch), computed, time.perf_counter() - begun)
-        for item, logit in zip(batch, logits, strict=True):
+        self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - begun)
+        for item, logit in zip(batch.items, logits, strict=True):
             item.job.record(item, logit)
         self._jobs.rotate(-1)
         for done in [job for job in self._jobs if not job.waiting]:
             self._jobs.remove(done)
             done.resolve(scorer)
 
-    def _next_batch(self, scorer: Scorer, job: _Job) -> list[_Item]:
+    def _next_batch(self, scorer: Scorer, job: _Job) -> _Batch:
         batch = job.waiting.popleft()
-        if len(batch) > 1 and scorer.computed_tokens([item.ids for item in batch]) > self._batch_tokens:
-            first, *later = _batches(scorer, batch, self._batch_tokens)  # planned before memory ran short
+        if len(batch.items) > 1 and batch.cost.tokens > self._batch_tokens:
+            batch, *later = _batches(scorer, batch.items, self._batch_tokens)  # planned before memory ran short
             job.waiting.extendleft(reversed(later))
-            batch = first
-        if self._share:
-            for other in list(self._jobs)[1:]:
-                while other.waiting and not other.future.cancelled():
-                    together = batch + other.waiting[0]
-                    if scorer.computed_tokens([item.ids for item in together]) > self._batch_tokens:
-                        break
-                    batch = together
-                    other.waiting.popleft()
-        return batch
+        if not self._share:
+            return batch
+        items, cost = list(batch.items), batch.cost
+        for other in list(self._jobs)[1:]:
+            while other.waiting and not other.future.cancelled():
+                together = cost + other.waiting[0].cost
+                if together.tokens > self._batch_tokens:
+                    break
+                items += other.waiting.popleft().items
+                cost = together
+        return _Batch(items, cost)
 
     def _logits(self, scorer: Scorer, sequences: list[list[int]]) -> list[float]:
         """Score a batch, in halves where memory is short; later batches then start at the smaller size."""
@@ -255,7 +275,7 @@ class Engine:
                     "a smaller dtype or another device"
                 ) from error
         half = (len(sequences) + 1) // 2
-        self._batch_tokens = max(1, scorer.computed_tokens(sequences[:half]))
+        self._batch_tokens = max(1, scorer.cost(sequences[:half]).tokens)
         return self._logits(scorer, sequences[:half]) + self._logits(scorer, sequences[half:])
 
     def _fail_all(self, error: BaseException) -> None:

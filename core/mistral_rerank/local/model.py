@@ -16,13 +16,21 @@ import torch
 from torch import nn
 
 from mistral_rerank.local.last_layer import LastLayer
-from mistral_rerank.local.packing import PACKED_ATTENTION, pack, plan_packs, register, share_prefixes, span_masks
-from mistral_rerank.local.plan import plan_batches
+from mistral_rerank.local.packing import (
+    PACKED_ATTENTION,
+    pack,
+    packed_cost,
+    plan_packs,
+    register,
+    share_prefixes,
+    span_masks,
+)
+from mistral_rerank.local.plan import PaddedCost, plan_batches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.local.packing import Pack
+    from mistral_rerank.local.packing import Pack, PackedCost
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,12 +124,9 @@ class RerankModel:
             return [[member for tree in trees for member in tree.members] for trees in rows]
         return plan_batches([len(sequence) for sequence in sequences], budget)
 
-    def computed_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
-        """How many tokens a forward of these sequences computes, padding included."""
-        if self._packed:
-            trees = share_prefixes(sequences)
-            return sum(map(len, sequences)) - sum(tree.prefix * (len(tree.members) - 1) for tree in trees)
-        return len(sequences) * max(map(len, sequences))
+    def cost(self, sequences: Sequence[Sequence[int]]) -> PackedCost | PaddedCost:
+        """Say how many tokens a forward of these sequences computes."""
+        return packed_cost(sequences) if self._packed else PaddedCost(len(sequences), max(map(len, sequences)))
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:

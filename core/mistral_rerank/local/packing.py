@@ -84,6 +84,22 @@ class Pack:
         return replace(self, ids=self.ids.to(device), positions=self.positions.to(device), last=self.last.to(device))
 
 
+@dataclass(frozen=True, slots=True)
+class PackedCost:
+    """What a row computes; rows add up to the cost of one with all their trees."""
+
+    tokens: int
+
+    def __add__(self, other: PackedCost) -> PackedCost:
+        return PackedCost(self.tokens + other.tokens)
+
+
+def packed_cost(sequences: Sequence[Sequence[int]]) -> PackedCost:
+    """Count the tokens of one row of these sequences, each shared prefix once."""
+    trees = share_prefixes(sequences)
+    return PackedCost(sum(map(len, sequences)) - sum(tree.prefix * (len(tree.members) - 1) for tree in trees))
+
+
 def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTEST_PREFIX) -> list[Tree]:
     """Find the sequences that begin alike; every sequence is in exactly one tree.
 

@@ -7,10 +7,27 @@ at once, and everything later fits.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedCost:
+    """What a padded batch computes; batches add up to the cost of all their rows in one."""
+
+    rows: int
+    longest: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens, padding included."""
+        return self.rows * self.longest
+
+    def __add__(self, other: PaddedCost) -> PaddedCost:
+        return PaddedCost(self.rows + other.rows, max(self.longest, other.longest))
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> list[list[int]]:

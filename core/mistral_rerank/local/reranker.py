@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mistral_rerank.local.packing import PackedCost
+    from mistral_rerank.local.plan import PaddedCost
+
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
@@ -165,9 +168,9 @@ class LoadedCheckpoint:
         """See `RerankModel.plan`."""
         return self._model.plan(sequences, budget)
 
-    def computed_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
-        """See `RerankModel.computed_tokens`."""
-        return self._model.computed_tokens(sequences)
+    def cost(self, sequences: Sequence[Sequence[int]]) -> PackedCost | PaddedCost:
+        """See `RerankModel.cost`."""
+        return self._model.cost(sequences)
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch."""
