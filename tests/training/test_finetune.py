@@ -117,6 +117,19 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, 
     assert list(tmp_path.iterdir()) == [resumed]
 
 
+def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monkeypatch):
+    told = []
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mistral_rerank.training.finetune.load_classifier", stop)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(settings, tmp_path / "out", notice=told.append)
+    assert [line.split(":")[0] for line in told] == ["memory"]
+    assert "GiB" in told[0]
+
+
 def test_an_existing_folder_is_not_overwritten(settings, trained):
     with pytest.raises(SettingsError, match="exists"):
         finetune(settings, trained)

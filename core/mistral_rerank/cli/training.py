@@ -39,7 +39,7 @@ def train(
     chosen = given(locals(), *(name for name in locals() if name != "out"))
     from mistral_rerank.training.finetune import TrainSettings, finetune
 
-    finetune(TrainSettings(**chosen), out)
+    finetune(TrainSettings(**chosen), out, notice=stderr.print)
     stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}")
 
 

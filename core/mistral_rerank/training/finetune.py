@@ -41,6 +41,7 @@ from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.groups import Group, read_groups
 from mistral_rerank.training.losses import Loss, group_loss
+from mistral_rerank.training.memory import Memory, estimate
 from mistral_rerank.training.mining import mine
 
 try:
@@ -53,7 +54,7 @@ except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from peft import PeftModel
 
@@ -196,7 +197,7 @@ class GroupTrainer(transformers.Trainer):
         return self.optimizer
 
 
-def finetune(settings: TrainSettings, out: Path) -> Path:
+def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None] = logger.info) -> Path:
     """Train and write a checkpoint folder.
 
     A run that was stopped goes on from its last saved step when it is started again with the same settings;
@@ -205,6 +206,7 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     Args:
         settings: what to train on what.
         out: the folder to write; it must not exist yet.
+        notice: is told, before anything is loaded, how much memory the run will take.
 
     Returns:
         `out`: a PEFT folder with `rerank.json` and `training.json` (settings, counts, the loss of every step).
@@ -226,7 +228,6 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
     _claim(state, settings)
     transformers.set_seed(settings.seed)
     folder = base_folder(base, relative_to=init)
-    model = _trainable(settings, folder, base.layers, init, dtype=torch.bfloat16 if bf16 else torch.float32)
     tokenizer = load_tokenizer(Checkpoint(folder, config, None))
     collator = GroupCollator(
         PairTokenizer(
@@ -234,6 +235,8 @@ def finetune(settings: TrainSettings, out: Path) -> Path:
         ),
         settings.batch_tokens,
     )
+    notice(f"memory: {_memory(settings, folder, base.layers, groups, collator, bytes_of_weight=2 if bf16 else 4)}")
+    model = _trainable(settings, folder, base.layers, init, dtype=torch.bfloat16 if bf16 else torch.float32)
     trainer = GroupTrainer(
         model=model,
         args=arguments,
@@ -271,6 +274,28 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
         if value not in (None, kept[name]):
             raise SettingsError(f"{settings.init} was trained with {name} {kept[name]!r}; leave {name} out")
     return before.model_copy(update={"calibration": Calibration()}), before.base
+
+
+def _memory(
+    settings: TrainSettings,
+    base: Path,
+    layers: int | None,
+    groups: Sequence[Group],
+    collator: GroupCollator,
+    *,
+    bytes_of_weight: int,
+) -> Memory:
+    """Estimate the run's memory from its longest groups."""
+    longest = sorted(groups, key=lambda group: -sum(map(len, group.passages)))[: settings.groups_per_forward]
+    return estimate(
+        transformers.AutoConfig.from_pretrained(base, trust_remote_code=False),
+        layers=layers,
+        frozen_layers=settings.frozen_layers,
+        lora_rank=settings.lora_rank,
+        tokens=sum(packed.ids.numel() for packed in collator(longest)["packs"]),
+        bytes_of_weight=bytes_of_weight,
+        activation_checkpointing=settings.activation_checkpointing,
+    )
 
 
 def _trainable(
