@@ -13,6 +13,7 @@ from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, 
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.tokens import EncodedPair
+from mistral_rerank.reranker import Observer
 
 
 class Lengths:
@@ -118,6 +119,31 @@ def test_a_cancelled_job_leaves_the_queue():
     assert [4] not in scorer.batches
     with pytest.raises(CancelledError):
         doomed.result(timeout=10)
+
+
+def test_a_pair_that_does_not_fit_fails_its_own_job_and_no_other():
+    scorer = Lengths(memory=14)
+    made = engine(scorer, batch_tokens=40, share_batches=True)
+    scorer.gate.clear()
+    first = submit(made, "a" * 14)
+    small, big = submit(made, "b" * 13), submit(made, "c" * 15)
+    scorer.gate.set()
+    assert (logits(first), logits(small)) == ([14], [13])
+    with pytest.raises(ScoringError, match="single pair of 15 tokens"):
+        big.result(timeout=10)
+
+
+def test_an_observer_that_raises_fails_the_call_and_not_the_worker():
+    class Broken(Observer):
+        def ran_batch(self, sequences, tokens, seconds):
+            raise ValueError("full disk")
+
+    made = engine(Lengths())
+    made.observer = Broken()
+    with pytest.raises(ValueError, match="full disk"):
+        submit(made, "aa").result(timeout=10)
+    made.observer = Observer()
+    assert logits(submit(made, "aa")) == [2]
 
 
 def test_a_job_that_cannot_be_tokenized_fails_alone():

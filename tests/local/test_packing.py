@@ -11,8 +11,10 @@ from mistral_rerank.local import packing
 from mistral_rerank.local.model import RerankModel, packed_logits
 from mistral_rerank.local.packing import (
     PACKED_ATTENTION,
+    PackedCost,
     Tree,
     pack,
+    packed_cost,
     plan_packs,
     register,
     share_prefixes,
@@ -45,9 +47,24 @@ def test_sequences_that_begin_alike_share_a_tree():
     assert share_prefixes(sequences) == [Tree(0, (1,)), Tree(12, (0, 3, 2))]
 
 
-def test_a_tree_is_not_spoilt_by_a_stranger_with_the_same_first_words():
-    sequences = [[*QUESTION, *QUESTION, i] for i in range(3)] + [[*QUESTION[:9], 99]]
-    assert share_prefixes(sequences) == [Tree(24, (0, 1, 2)), Tree(0, (3,))]
+@pytest.mark.parametrize("word", [1, 99], ids=["before", "after"])
+def test_a_tree_is_not_spoilt_by_a_stranger_with_the_same_first_words(word):
+    sequences = [[*QUESTION, *QUESTION, i] for i in range(3)] + [[*QUESTION[:9], word]]
+    assert sorted(share_prefixes(sequences), key=lambda tree: tree.prefix) == [Tree(0, (3,)), Tree(24, (0, 1, 2))]
+
+
+def test_single_ones_share_a_short_beginning_beside_a_tree_with_a_longer_one():
+    sequences = [
+        [*QUESTION, 1],
+        [*QUESTION, *QUESTION, 5],
+        [*QUESTION, *QUESTION, 6],
+        [*QUESTION, 90],
+        [*QUESTION, 91],
+    ]
+    assert sorted(share_prefixes(sequences), key=lambda tree: tree.prefix) == [
+        Tree(12, (0, 3, 4)),
+        Tree(24, (1, 2)),
+    ]
 
 
 def test_every_sequence_keeps_a_token_of_its_own():
@@ -66,9 +83,14 @@ def test_a_plan_holds_every_sequence_once_within_its_budget_and_saves_tokens(seq
     trees = [tree for trees in plan for tree in trees]
     assert sorted(i for tree in trees for i in tree.members) == list(range(len(sequences)))
     assert tokens(trees, sequences) <= sum(map(len, sequences))
+    whole = PackedCost(0)
     for row in plan:
+        cost = packed_cost([sequences[i] for tree in row for i in tree.members])
+        assert cost.tokens <= tokens(row, sequences), "what is planned is not exceeded by what is run"
+        whole += cost
         alone = len(row) == 1 and len(row[0].members) == 1
         assert alone or tokens(row, sequences) <= max(budget, 1)
+    assert packed_cost(sequences).tokens <= whole.tokens, "one row of all computes no more"
     for tree in trees:
         assert len({tuple(sequences[i][: tree.prefix]) for i in tree.members}) == 1
         assert all(len(sequences[i]) > tree.prefix for i in tree.members)

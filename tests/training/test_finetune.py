@@ -17,7 +17,13 @@ from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, Se
 from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint, read_config
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
-from mistral_rerank.training.finetune import GroupCollator, GroupTrainer, TrainSettings, finetune
+from mistral_rerank.training.finetune import (
+    GroupCollator,
+    GroupTrainer,
+    TrainSettings,
+    _last_whole_state,
+    finetune,
+)
 from mistral_rerank.training.groups import Group, write_groups
 from mistral_rerank.training.mining import mine
 
@@ -130,6 +136,27 @@ def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monke
     assert "GiB" in told[0]
 
 
+def test_a_question_that_leaves_no_room_is_an_error_before_the_first_step(settings, tmp_path):
+    write_groups([Group(("who? " * 90, "who?"), ("me", "you"), ((1, 0), (0, 1)))], tmp_path / "groups.jsonl")
+    with pytest.raises(InvalidInputError, match="of 2 questions to train on, pair 0: the question takes"):
+        finetune(settings.model_copy(update={"data": (tmp_path / "groups.jsonl",)}), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
+
+
+def test_one_layer_at_least_is_trained(settings, tmp_path):
+    with pytest.raises(SettingsError, match="there are 2 layers"):
+        finetune(settings.model_copy(update={"frozen_layers": 2}), tmp_path / "out")
+
+
+def test_a_state_whose_saving_was_cut_off_is_passed_over(tmp_path):
+    assert _last_whole_state(tmp_path) is None
+    for step in (9, 10, 12):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    assert _last_whole_state(tmp_path) == tmp_path / "checkpoint-10"
+
+
 def test_an_existing_folder_is_not_overwritten(settings, trained):
     with pytest.raises(SettingsError, match="exists"):
         finetune(settings, trained)
@@ -177,6 +204,7 @@ def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(sett
         ({"base": "b"}, "one of them"),
         ({"template": "{query}\n{passage}"}, "leave template out"),
         ({"layers": 1}, "leave layers out"),
+        ({"lora_rank": 4, "frozen_layers": 1}, "leave frozen_layers, lora_rank out"),
     ],
 )
 def test_what_contradicts_the_adapter_is_refused(settings, trained, tmp_path, changes, message):

@@ -17,6 +17,8 @@ def test_groups_survive_their_file_and_no_file_is_overwritten(tmp_path):
     assert read_groups(file) == GROUPS
     with pytest.raises(SettingsError, match="exists"):
         write_groups([], file)
+    with pytest.raises(SettingsError, match="no folder"):
+        write_groups(GROUPS, tmp_path / "none" / "groups.jsonl")
     assert list(tmp_path.iterdir()) == [file]
 
 
@@ -34,6 +36,8 @@ def test_a_teacher_may_be_left_out(tmp_path):
         ({"passages": ["alone"], "grades": [[1]]}, "two passages"),
         ({"grades": [[1, 0], [1, 0]]}, "grades must hold"),
         ({"teacher": [[1]]}, "teacher must hold"),
+        ({"teacher": [[1, float("nan")]]}, "finite"),
+        ({"graders": 3}, "Unexpected"),
         ({"grades": [[0, None]]}, "needs a passage above 0"),
         ({"grades": [[2, 0]]}, "between 0 and 1"),
     ],

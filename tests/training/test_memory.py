@@ -9,7 +9,7 @@ from mistral_rerank.local.packing import PACKED_ATTENTION, pack, register, share
 from mistral_rerank.training.finetune import LORA_TARGETS
 from mistral_rerank.training.memory import estimate
 
-RUN = {"layers": 16, "frozen_layers": 0, "lora_rank": 16, "tokens": 4096, "bytes_of_weight": 2}
+RUN = {"layers": 16, "adapted_layers": 16, "lora_rank": 16, "tokens": 4096, "bytes_of_weight": 2}
 
 
 def test_the_full_size_recipe_by_value():
@@ -42,13 +42,13 @@ def test_activations_are_near_what_autograd_keeps():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         packed_logits(classifier.base_model, classifier.score, packed)
     found = estimate(
-        config, layers=4, frozen_layers=0, lora_rank=8, tokens=800, bytes_of_weight=4, activation_checkpointing=False
+        config, layers=4, adapted_layers=4, lora_rank=8, tokens=800, bytes_of_weight=4, activation_checkpointing=False
     )
     assert found.activations == pytest.approx(sum(kept.values()), rel=0.35)
 
 
 def test_frozen_layers_keep_nothing():
     all_of_them = estimate(MistralConfig(), **RUN, activation_checkpointing=False)
-    half = estimate(MistralConfig(), **RUN | {"frozen_layers": 8}, activation_checkpointing=False)
+    half = estimate(MistralConfig(), **RUN | {"adapted_layers": 8}, activation_checkpointing=False)
     assert half.activations * 2 == all_of_them.activations
     assert half.weights == all_of_them.weights

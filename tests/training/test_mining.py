@@ -103,3 +103,31 @@ def test_the_number_of_questions_can_be_bounded(facts):
 def test_a_corpus_that_is_too_small_is_refused(facts):
     with pytest.raises(InvalidInputError, match="too few"):
         mine(facts, negatives=0, random_negatives=500)
+
+
+def test_a_corpus_of_answers_alone_has_no_negatives():
+    corpus = {f"p{i}": f"ice {i}" for i in range(4)}
+    dataset = BeirDataset("ice", corpus, {"q": "why does ice float"}, {"q": dict.fromkeys(corpus, 1)})
+    with pytest.raises(InvalidInputError, match="do not answer"):
+        mine(dataset, negatives=2)
+
+
+def test_too_few_questions_for_a_group_are_an_error(ice):
+    with pytest.raises(InvalidInputError, match="1 judged questions, too few"):
+        mine(ice, questions=2, negatives=1)
+    with pytest.raises(InvalidInputError, match="one passage teaches nothing"):
+        mine(ice, negatives=0)
+
+
+def test_what_reads_as_the_answer_does_is_no_negative(ice):
+    ice.corpus["copy"] = ice.corpus["p"]
+    for seed in range(10):
+        (group,) = mine(ice, negatives=8, seed=seed).groups
+        assert group.passages.count(ice.corpus["p"]) == 1
+
+
+def test_a_judged_passage_that_is_not_in_the_corpus_is_passed_over(ice):
+    ice.qrels["q"]["gone"] = 1
+    assert mine(ice, negatives=2).groups[0].passages[0] == ice.corpus["p"]
+    ice.queries["r"], ice.qrels["r"] = "who?", {"gone": 1}
+    assert len(mine(ice, negatives=2).groups) == 1

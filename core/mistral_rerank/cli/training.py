@@ -56,10 +56,11 @@ def mine(
 ) -> None:
     """Draw hard negatives that a teacher has checked, with its scores, for `train --data`."""
     from mistral_rerank.evaluation.beir import load_beir
-    from mistral_rerank.training.groups import write_groups
+    from mistral_rerank.training.groups import check_free, write_groups
     from mistral_rerank.training.mining import BiEncoder
     from mistral_rerank.training.mining import mine as mine_set
 
+    check_free(out)
     encoder, groups = BiEncoder(teacher), []
     for folder in data:
         dataset = load_beir(folder)

@@ -225,27 +225,42 @@ class Engine:
         if job.future.cancelled():
             self._jobs.popleft()
             return
-        batch = self._next_batch(scorer, job)
-        begun = time.perf_counter()
-        jobs = {id(item.job): item.job for item in batch.items}.values()
-        for started in jobs:
-            if started.came is not None:
-                self.observer.started(begun - started.came)
-                started.came = None
         try:
-            logits = self._logits(scorer, [item.ids for item in batch.items])
+            batch = self._next_batch(scorer, job)
         except BaseException as error:
-            for failed in jobs:
-                failed.fail(error)
-                self._jobs.remove(failed)
+            self._fail(job, error)
             return
-        self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - begun)
-        for item, logit in zip(batch.items, logits, strict=True):
-            item.job.record(item, logit)
+        self._score(scorer, batch)
         self._jobs.rotate(-1)
         for done in [job for job in self._jobs if not job.waiting]:
             self._jobs.remove(done)
             done.resolve(scorer)
+
+    def _score(self, scorer: Scorer, batch: _Batch) -> None:
+        """Score a batch; where several jobs share one that fails, each is tried alone and answers for itself."""
+        jobs = list({id(item.job): item.job for item in batch.items}.values())
+        begun = time.perf_counter()
+        try:
+            for job in jobs:
+                if job.came is not None:
+                    self.observer.started(begun - job.came)
+                    job.came = None
+            logits = self._logits(scorer, [item.ids for item in batch.items])
+            self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - begun)
+        except BaseException as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            for job in jobs:
+                own = [item for item in batch.items if item.job is job]
+                self._score(scorer, _Batch(own, scorer.cost([item.ids for item in own])))
+            return
+        for item, logit in zip(batch.items, logits, strict=True):
+            item.job.record(item, logit)
+
+    def _fail(self, job: _Job, error: BaseException) -> None:
+        job.fail(error)
+        self._jobs.remove(job)
 
     def _next_batch(self, scorer: Scorer, job: _Job) -> _Batch:
         batch = job.waiting.popleft()
@@ -275,7 +290,7 @@ class Engine:
                     "a smaller dtype or another device"
                 ) from error
         half = (len(sequences) + 1) // 2
-        self._batch_tokens = max(1, scorer.cost(sequences[:half]).tokens)
+        self._batch_tokens = max(1, min(self._batch_tokens, scorer.cost(sequences[:half]).tokens))
         return self._logits(scorer, sequences[:half]) + self._logits(scorer, sequences[half:])
 
     def _fail_all(self, error: BaseException) -> None:

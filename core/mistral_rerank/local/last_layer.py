@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+
+from mistral_rerank.local.packing import attend
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,11 +22,16 @@ if TYPE_CHECKING:
     from mistral_rerank.local.packing import Pack
 
 
+def is_known(backbone: Any) -> bool:
+    """Tell whether a backbone is a Mistral's or a Llama's: all layers alike, attention without extras."""
+    return all(type(layer) in (MistralDecoderLayer, LlamaDecoderLayer) for layer in backbone.layers)
+
+
 class LastLayer:
     """Takes the last layer and the final norm out of a backbone, whose output is then what the layer is given.
 
     Args:
-        backbone: a model that `fits`; it is changed.
+        backbone: one that `is_known`; it is changed.
 
     """
 
@@ -34,11 +40,6 @@ class LastLayer:
         self._layer, self._norm = backbone.layers[-1], backbone.norm
         backbone.layers = backbone.layers[:-1]
         backbone.norm = nn.Identity()
-
-    @staticmethod
-    def fits(backbone: Any) -> bool:
-        """Whether the last layer is one whose parts are known here."""
-        return type(backbone.layers[-1]) in (MistralDecoderLayer, LlamaDecoderLayer)
 
     def __call__(self, hidden: Tensor, packed: Pack, masks: Sequence[Tensor | None]) -> Tensor:
         """Finish the forward of one row.
@@ -82,15 +83,7 @@ def _attend(
         ends = [place - span.start for place in places[done:] if place < span.stop]
         if not ends:
             continue  # a prefix: no sequence ends in it
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, done : done + len(ends)],
-                span.seen(key),
-                span.seen(value),
-                attn_mask=None if mask is None else mask[ends],
-                scale=scaling,
-                enable_gqa=True,
-            )
-        )
+        seen = None if mask is None else mask[ends]
+        outputs.append(attend(query[:, :, done : done + len(ends)], span.seen(key), span.seen(value), seen, scaling))
         done += len(ends)
     return torch.cat(outputs, 2)

@@ -1,8 +1,9 @@
 """The forward pass: token ids in, one logit a sequence out.
 
 Two ways, the same scores. On a CPU a batch is one row of tokens without padding, with shared prefixes computed
-once (`packing`). On other devices it is rows of similar length padded on the right: a causal model never looks
-ahead, so every real token is computed as if the padding were not there, and no attention mask is passed.
+once (`packing`). On other devices, and for architectures other than Mistral's and Llama's, it is rows of similar
+length padded on the right: a causal model never looks ahead, so every real token is computed as if the padding were
+not there, and no attention mask is passed.
 
 Either way the last real token's hidden state is gathered by length (never by comparing ids with a pad id), and
 the head alone is applied, in float32.
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mistral_rerank.local.last_layer import LastLayer
+from mistral_rerank.local.last_layer import LastLayer, is_known
 from mistral_rerank.local.packing import (
     PACKED_ATTENTION,
     pack,
@@ -101,7 +102,7 @@ class RerankModel:
         backbone: a causal transformers model without its vocabulary head, on `device`.
         head: maps (rows, hidden) to (rows, 1), on `device`.
         device: where to run.
-        packed: whether batches have no padding; None: on a CPU.
+        packed: whether batches have no padding; None: on a CPU, for architectures that are known here.
 
     """
 
@@ -111,11 +112,11 @@ class RerankModel:
         self._backbone = backbone.eval().requires_grad_(False)
         self._head = head.float().eval().requires_grad_(False)
         self._device = device
-        self._packed = device.type == "cpu" if packed is None else packed
+        self._packed = (device.type == "cpu" and is_known(backbone)) if packed is None else packed
         if self._packed:
             register()
             backbone.set_attn_implementation(PACKED_ATTENTION)  # type: ignore[operator]
-        self._last_layer = LastLayer(backbone) if self._packed and LastLayer.fits(backbone) else None
+        self._last_layer = LastLayer(backbone) if self._packed else None
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""

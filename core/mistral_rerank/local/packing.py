@@ -36,6 +36,11 @@ class Tree:
     prefix: int
     members: tuple[int, ...]
 
+    @property
+    def saved(self) -> int:
+        """How many tokens less it computes than its sequences apart."""
+        return self.prefix * (len(self.members) - 1)
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -86,7 +91,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class PackedCost:
-    """What a row computes; rows add up to the cost of one with all their trees."""
+    """What a row computes; one row of several computes no more than their sum."""
 
     tokens: int
 
@@ -97,13 +102,14 @@ class PackedCost:
 def packed_cost(sequences: Sequence[Sequence[int]]) -> PackedCost:
     """Count the tokens of one row of these sequences, each shared prefix once."""
     trees = share_prefixes(sequences)
-    return PackedCost(sum(map(len, sequences)) - sum(tree.prefix * (len(tree.members) - 1) for tree in trees))
+    return PackedCost(sum(map(len, sequences)) - sum(tree.saved for tree in trees))
 
 
 def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTEST_PREFIX) -> list[Tree]:
     """Find the sequences that begin alike; every sequence is in exactly one tree.
 
-    Neighbours in lexical order join a tree as long as that saves tokens over leaving them out of it.
+    In lexical order sequences that begin alike are neighbours. From the longest common beginnings to shorter ones, a
+    shorter one takes in what is better shared there than where it was.
 
     Args:
         sequences: token ids, at least one each.
@@ -111,22 +117,35 @@ def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTE
 
     """
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
+    open_ones: list[tuple[int, list[Tree]]] = []  # of rising common beginnings
     trees: list[Tree] = []
-    prefix = 0
-    members: list[int] = []
-    for i in order:
-        if members:
-            most = min(prefix if len(members) > 1 else len(sequences[members[0]]) - 1, len(sequences[i]) - 1)
-            common = _common(sequences[members[0]], sequences[i], most)
-            if common >= shortest and common * len(members) > prefix * (len(members) - 1):
-                prefix = common
-                members.append(i)
-                continue
-            trees.append(Tree(prefix, tuple(members)))
-        prefix, members = 0, [i]
-    if members:
-        trees.append(Tree(prefix, tuple(members)))
+    for place, member in enumerate(order):
+        trees = [Tree(0, (member,))]
+        common = -1
+        if place + 1 < len(order):
+            own, other = sequences[member], sequences[order[place + 1]]
+            common = _common(own, other, min(len(own), len(other)) - 1)
+            common = common if common >= shortest else 0
+        while open_ones and open_ones[-1][0] > common:
+            prefix, gathered = open_ones.pop()
+            trees = _share(prefix, gathered + trees)
+        if open_ones and open_ones[-1][0] == common:
+            open_ones[-1][1].extend(trees)
+        else:
+            open_ones.append((common, trees))
     return trees
+
+
+def _share(prefix: int, trees: list[Tree]) -> list[Tree]:
+    """Make one tree of those that save more with `prefix`, if together they do."""
+    if not prefix:
+        return trees
+    better = [tree for tree in trees if prefix * len(tree.members) > tree.saved]
+    members = tuple(member for tree in better for member in tree.members)
+    joined = Tree(prefix, members)
+    if joined.saved <= sum(tree.saved for tree in better):
+        return trees
+    return [tree for tree in trees if prefix * len(tree.members) <= tree.saved] + [joined]
 
 
 def _common(a: Sequence[int], b: Sequence[int], most: int) -> int:
@@ -264,18 +283,27 @@ def packed_attention(
     """
     outputs = []
     for span, mask in zip(spans, masks, strict=True):
-        outputs.append(
-            scaled_dot_product_attention(
-                query[:, :, span.start : span.stop],
-                span.seen(key),
-                span.seen(value),
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                enable_gqa=True,
-            )
-        )
+        own = query[:, :, span.start : span.stop]
+        outputs.append(attend(own, span.seen(key), span.seen(value), mask, scaling, is_causal=mask is None))
     return torch.cat(outputs, 2).transpose(1, 2), None
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    *,
+    is_causal: bool = False,
+) -> torch.Tensor:
+    """Attention with fewer key heads than query heads; shapes as in `packed_attention`, the result as the query."""
+    if mask is not None and query.device.type == "cuda":  # with a mask its fast kernels take equal numbers of heads
+        repeats = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
+    )
 
 
 def register() -> None:

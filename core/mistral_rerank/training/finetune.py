@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.errors import (
+    CheckpointError,
+    InputTooLongError,
+    InvalidInputError,
+    MissingDependencyError,
+    SettingsError,
+)
 from mistral_rerank.evaluation.beir import load_beir
 from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
 from mistral_rerank.local.checkpoint import (
@@ -35,13 +41,14 @@ from mistral_rerank.local.checkpoint import (
     read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
+from mistral_rerank.local.last_layer import is_known
 from mistral_rerank.local.model import packed_logits
 from mistral_rerank.local.packing import PACKED_ATTENTION, Pack, pack, plan_packs, register
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.groups import Group, read_groups
 from mistral_rerank.training.losses import Loss, group_loss
-from mistral_rerank.training.memory import Memory, estimate
+from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.mining import mine
 
 try:
@@ -225,18 +232,30 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     init = None if settings.init is None else find_checkpoint(settings.init)
     config, base = _start(settings, init)
     arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
+    folder = base_folder(base, relative_to=init)
+    shape = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    lora = _lora(settings, init, base.layers or shape.num_hidden_layers)
+    tokenizer = PairTokenizer(
+        load_tokenizer(Checkpoint(folder, config, None)),
+        Prompt(config.template),
+        append_eos=config.append_eos,
+        max_length=settings.max_length,
+    )
+    _check_questions(tokenizer, groups)
+    collator = GroupCollator(tokenizer, settings.batch_tokens)
     _claim(state, settings)
     transformers.set_seed(settings.seed)
-    folder = base_folder(base, relative_to=init)
-    tokenizer = load_tokenizer(Checkpoint(folder, config, None))
-    collator = GroupCollator(
-        PairTokenizer(
-            tokenizer, Prompt(config.template), append_eos=config.append_eos, max_length=settings.max_length
-        ),
-        settings.batch_tokens,
+    memory = estimate(
+        shape,
+        layers=base.layers,
+        adapted_layers=len(lora.layers_to_transform or range(base.layers or shape.num_hidden_layers)),
+        lora_rank=lora.r,
+        tokens=_most_tokens(settings, groups, collator),
+        bytes_of_weight=2 if bf16 else 4,
+        activation_checkpointing=settings.activation_checkpointing,
     )
-    notice(f"memory: {_memory(settings, folder, base.layers, groups, collator, bytes_of_weight=2 if bf16 else 4)}")
-    model = _trainable(settings, folder, base.layers, init, dtype=torch.bfloat16 if bf16 else torch.float32)
+    notice(f"memory: {memory}")
+    model = _trainable(folder, base.layers, init or lora, dtype=torch.bfloat16 if bf16 else torch.float32)
     trainer = GroupTrainer(
         model=model,
         args=arguments,
@@ -249,9 +268,9 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     trainer.remove_callback(transformers.ProgressCallback)
     if trainer.is_world_process_zero():
         trainer.add_callback(LossProgress())
-    resume = any(state.glob("checkpoint-*"))
+    saved = _last_whole_state(state)
     with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
-        trainer.train(resume_from_checkpoint=resume or None)
+        trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
     if trainer.is_world_process_zero():
         _write(trainer, config, settings, groups=len(groups), state=state, out=out)
     trainer.accelerator.wait_for_everyone()
@@ -276,52 +295,71 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     return before.model_copy(update={"calibration": Calibration()}), before.base
 
 
-def _memory(
-    settings: TrainSettings,
-    base: Path,
-    layers: int | None,
-    groups: Sequence[Group],
-    collator: GroupCollator,
-    *,
-    bytes_of_weight: int,
-) -> Memory:
-    """Estimate the run's memory from its longest groups."""
-    longest = sorted(groups, key=lambda group: -sum(map(len, group.passages)))[: settings.groups_per_forward]
-    return estimate(
-        transformers.AutoConfig.from_pretrained(base, trust_remote_code=False),
-        layers=layers,
-        frozen_layers=settings.frozen_layers,
-        lora_rank=settings.lora_rank,
-        tokens=sum(packed.ids.numel() for packed in collator(longest)["packs"]),
-        bytes_of_weight=bytes_of_weight,
-        activation_checkpointing=settings.activation_checkpointing,
+def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:
+    """Give the adapter's form: that of `init`, or what the settings say."""
+    if init is not None:
+        if given := {
+            name for name in settings.model_fields_set if name.startswith("lora_") or name == "frozen_layers"
+        }:
+            raise SettingsError(
+                f"{settings.init} has its LoRA matrices already; leave {', '.join(sorted(given))} out"
+            )
+        return LoraConfig.from_pretrained(init)
+    if settings.frozen_layers >= layers:
+        raise SettingsError(
+            f"frozen_layers is {settings.frozen_layers}, and there are {layers} layers; leave one to train"
+        )
+    return LoraConfig(
+        task_type="SEQ_CLS",
+        r=settings.lora_rank,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=LORA_TARGETS,
+        layers_to_transform=list(range(settings.frozen_layers, layers)),
     )
 
 
-def _trainable(
-    settings: TrainSettings, base: Path, layers: int | None, init: Path | None, *, dtype: torch.dtype
-) -> PeftModel:
-    """Give the base under a LoRA adapter, a new one or that of `init`, and with `group_logits` as its forward."""
+def _check_questions(tokenizer: PairTokenizer, groups: Sequence[Group]) -> None:
+    """See before the first step that every question leaves room for a passage."""
+    questions = list(dict.fromkeys(query for group in groups for query in group.queries))
+    try:
+        tokenizer.encode([(query, "x") for query in questions])
+    except InputTooLongError as error:
+        raise InvalidInputError(f"of {len(questions)} questions to train on, {error}") from error
+
+
+def _most_tokens(settings: TrainSettings, groups: Sequence[Group], collator: GroupCollator) -> int:
+    """Count the tokens of the longest groups that one forward can hold."""
+
+    def characters(group: Group) -> int:
+        return sum(map(len, group.passages)) + len(group.passages) * sum(map(len, group.queries))
+
+    longest = sorted(groups, key=characters, reverse=True)[: settings.groups_per_forward]
+    return sum(packed.ids.numel() for packed in collator(longest)["packs"])
+
+
+def _trainable(base: Path, layers: int | None, adapter: Path | LoraConfig, *, dtype: torch.dtype) -> PeftModel:
+    """Give the base under a LoRA adapter, a saved or a new one, and with `group_logits` as its forward."""
     classifier = load_classifier(base, dtype=dtype, layers=layers, new_head=True)
+    if not is_known(classifier.base_model):
+        raise CheckpointError(f"{base} is a {classifier.config.model_type}; a Mistral or a Llama can be trained")
     classifier.score.float()
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
     register()
     classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
     classifier.forward = partial(group_logits, classifier)  # under the Trainer's own wrappers: autocast, DDP
-    if init is not None:
-        adapted = load_adapter(classifier, init, trainable=True)
-        adapted.peft_config["default"].base_model_name_or_path = str(base)  # PEFT would look for a name on the hub
-    else:
-        lora = LoraConfig(
-            task_type="SEQ_CLS",
-            r=settings.lora_rank,
-            lora_alpha=settings.lora_alpha,
-            lora_dropout=settings.lora_dropout,
-            target_modules=LORA_TARGETS,
-            layers_to_transform=list(range(settings.frozen_layers, len(classifier.base_model.layers))),
-        )
-        adapted = get_peft_model(classifier, lora)
+    if isinstance(adapter, LoraConfig):
+        return get_peft_model(classifier, adapter)
+    adapted = load_adapter(classifier, adapter, trainable=True)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)  # PEFT would look for a name on the hub
     return adapted
+
+
+def _last_whole_state(state: Path) -> Path | None:
+    """Find the last state that was saved to its end: the Trainer writes its own record last."""
+    steps = {int(folder.name.split("-")[1]): folder for folder in state.glob("checkpoint-*")}
+    whole = [step for step, folder in steps.items() if (folder / "trainer_state.json").is_file()]
+    return steps[max(whole)] if whole else None
 
 
 def _claim(state: Path, settings: TrainSettings) -> None:
@@ -364,6 +402,10 @@ def _read_groups(settings: TrainSettings) -> list[Group]:
 
 def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -> transformers.TrainingArguments:
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # set by torchrun and accelerate launch
+    if not cpu and processes == 1 and torch.cuda.device_count() > 1:
+        raise SettingsError(
+            "there are several GPUs: start with torchrun to use them all, or set CUDA_VISIBLE_DEVICES to one of them"
+        )
     at_once = settings.groups_per_forward * processes
     if settings.groups_per_step % at_once:
         raise SettingsError(
@@ -388,6 +430,7 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         save_steps=settings.save_steps,
         save_total_limit=2,
         logging_steps=1,
+        logging_nan_inf_filter=False,
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
 
@@ -31,6 +32,8 @@ class Group:
             passages is the target.
 
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     queries: tuple[str, ...]
     passages: tuple[str, ...]
@@ -75,18 +78,32 @@ def _problem(group: Group) -> str | None:
         known = [grade for grade in row if grade is not None]
         if not all(0 <= grade <= 1 for grade in known) or not any(known):
             return "grades lie between 0 and 1, and every question needs a passage above 0"
+    if group.teacher and not all(math.isfinite(score) for row in group.teacher for score in row):
+        return "a teacher's score is not a finite number"
     return None
+
+
+def check_free(out: Path) -> None:
+    """See that a file can be written, before the work whose result it will hold.
+
+    Raises:
+        SettingsError: it exists, or its folder does not.
+
+    """
+    if out.exists():
+        raise SettingsError(f"{out} exists; give another file, or remove it")
+    if not out.parent.is_dir():
+        raise SettingsError(f"{out.parent} is no folder; make it first")
 
 
 def write_groups(groups: Iterable[Group], out: Path) -> None:
     """Write groups as JSON lines, whole or not at all.
 
     Raises:
-        SettingsError: `out` exists.
+        SettingsError: `out` exists, or its folder does not.
 
     """
-    if out.exists():
-        raise SettingsError(f"{out} exists; give another file, or remove it")
+    check_free(out)
     beside = out.with_name(f"{out.name}.{os.getpid()}")
     with beside.open("w", encoding="utf-8") as lines:
         for group in groups:

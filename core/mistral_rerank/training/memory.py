@@ -46,7 +46,7 @@ def estimate(
     config: PretrainedConfig,
     *,
     layers: int | None,
-    frozen_layers: int,
+    adapted_layers: int,
     lora_rank: int,
     tokens: int,
     bytes_of_weight: int,
@@ -57,7 +57,7 @@ def estimate(
     Args:
         config: of the base; a Mistral's, a Llama's or one with the same fields.
         layers: how many of its layers are used; None for all.
-        frozen_layers: the lowest of them without LoRA, which keep nothing for the backward.
+        adapted_layers: how many of them, the highest, have LoRA; those below keep nothing for the backward.
         lora_rank: of all seven linears.
         tokens: that the groups of one forward have at most, what pairs share counted once.
         bytes_of_weight: 2 in bfloat16, 4 in float32.
@@ -69,14 +69,13 @@ def estimate(
     head = getattr(config, "head_dim", None) or width // heads
     queries, keys = heads * head, (getattr(config, "num_key_value_heads", None) or heads) * head
     used = layers or config.num_hidden_layers
-    adapted = used - frozen_layers
     linears = [(queries, width), (keys, width), (keys, width), (width, queries)]
     linears += [(inner, width), (inner, width), (width, inner)]
     weights = vocabulary * width + used * sum(outputs * inputs for outputs, inputs in linears)
-    trained = width + adapted * lora_rank * sum(outputs + inputs for outputs, inputs in linears)
+    trained = width + adapted_layers * lora_rank * sum(outputs + inputs for outputs, inputs in linears)
     kept = bytes_of_weight * _kept_numbers(width, inner, queries, keys, lora_rank)
     layer_input = bytes_of_weight * width
-    per_token = adapted * layer_input + kept if activation_checkpointing else adapted * kept
+    per_token = adapted_layers * layer_input + kept if activation_checkpointing else adapted_layers * kept
     return Memory(bytes_of_weight * weights, BYTES_OF_TRAINED * trained, tokens * per_token)
 
 

@@ -9,6 +9,7 @@ count as unknown, because many of them answer too and nobody judged them (positi
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -108,21 +109,26 @@ def mine(
 
     """
     size = questions + negatives + random_negatives
+    if size < 2:
+        raise InvalidInputError("a group of one passage teaches nothing; ask for negatives, or for more questions")
     if size > len(dataset.corpus):
         raise InvalidInputError(
             f"{dataset.name} has {len(dataset.corpus)} passages, too few for groups of {size}; ask for smaller ones"
         )
     chance = random.Random(f"{seed}/{dataset.name}")  # noqa: S311 - sampling, not security
-    ids = [query for query in dataset.queries if dataset.positives(query)]
+    answers = {query: [p for p in dataset.positives(query) if p in dataset.corpus] for query in dataset.queries}
+    ids = [query for query in dataset.queries if answers[query]]
     chance.shuffle(ids)
     ids = ids[:max_queries]
     rankings = BM25(dataset.corpus).search([dataset.queries[query] for query in ids], k=depth)
     found = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
     corpus = list(dataset.corpus)
     drawn = [
-        (cluster, _passages(dataset, cluster, found, corpus, negatives, size, chance))
-        for cluster in _clusters(dataset, ids, found, questions)
+        (cluster, _passages(dataset, {q: answers[q] for q in cluster}, found, corpus, negatives, size, chance))
+        for cluster in _clusters(answers, ids, found, questions)
     ]
+    if not drawn:
+        raise InvalidInputError(f"{dataset.name} has {len(ids)} judged questions, too few for groups of {questions}")
     groups, short = [], 0
     for start in range(0, len(drawn), GROUPS_AT_ONCE):
         some = drawn[start : start + GROUPS_AT_ONCE]
@@ -136,28 +142,29 @@ def mine(
 
 
 def _clusters(
-    dataset: BeirDataset, ids: Sequence[str], found: dict[str, list[str]], size: int
+    answers: dict[str, list[str]], ids: Sequence[str], found: dict[str, list[str]], size: int
 ) -> list[tuple[str, ...]]:
     """Put questions together whose answers BM25 finds for one another; every question is in at most one cluster.
 
-    Two questions at most come from one passage, so that the others' passages stay negatives.
+    Two questions at most come from one passage, so that the others' passages stay negatives; a cluster that this
+    leaves short is filled up with any others.
     """
     asked_of: dict[str, list[str]] = {}
     for query in ids:
-        for passage in dataset.positives(query):
+        for passage in answers[query]:
             asked_of.setdefault(passage, []).append(query)
     free = dict.fromkeys(ids)
     clusters = []
     while len(free) >= size:
         cluster = [next(iter(free))]
         del free[cluster[0]]
-        used = list(dataset.positives(cluster[0]))
+        used = list(answers[cluster[0]])
         for member in cluster:  # grows as it is walked
             near = (other for passage in found[member] for other in asked_of.get(passage, ()))
             for other in near:
                 if len(cluster) == size:
                     break
-                own = dataset.positives(other)
+                own = answers[other]
                 if other in free and all(used.count(passage) < 2 for passage in own):
                     del free[other]
                     cluster.append(other)
@@ -172,27 +179,37 @@ def _clusters(
 
 def _passages(
     dataset: BeirDataset,
-    cluster: Sequence[str],
+    answers: dict[str, list[str]],
     found: dict[str, list[str]],
     corpus: Sequence[str],
     negatives: int,
     size: int,
     chance: random.Random,
 ) -> list[str]:
-    """Give the passage ids of a group: an answer of each question, then hard negatives, then random ones."""
+    """Give the passage ids of a group: an answer of each question, then hard negatives, then random ones.
+
+    What answers a question of the group, or reads the same, is no negative.
+    """
     chosen: list[str] = []
-    answers: set[str] = set()
-    for query in cluster:
-        own = dataset.positives(query)
-        answers.update(own)
+    for own in answers.values():
         if not any(passage in chosen for passage in own):
             chosen.append(chance.choice(own))
-    hard = list(dict.fromkeys(passage for query in cluster for passage in found[query] if passage not in answers))
+    answering = {dataset.corpus[passage] for own in answers.values() for passage in own}
+    near = dict.fromkeys(passage for query in answers for passage in found[query])
+    hard = [passage for passage in near if dataset.corpus[passage] not in answering]
     chosen += chance.sample(hard, min(negatives, len(hard)))
-    while len(chosen) < size:
-        other = chance.choice(corpus)
-        if other not in chosen and (other not in answers or len(answers) + size > len(corpus)):
-            chosen.append(other)
+    tries = chance.choices(corpus, k=20 * size)
+    for passage in itertools.chain(
+        tries, corpus
+    ):  # the whole corpus in turn, where it is so small that luck does not do
+        if len(chosen) == size:
+            return chosen
+        if passage not in chosen and dataset.corpus[passage] not in answering:
+            chosen.append(passage)
+    if len(chosen) < size:
+        raise InvalidInputError(
+            f"{dataset.name} has too few passages that do not answer for groups of {size}; ask for smaller ones"
+        )
     return chosen
 
 
