@@ -142,6 +142,9 @@ def bench(
         merged = Path(scratch) / "merged"
         if against:
             export_merged(model, merged, dtype=str(reranker.dtype).removeprefix("torch."))
+            (
+                merged / "chat_template.jinja"
+            ).unlink()  # sentence-transformers would fill it and leave out the end token
         contestants = [Ours(reranker), *open_peers(against, merged, reranker.dtype)]
         shapes = _linear_shapes(model)
         peak = (
