@@ -61,7 +61,8 @@ class Row:
         tokens_per_second: tokens of the pairs, not of padding, in the median round.
         computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
         share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
-            here; None on other devices than a CPU.
+            here; the last layer counts in full though most of it is left out, so it is up to 1/layers too high. None
+            on other devices than a CPU.
         against: the peers.
 
     """
