@@ -143,6 +143,13 @@ def test_a_question_that_leaves_no_room_is_an_error_before_the_first_step(settin
     assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
 
 
+def test_a_loss_that_is_not_a_number_stops_the_run(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("mistral_rerank.training.finetune.group_loss", lambda *_: torch.tensor(float("nan")))
+    with pytest.raises(SettingsError, match="the loss is nan after step 0; lower learning_rate"):
+        finetune(settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_layer_at_least_is_trained(settings, tmp_path):
     with pytest.raises(SettingsError, match="there are 2 layers"):
         finetune(settings.model_copy(update={"frozen_layers": 2}), tmp_path / "out")

@@ -59,7 +59,8 @@ def latencies(score: Callable[[Sequence[Pair]], object], calls: Sequence[Sequenc
         start = time.perf_counter()
         score(call)
         taken.append(time.perf_counter() - start)
-    return statistics.median(taken), statistics.quantiles(taken, n=20, method="inclusive")[-1]
+    slow = statistics.quantiles(taken, n=20, method="inclusive")[-1] if len(taken) > 1 else taken[0]
+    return statistics.median(taken), slow
 
 
 def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -188,7 +188,10 @@ class GroupTrainer(transformers.Trainer):
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
         grades, teacher = inputs.pop("grades"), inputs.pop("teacher")
-        return group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
+        loss = group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
+        if not loss.isfinite():
+            raise SettingsError(f"the loss is {loss.item()} after step {self.state.global_step}; lower learning_rate")
+        return loss
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Give AdamW, with a higher rate for the head, which starts at zero."""
