@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,15 +18,12 @@ from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, Se
 from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint, read_config
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
-from mistral_rerank.training.finetune import (
-    GroupCollator,
-    GroupTrainer,
-    TrainSettings,
-    _last_whole_state,
-    finetune,
-)
+from mistral_rerank.training.finetune import TrainSettings, _last_whole_state, finetune
 from mistral_rerank.training.groups import Group, write_groups
 from mistral_rerank.training.mining import mine
+from mistral_rerank.training.sources import Source
+from mistral_rerank.training.trainer import GroupCollator, GroupTrainer
+from mistral_rerank.training.validation import ndcg
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,7 @@ def settings(tiny):
     return TrainSettings(
         base=str(tiny),
         layers=2,
-        data=(FACTS,),
+        data=(Source(path=FACTS),),
         negatives=2,
         max_length=160,
         groups_per_step=8,
@@ -123,6 +121,57 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, 
     assert list(tmp_path.iterdir()) == [resumed]
 
 
+def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the_run(settings, tmp_path, monkeypatch):
+    """Validations are made to fall after the second, so that the third and fourth use up the patience."""
+    marks = iter((0.5, 0.8, 0.7, 0.6))
+    monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([next(marks)]))
+    chosen = settings.model_copy(
+        update={"validation": (Source(path=FACTS, max_queries=1),), "patience": 2, "epochs": 9}
+    )
+    out = finetune(chosen, tmp_path / "out")
+    record = json.loads((out / "training.json").read_text())
+    assert record["validation"] == {"3": 0.5, "6": 0.8, "9": 0.7, "12": 0.6}
+    assert (record["best_step"], record["steps"], record["validation_groups"]) == (6, 12, 1)
+    monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([0.5]))
+
+    def stop(_self, args, state, control, **_):
+        control.should_training_stop = state.global_step == 6
+
+    monkeypatch.setattr("mistral_rerank.training.trainer.LossProgress.on_step_end", stop)
+    six = finetune(chosen.model_copy(update={"validation": (), "patience": None}), tmp_path / "six")
+    assert all(torch.equal(tensor, weights(six)[name]) for name, tensor in weights(out).items())
+
+
+def test_validation_ranks_groups_as_the_finished_checkpoint_does(settings, facts, tmp_path):
+    held = (Source(path=FACTS, max_queries=9),)
+    out = finetune(settings.model_copy(update={"validation": held, "save_steps": 15}), tmp_path / "out")
+    record = json.loads((out / "training.json").read_text())
+    found = []
+    with LocalReranker(str(out), device="cpu", dtype="float32", max_length=settings.max_length) as reranker:
+        for group in mine(facts, negatives=2, random_negatives=1, max_queries=9).groups:
+            scores = reranker.score_pairs([(group.queries[0], text) for text in group.passages])
+            logits = torch.tensor([[score.logit for score in scores]])
+            found.append(ndcg(logits, torch.tensor(group.grades)).item())
+    assert record["validation"] == {"15": pytest.approx(sum(found) / 9, abs=2e-4)}
+
+
+def test_patience_needs_something_to_validate_on(settings, tmp_path):
+    with pytest.raises(SettingsError, match="patience counts validations"):
+        finetune(settings.model_copy(update={"patience": 1}), tmp_path / "out")
+
+
+def test_the_run_leaves_a_card_and_a_plot(trained):
+    card = (trained / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: peft\npipeline_tag: text-ranking\n")
+    assert "facts: 40 groups an epoch" in card
+    assert "rank 16" in card
+    assert "| learning_rate | `0.003` |" in card
+    assert str(FACTS.parent) not in card + (trained / "training.json").read_text()
+    plot = ElementTree.parse(trained / "training.svg").getroot()
+    assert plot.tag == "{http://www.w3.org/2000/svg}svg"
+    assert len(plot.findall(".//{*}circle")) == 15
+
+
 def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monkeypatch):
     told = []
 
@@ -139,12 +188,12 @@ def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monke
 def test_a_question_that_leaves_no_room_is_an_error_before_the_first_step(settings, tmp_path):
     write_groups([Group(("who? " * 90, "who?"), ("me", "you"), ((1, 0), (0, 1)))], tmp_path / "groups.jsonl")
     with pytest.raises(InvalidInputError, match="of 2 questions to train on, pair 0: the question takes"):
-        finetune(settings.model_copy(update={"data": (tmp_path / "groups.jsonl",)}), tmp_path / "out")
+        finetune(settings.model_copy(update={"data": (Source(path=tmp_path / "groups.jsonl"),)}), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("mistral_rerank.training.finetune.group_loss", lambda *_: torch.tensor(float("nan")))
+    monkeypatch.setattr("mistral_rerank.training.trainer.group_loss", lambda *_: torch.tensor(float("nan")))
     with pytest.raises(SettingsError, match="the loss is nan after step 0; lower learning_rate"):
         finetune(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -172,7 +221,7 @@ def test_an_existing_folder_is_not_overwritten(settings, trained):
 def test_data_that_is_not_beir_is_refused_before_anything_is_written(settings, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(InvalidInputError, match="not a BEIR folder"):
-        finetune(settings.model_copy(update={"data": (tmp_path / "data",)}), tmp_path / "out")
+        finetune(settings.model_copy(update={"data": (Source(path=tmp_path / "data"),)}), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -234,7 +283,7 @@ def taught(settings, facts, tmp_path_factory):
     file = tmp_path_factory.mktemp("groups") / "groups.jsonl"
     groups = mine(facts, negatives=2, random_negatives=1).groups
     write_groups([replace(group, teacher=((0.0, 0.0, 0.0, 9.0),)) for group in groups], file)
-    return settings.model_copy(update={"data": (file,), "epochs": 1})
+    return settings.model_copy(update={"data": (Source(path=file),), "epochs": 1})
 
 
 def test_a_teacher_changes_what_is_learnt(taught, tmp_path):

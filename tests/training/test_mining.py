@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from mistral_rerank import InvalidInputError
@@ -9,8 +10,9 @@ from mistral_rerank.training.mining import TEACHER_SCALE, mine
 class Marks:
     """A teacher whose similarity to any question is the number a text ends in."""
 
-    def embed(self, texts):
-        return [[float(text.split()[-1])] if text[-1].isdigit() else [1.0] for text in texts]
+    def encode(self, texts, kind, *, progress):
+        progress(len(texts))
+        return np.array([[1.0] if kind == "query" else [float(text.split()[-1])] for text in texts])
 
 
 @pytest.fixture
@@ -131,3 +133,29 @@ def test_a_judged_passage_that_is_not_in_the_corpus_is_passed_over(ice):
     assert mine(ice, negatives=2).groups[0].passages[0] == ice.corpus["p"]
     ice.queries["r"], ice.qrels["r"] = "who?", {"gone": 1}
     assert len(mine(ice, negatives=2).groups) == 1
+
+
+def test_negatives_come_from_the_first_stage_that_is_given(facts):
+    """A first stage that always finds the corpus' last passages."""
+    last = list(facts.corpus)[-6:]
+
+    class Last:
+        def search(self, dataset, queries, *, k, progress):
+            progress(len(queries), len(queries))
+            return [[(passage, 1.0) for passage in last][:k] for _ in queries]
+
+    texts = {facts.corpus[passage] for passage in last}
+    for group in mine(facts, negatives=3, first_stage=Last()).groups:
+        assert set(group.passages[1:]) <= texts
+
+
+def test_negatives_are_what_the_current_model_ranks_high(facts, tiny_reranker):
+    groups = mine(facts, negatives=2, depth=8, reranker=tiny_reranker).groups
+    bm25 = BM25(facts.corpus)
+    for group in groups:
+        (ranking,) = bm25.search(group.queries, k=8)
+        texts = [facts.corpus[passage] for passage, _ in ranking]
+        ranked = [texts[place.index] for place in tiny_reranker.rank(group.queries[0], texts)]
+        upper = set(ranked[: (len(ranked) + 1) // 2])
+        hard = upper - {text for text, grade in zip(group.passages, group.grades[0], strict=True) if grade}
+        assert len(set(group.passages[1:]) & hard) == min(2, len(hard))

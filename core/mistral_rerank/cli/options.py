@@ -57,6 +57,11 @@ def given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: values[name] for name in names if values[name] is not None}
 
 
+def encoder_device(reranker: dict[str, Any]) -> str | None:
+    """Where an embedding model beside the reranker runs; None for the best there is."""
+    return None if reranker.get("device") == "auto" else reranker.get("device")
+
+
 def progress_bar() -> Progress:
     """Make a bar that shows on a terminal alone."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()

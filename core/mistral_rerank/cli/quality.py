@@ -8,7 +8,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mistral_rerank.cli.options import Device, Dtype, Model, app, given, progress_bar, stderr, with_reranker_options
+from mistral_rerank.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    app,
+    encoder_device,
+    given,
+    progress_bar,
+    stderr,
+    with_reranker_options,
+)
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
@@ -66,11 +76,11 @@ def evaluate(
         from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
         from mistral_rerank.evaluation.first_stage import open_encoder
 
-        opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=_device(reranker)))
+        opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=encoder_device(reranker)))
     else:
         opened = open_reranker(**reranker)
     with opened, _notices() as notify:
-        found = run(opened, settings, out, reranker_settings=chosen, device=_device(reranker), notify=notify)
+        found = run(opened, settings, out, reranker_settings=chosen, device=encoder_device(reranker), notify=notify)
     _print_figures(found, settings.top_k)
     stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)
 
@@ -144,10 +154,6 @@ def _notices() -> "Iterator[Notify]":
             progress.update(tasks[what], completed=done, total=total)
 
         yield notify
-
-
-def _device(reranker: dict[str, Any]) -> str | None:
-    return None if reranker.get("device") == "auto" else reranker.get("device")
 
 
 def _print_figures(found: "Sequence[Figures]", top_k: int) -> None:

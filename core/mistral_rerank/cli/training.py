@@ -1,18 +1,26 @@
 """`train` and `mine`: make a reranker."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mistral_rerank.cli.options import Device, app, given, progress_bar, stderr
+from mistral_rerank.cli.options import Device, app, encoder_device, given, progress_bar, stderr, with_reranker_options
+from mistral_rerank.settings import open_reranker
 
 
 @app.command()
 def train(
-    data: Annotated[list[Path], typer.Option(help="a BEIR folder or a .jsonl of groups; once for each")],
+    data: Annotated[
+        list[str], typer.Option(help="a BEIR folder or a .jsonl of groups, with @500 for a cap, @2x for a weight")
+    ],
     out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
+    validation: Annotated[
+        list[str] | None, typer.Option(help="like --data, kept out of training; the best weights on it are kept")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(help="stop after so many validations without a better one")] = None,
     base: Annotated[str | None, typer.Option(help="a folder, a hub id, or smollm2-135m")] = None,
     layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
     loss: Annotated[str | None, typer.Option(help="bce, infonce, bce+infonce  [default: bce+infonce]")] = None,
@@ -21,7 +29,6 @@ def train(
     questions: Annotated[int | None, typer.Option(help="questions that share their passages  [default: 1]")] = None,
     negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a group  [default: 4]")] = None,
     random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
-    max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
     max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
     frozen_layers: Annotated[int | None, typer.Option(help="lower layers without LoRA  [default: 0]")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="rank of the LoRA matrices  [default: 16]")] = None,
@@ -29,7 +36,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="times every question is seen  [default: 1]")] = None,
     groups_per_step: Annotated[int | None, typer.Option(help="groups of one step  [default: 32]")] = None,
     groups_per_forward: Annotated[int | None, typer.Option(help="held in memory at once  [default: 4]")] = None,
-    save_steps: Annotated[int | None, typer.Option(help="steps between resumable states  [default: 50]")] = None,
+    save_steps: Annotated[int | None, typer.Option(help="between states, and validations  [default: 50]")] = None,
     distill: Annotated[float | None, typer.Option(help="weight of the teacher's scores  [default: 1]")] = None,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
@@ -44,42 +51,57 @@ def train(
 
 
 @app.command()
+@with_reranker_options
 def mine(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
-    teacher: Annotated[str, typer.Option(help="a bi-encoder: a sentence-transformers folder or hub id")],
+    teacher: Annotated[str, typer.Option(help="an embedding model: MODEL of `evaluate --first-stage dense:MODEL`")],
     out: Annotated[Path, typer.Option(help="the .jsonl of groups to write; it must not exist")],
+    first_stage: Annotated[
+        str, typer.Option(help="finds the negatives: bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
+    ] = "bm25",
     questions: Annotated[int, typer.Option(help="questions that share their passages", min=1)] = 1,
-    negatives: Annotated[int, typer.Option(help="passages of a group from BM25", min=0)] = 4,
+    negatives: Annotated[int, typer.Option(help="passages of a group from the first stage", min=0)] = 4,
     random_negatives: Annotated[int, typer.Option(help="passages of a group from anywhere", min=0)] = 0,
+    depth: Annotated[int, typer.Option(help="how far down the ranking negatives may come from", min=1)] = 30,
     max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same groups")] = 0,
+    **reranker: Any,
 ) -> None:
-    """Draw hard negatives that a teacher has checked, with its scores, for `train --data`."""
+    """Draw hard negatives that a teacher has checked, with its scores, for `train --data`.
+
+    With --model they come from the upper half of what that reranker makes of the first stage's passages.
+    """
     from mistral_rerank.evaluation.beir import load_beir
+    from mistral_rerank.evaluation.first_stage import open_encoder, open_first_stage
     from mistral_rerank.training.groups import check_free, write_groups
-    from mistral_rerank.training.mining import BiEncoder
     from mistral_rerank.training.mining import mine as mine_set
 
     check_free(out)
-    encoder, groups = BiEncoder(teacher), []
-    for folder in data:
-        dataset = load_beir(folder)
-        with progress_bar() as progress:
-            task = progress.add_task(
-                folder.name, total=min(len(dataset.queries), max_queries or len(dataset.queries))
+    device = encoder_device(reranker)
+    stage, encoder = open_first_stage(first_stage, device=device), open_encoder(teacher, device=device)
+    with open_reranker(**reranker) if {"model", "base_url"} & reranker.keys() else nullcontext() as opened:
+        groups = []
+        for folder in data:
+            dataset = load_beir(folder)
+            with progress_bar() as progress:
+                task = progress.add_task(
+                    folder.name, total=min(len(dataset.queries), max_queries or len(dataset.queries))
+                )
+                mined = mine_set(
+                    dataset,
+                    encoder,
+                    first_stage=stage,
+                    reranker=opened,
+                    questions=questions,
+                    negatives=negatives,
+                    random_negatives=random_negatives,
+                    depth=depth,
+                    max_queries=max_queries,
+                    seed=seed,
+                    progress=partial(progress.advance, task),
+                )
+            groups += mined.groups
+            stderr.print(
+                f"{folder.name}: {len(mined.groups)} groups, {mined.short} questions with too few known negatives"
             )
-            mined = mine_set(
-                dataset,
-                encoder,
-                questions=questions,
-                negatives=negatives,
-                random_negatives=random_negatives,
-                max_queries=max_queries,
-                seed=seed,
-                progress=partial(progress.advance, task),
-            )
-        groups += mined.groups
-        stderr.print(
-            f"{folder.name}: {len(mined.groups)} groups, {mined.short} questions with too few known negatives"
-        )
     write_groups(groups, out)

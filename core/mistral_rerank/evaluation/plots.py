@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -147,6 +148,14 @@ def reliability_plot(found: Mapping[str, Reliability], *, title: str) -> str:
         ]
         parts.append(_series(number, name, left, at))
     return _svg("".join(parts), size, size, title)
+
+
+def standalone(plot: str) -> str:
+    """Make a file of a plot: with the page's colours inside, for an `<img>` of another page."""
+    style = (files("mistral_rerank.evaluation") / "page.css").read_text("utf-8")
+    return plot.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1).replace(
+        ">", f"><style>{style}</style>", 1
+    )
 
 
 def _series(number: int, name: str, left: float, points: Sequence[tuple[float, float, str]]) -> str:

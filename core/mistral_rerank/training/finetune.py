@@ -7,15 +7,13 @@ head is in float32, and the logits are put back in order before the loss.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
 import shutil
 import sys
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,10 +25,8 @@ from mistral_rerank.errors import (
     MissingDependencyError,
     SettingsError,
 )
-from mistral_rerank.evaluation.beir import load_beir
 from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
 from mistral_rerank.local.checkpoint import (
-    RERANK_JSON,
     Calibration,
     Checkpoint,
     CheckpointConfig,
@@ -42,33 +38,37 @@ from mistral_rerank.local.checkpoint import (
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.last_layer import is_known
-from mistral_rerank.local.model import packed_logits
-from mistral_rerank.local.packing import PACKED_ATTENTION, Pack, pack, plan_packs, register
+from mistral_rerank.local.packing import PACKED_ATTENTION, register
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
-from mistral_rerank.training.groups import Group, read_groups
-from mistral_rerank.training.losses import Loss, group_loss
+from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
-from mistral_rerank.training.mining import mine
+from mistral_rerank.training.record import TrainingRecord, write_checkpoint
+from mistral_rerank.training.sources import Source, weighted
+from mistral_rerank.training.trainer import (
+    VALIDATION_METRIC,
+    GroupCollator,
+    GroupTrainer,
+    LossProgress,
+    group_logits,
+)
 
 try:
-    import accelerate  # noqa: F401 - the Trainer needs it
     import transformers
     from peft import LoraConfig, get_peft_model
     from peft.helpers import disable_input_dtype_casting
-    from tqdm import tqdm
 except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from peft import PeftModel
 
-logger = logging.getLogger(__name__)
+    from mistral_rerank.training.groups import Group
 
-HEAD_RATE = 4.0
-"""The head's learning rate over that of the LoRA matrices."""
+logger = logging.getLogger(__name__)
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -81,13 +81,14 @@ class TrainSettings(BaseModel):
     base: str | None = Field(default=None, description="a folder, a hub id, or smollm2-135m")
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
     init: str | None = Field(default=None, description="instead of a base: go on from this adapter, or mini")
-    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
+    data: tuple[Source, ...] = Field(min_length=1, description="data sets, with their caps and weights")
+    validation: tuple[Source, ...] = Field(default=(), description="data sets ranked after every save_steps")
+    patience: int | None = Field(default=None, ge=1, description="validations in a row without a better one, to stop")
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
     questions: int = Field(default=1, ge=1, description="questions of a group, all compared with its passages")
     negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
-    max_queries: int | None = Field(default=None, ge=1, description="questions taken from one data set at most")
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
     template: str | None = Field(default=None, description="the prompt; None for NVIDIA's, or that of `init`")
     frozen_layers: int = Field(default=0, ge=0, description="lower layers without LoRA: no backward pass there")
@@ -107,106 +108,6 @@ class TrainSettings(BaseModel):
     seed: int = 0
 
 
-class GroupCollator:
-    """Turns groups into rows of tokens without padding, and says how to put the logits back in order."""
-
-    def __init__(self, tokenizer: PairTokenizer, batch_tokens: int) -> None:
-        self._tokenizer = tokenizer
-        self._batch_tokens = batch_tokens
-
-    def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
-        pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
-        sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
-        packs = [pack(sequences, trees) for trees in plan_packs(sequences, self._batch_tokens)]
-        order = torch.tensor([member for packed in packs for member in packed.members])
-        nan = float("nan")
-        grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
-        teacher = [row for group in groups if group.teacher for row in group.teacher]
-        return {
-            "packs": packs,
-            "places": torch.argsort(order).view(len(grades), -1),
-            "grades": torch.tensor(grades),
-            "teacher": torch.tensor(teacher) if teacher else None,
-        }
-
-
-def group_logits(classifier: Any, *, packs: Sequence[Pack], places: torch.Tensor, **_: object) -> torch.Tensor:
-    """Run the rows of some groups through a classifier.
-
-    Args:
-        classifier: a backbone with a `score` head.
-        packs: rows of sequences.
-        places: (questions, passages) int64, where a pair's logit lies in the joined rows.
-
-    Returns:
-        (questions, passages) float32.
-
-    """
-    rows = [packed_logits(classifier.base_model, classifier.score, packed) for packed in packs]
-    return torch.cat(rows)[places]
-
-
-class LossProgress(transformers.ProgressCallback):
-    """Shows the loss on the progress bar, or in the log where there is no terminal."""
-
-    def on_train_begin(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
-        """Open the bar, which stays silent without a terminal."""
-        self.training_bar = tqdm(total=state.max_steps, unit="step", dynamic_ncols=True, disable=None)
-        self.current_step = 0
-
-    def on_log(
-        self,
-        _args: object,
-        state: transformers.TrainerState,
-        _control: object,
-        logs: dict[str, float] | None = None,
-        **_: object,
-    ) -> None:
-        """Take up the loss of the last step."""
-        if not logs or "loss" not in logs:
-            return
-        if not self.training_bar.disable:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
-        elif state.global_step % 10 == 0:
-            logger.info("step %d of %d, loss %.3f", state.global_step, state.max_steps, float(logs["loss"]))
-
-
-class GroupTrainer(transformers.Trainer):
-    """The Trainer with the reranker's forward and loss."""
-
-    def __init__(self, *args: Any, loss: Loss, distill: float, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._loss, self._distill = loss, distill
-        self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
-
-    def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        **_: object,
-    ) -> torch.Tensor:
-        """Give the loss of one forward's groups."""
-        grades, teacher = inputs.pop("grades"), inputs.pop("teacher")
-        loss = group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
-        if not loss.isfinite():
-            raise SettingsError(f"the loss is {loss.item()} after step {self.state.global_step}; lower learning_rate")
-        return loss
-
-    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Give AdamW, with a higher rate for the head, which starts at zero."""
-        trained = [item for item in (model or self.model).named_parameters() if item[1].requires_grad]
-        rates = ((False, self.args.learning_rate), (True, HEAD_RATE * self.args.learning_rate))
-        groups = [
-            {"params": [weight for name, weight in trained if (".score." in name) == head], "lr": rate}
-            for head, rate in rates
-        ]
-        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
-            groups, betas=(0.9, 0.98), weight_decay=self.args.weight_decay
-        )
-        return self.optimizer
-
-
 def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None] = logger.info) -> Path:
     """Train and write a checkpoint folder.
 
@@ -219,7 +120,8 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         notice: is told, before anything is loaded, how much memory the run will take.
 
     Returns:
-        `out`: a PEFT folder with `rerank.json` and `training.json` (settings, counts, the loss of every step).
+        `out`: a PEFT folder with `rerank.json`, a model card, and `training.json` and `training.svg` (settings,
+        counts, the loss of every step). With validation it holds the weights of the best one.
 
     Raises:
         SettingsError: `out` exists, or holds the state of a run with other settings.
@@ -229,7 +131,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     if out.exists():
         raise SettingsError(f"{out} exists; give another folder, or remove it")
     state = out.with_name(out.name + ".training")
-    groups = _read_groups(settings)
+    groups, validation = _training_groups(settings), _validation_groups(settings)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
     init = None if settings.init is None else find_checkpoint(settings.init)
@@ -244,7 +146,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         append_eos=config.append_eos,
         max_length=settings.max_length,
     )
-    _check_questions(tokenizer, groups)
+    _check_questions(tokenizer, [*groups, *validation])
     collator = GroupCollator(tokenizer, settings.batch_tokens)
     _claim(state, settings)
     transformers.set_seed(settings.seed)
@@ -263,6 +165,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         model=model,
         args=arguments,
         train_dataset=groups,
+        eval_dataset=validation or None,
         data_collator=collator,
         loss=settings.loss,
         distill=settings.distill,
@@ -271,11 +174,15 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     trainer.remove_callback(transformers.ProgressCallback)
     if trainer.is_world_process_zero():
         trainer.add_callback(LossProgress())
+    if settings.patience is not None:
+        trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))
     saved = _last_whole_state(state)
     with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
     if trainer.is_world_process_zero():
-        _write(trainer, config, settings, groups=len(groups), state=state, out=out)
+        record = TrainingRecord.of(settings, trainer.state, groups=len(groups), validation_groups=len(validation))
+        write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), config, record, beside=state, out=out)
+        shutil.rmtree(state)
     trainer.accelerator.wait_for_everyone()
     return out
 
@@ -377,22 +284,12 @@ def _claim(state: Path, settings: TrainSettings) -> None:
     beside.replace(file)
 
 
-def _read_groups(settings: TrainSettings) -> list[Group]:
+def _training_groups(settings: TrainSettings) -> list[Group]:
+    """Give what one epoch sees, in its order."""
     groups = [
         group
         for source in settings.data
-        for group in (
-            read_groups(source)
-            if source.suffix == ".jsonl"
-            else mine(
-                load_beir(source),
-                questions=settings.questions,
-                negatives=settings.negatives,
-                random_negatives=settings.random_negatives,
-                max_queries=settings.max_queries,
-                seed=settings.seed,
-            ).groups
-        )
+        for group in weighted(_groups(source, settings, "train"), source.weight, settings.seed)
     ]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
     if len(shapes) != 1:
@@ -401,6 +298,23 @@ def _read_groups(settings: TrainSettings) -> list[Group]:
         )
     random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
     return groups
+
+
+def _validation_groups(settings: TrainSettings) -> list[Group]:
+    if settings.patience is not None and not settings.validation:
+        raise SettingsError("patience counts validations; give a data set for validation, or leave patience out")
+    splits = "dev", "validation", "test"
+    return [group for source in settings.validation for group in _groups(source, settings, *splits)]
+
+
+def _groups(source: Source, settings: TrainSettings, *splits: str) -> list[Group]:
+    return source.groups(
+        *splits,
+        questions=settings.questions,
+        negatives=settings.negatives,
+        random_negatives=settings.random_negatives,
+        seed=settings.seed,
+    )
 
 
 def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -> transformers.TrainingArguments:
@@ -431,6 +345,12 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         ddp_broadcast_buffers=False,  # none of them changes
         activation_checkpointing=settings.activation_checkpointing,
         save_steps=settings.save_steps,
+        eval_strategy="steps" if settings.validation else "no",
+        eval_steps=settings.save_steps,
+        load_best_model_at_end=bool(settings.validation),
+        metric_for_best_model=VALIDATION_METRIC if settings.validation else None,
+        greater_is_better=True if settings.validation else None,
+        restore_callback_states_from_checkpoint=True,
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
@@ -440,32 +360,3 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         dataloader_pin_memory=not cpu,
         seed=settings.seed,
     )
-
-
-def _write(
-    trainer: GroupTrainer,
-    config: CheckpointConfig,
-    settings: TrainSettings,
-    *,
-    groups: int,
-    state: Path,
-    out: Path,
-) -> None:
-    """Write the finished checkpoint beside its place, then put it there in one step."""
-    finished = state / "finished"
-    shutil.rmtree(finished, ignore_errors=True)
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    model.peft_config["default"].base_model_name_or_path = config.base.name if config.base else None
-    model.save_pretrained(finished, save_embedding_layers=False)
-    (finished / "README.md").unlink(missing_ok=True)
-    (finished / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
-    record = {
-        "settings": settings.model_dump(mode="json", exclude={"data"})
-        | {"data": [folder.name for folder in settings.data]},
-        "groups": groups,
-        "steps": trainer.state.global_step,
-        "loss": [round(float(entry["loss"]), 4) for entry in trainer.state.log_history if "loss" in entry],
-    }
-    (finished / "training.json").write_text(json.dumps(record) + "\n", "utf-8")
-    finished.rename(out)
-    shutil.rmtree(state)

@@ -1,7 +1,8 @@
 """Groups to train on, from judged questions: hard negatives, checked by a teacher where there is one.
 
-Questions whose passages BM25 finds together share a group, so that each one's answer is a hard negative of the
-others; the rest of the group are passages that BM25 ranks high, and random ones. A teacher, a bi-encoder, then
+Questions whose passages a first stage finds together share a group, so that each one's answer is a hard negative of
+the others; the rest of the group are passages that it ranks high, and random ones. A model that is to be trained
+further may rank them first: what it puts on top is what it has to unlearn. A teacher, a bi-encoder, then
 compares every question with every passage: those that it finds nearly as close as the passage known to answer
 count as unknown, because many of them answer too and nobody judged them (positive-aware mining, arXiv
 2407.15831), and its similarities are kept to be distilled.
@@ -12,16 +13,19 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from mistral_rerank.errors import InvalidInputError, MissingDependencyError
-from mistral_rerank.evaluation.first_stage import BM25
+from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.evaluation.first_stage import BM25Stage
 from mistral_rerank.training.groups import Group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.encoders import Encoder
+    from mistral_rerank.evaluation.first_stage import FirstStage
+    from mistral_rerank.reranker import Reranker
 
 SHARE_OF_POSITIVE = 0.95
 """A passage at or over this share of the positive's similarity may answer too."""
@@ -29,39 +33,6 @@ TEACHER_SCALE = 15.0
 """Similarities times this are the teacher's logits: a softmax over raw cosines would be flat."""
 GROUPS_AT_ONCE = 8
 """Groups whose texts the teacher reads in one call."""
-
-
-class Teacher(Protocol):
-    """A bi-encoder: unit vectors of texts, so that their products are similarities."""
-
-    def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """Give one vector a text."""
-
-
-class BiEncoder:
-    """A sentence-transformers model.
-
-    Args:
-        model: a folder or a hub id.
-
-    Raises:
-        MissingDependencyError: the extra `dense` is not installed.
-
-    """
-
-    def __init__(self, model: str) -> None:
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError as error:
-            raise MissingDependencyError.of("dense", error) from error
-        self._model = SentenceTransformer(model, trust_remote_code=False)
-
-    def embed(self, texts: Sequence[str]) -> Sequence[Sequence[float]]:
-        """Give unit vectors (texts, width)."""
-        vectors: Sequence[Sequence[float]] = self._model.encode(
-            list(texts), normalize_embeddings=True, show_progress_bar=False
-        ).tolist()
-        return vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +51,10 @@ class Mined:
 
 def mine(
     dataset: BeirDataset,
-    teacher: Teacher | None = None,
+    teacher: Encoder | None = None,
     *,
+    first_stage: FirstStage | None = None,
+    reranker: Reranker | None = None,
     questions: int = 1,
     negatives: int,
     random_negatives: int = 0,
@@ -95,11 +68,13 @@ def mine(
     Args:
         dataset: judged questions and their corpus.
         teacher: compares questions and passages; None for groups without a teacher's scores.
+        first_stage: finds the negatives; None for BM25.
+        reranker: reorders the `depth` passages that the first stage found, and negatives come from its upper half.
         questions: of a group. What is left over at the end, fewer than these, is left out.
-        negatives: passages of a group, beside its questions' own, that BM25 finds for them. Where it finds too
-            few, and where two questions share a passage, random ones fill up.
+        negatives: passages of a group, beside its questions' own, that the first stage finds for them. Where it finds
+            too few, and where two questions share a passage, random ones fill up.
         random_negatives: passages of a group drawn from the whole corpus.
-        depth: how far down the BM25 ranking negatives may come from.
+        depth: how far down the ranking negatives may come from.
         max_queries: take this many questions at most.
         seed: the same seed gives the same groups.
         progress: is told how many more questions are done.
@@ -120,8 +95,10 @@ def mine(
     ids = [query for query in dataset.queries if answers[query]]
     chance.shuffle(ids)
     ids = ids[:max_queries]
-    rankings = BM25(dataset.corpus).search([dataset.queries[query] for query in ids], k=depth)
+    rankings = (first_stage or BM25Stage()).search(dataset, ids, k=depth, progress=lambda *_: None)
     found = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
+    if reranker is not None:
+        found = {query: _upper_half(dataset, query, passages, reranker) for query, passages in found.items()}
     corpus = list(dataset.corpus)
     drawn = [
         (cluster, _passages(dataset, {q: answers[q] for q in cluster}, found, corpus, negatives, size, chance))
@@ -139,6 +116,12 @@ def mine(
             short += sum(row.count(0.0) < known for row in groups[-1].grades)
             progress(len(cluster))
     return Mined(groups, short)
+
+
+def _upper_half(dataset: BeirDataset, query: str, passages: Sequence[str], reranker: Reranker) -> list[str]:
+    """Give the passages that a model ranks highest."""
+    ranked = reranker.rank(dataset.queries[query], [dataset.corpus[passage] for passage in passages])
+    return [passages[place.index] for place in ranked[: (len(passages) + 1) // 2]]
 
 
 def _clusters(
@@ -214,20 +197,16 @@ def _passages(
 
 
 def _similarities(
-    dataset: BeirDataset, drawn: Sequence[tuple[Sequence[str], Sequence[str]]], teacher: Teacher
+    dataset: BeirDataset, drawn: Sequence[tuple[Sequence[str], Sequence[str]]], teacher: Encoder
 ) -> list[list[list[float]]]:
     """Compare every question with every passage of its group; each text is read once."""
     queries = list(dict.fromkeys(query for cluster, _ in drawn for query in cluster))
     passages = list(dict.fromkeys(passage for _, chosen in drawn for passage in chosen))
-    texts = [dataset.queries[query] for query in queries] + [dataset.corpus[passage] for passage in passages]
-    vectors = teacher.embed(texts)
-    of_query = dict(zip(queries, vectors, strict=False))
-    of_passage = dict(zip(passages, vectors[len(queries) :], strict=True))
+    asked = teacher.encode([dataset.queries[query] for query in queries], "query", progress=lambda _: None)
+    read = teacher.encode([dataset.corpus[passage] for passage in passages], "passage", progress=lambda _: None)
+    of_query, of_passage = dict(zip(queries, asked, strict=True)), dict(zip(passages, read, strict=True))
     return [
-        [
-            [sum(a * b for a, b in zip(of_query[query], of_passage[passage], strict=True)) for passage in chosen]
-            for query in cluster
-        ]
+        [[float(of_query[query] @ of_passage[passage]) for passage in chosen] for query in cluster]
         for cluster, chosen in drawn
     ]
 

@@ -1,0 +1,149 @@
+"""The Trainer of transformers, with a reranker's batches, forward, loss and validation."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.local.model import packed_logits
+from mistral_rerank.local.packing import Pack, pack, plan_packs
+from mistral_rerank.training.losses import Loss, group_loss
+from mistral_rerank.training.validation import ndcg
+
+try:
+    import accelerate  # noqa: F401 - the Trainer needs it
+    import transformers
+    from tqdm import tqdm
+except ImportError as error:
+    raise MissingDependencyError.of("train", error) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mistral_rerank.local.tokens import PairTokenizer
+    from mistral_rerank.training.groups import Group
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_METRIC = "eval_ndcg@10"
+
+HEAD_RATE = 4.0
+"""The head's learning rate over that of the LoRA matrices."""
+
+
+class GroupCollator:
+    """Turns groups into rows of tokens without padding, and says how to put the logits back in order."""
+
+    def __init__(self, tokenizer: PairTokenizer, batch_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._batch_tokens = batch_tokens
+
+    def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
+        """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
+        pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
+        sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
+        packs = [pack(sequences, trees) for trees in plan_packs(sequences, self._batch_tokens)]
+        order = torch.tensor([member for packed in packs for member in packed.members])
+        nan = float("nan")
+        grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
+        teacher = [row for group in groups if group.teacher for row in group.teacher]
+        return {
+            "packs": packs,
+            "places": torch.argsort(order).view(len(grades), -1),
+            "grades": torch.tensor(grades),
+            "teacher": torch.tensor(teacher) if teacher else None,
+        }
+
+
+def group_logits(classifier: Any, *, packs: Sequence[Pack], places: torch.Tensor, **_: object) -> torch.Tensor:
+    """Run the rows of some groups through a classifier.
+
+    Args:
+        classifier: a backbone with a `score` head.
+        packs: rows of sequences.
+        places: (questions, passages) int64, where a pair's logit lies in the joined rows.
+
+    Returns:
+        (questions, passages) float32.
+
+    """
+    rows = [packed_logits(classifier.base_model, classifier.score, packed) for packed in packs]
+    return torch.cat(rows)[places]
+
+
+class LossProgress(transformers.ProgressCallback):
+    """Shows the loss on the progress bar, or in the log where there is no terminal."""
+
+    def on_train_begin(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
+        """Open the bar, which stays silent without a terminal."""
+        self.training_bar = tqdm(total=state.max_steps, unit="step", dynamic_ncols=True, disable=None)
+        self.current_step = 0
+
+    def on_log(
+        self,
+        _args: object,
+        state: transformers.TrainerState,
+        _control: object,
+        logs: dict[str, float] | None = None,
+        **_: object,
+    ) -> None:
+        """Take up the loss of the last step."""
+        if not logs or "loss" not in logs:
+            return
+        if not self.training_bar.disable:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+        elif state.global_step % 10 == 0:
+            logger.info("step %d of %d, loss %.3f", state.global_step, state.max_steps, float(logs["loss"]))
+
+
+class GroupTrainer(transformers.Trainer):
+    """The Trainer with the reranker's forward and loss."""
+
+    def __init__(self, *args: Any, loss: Loss, distill: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loss, self._distill = loss, distill
+        self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        **_: object,
+    ) -> torch.Tensor:
+        """Give the loss of one forward's groups."""
+        grades, teacher = inputs.pop("grades"), inputs.pop("teacher")
+        loss = group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
+        if not loss.isfinite():
+            raise SettingsError(f"the loss is {loss.item()} after step {self.state.global_step}; lower learning_rate")
+        return loss
+
+    def evaluate(self, *_: object, **__: object) -> dict[str, float]:
+        """Rank the passages of the validation groups; every process does all of them."""
+        self.model.eval()
+        found = []
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for group in self.eval_dataset:
+                inputs = self._prepare_inputs(self.data_collator([group]))
+                grades = inputs.pop("grades")
+                found.append(ndcg(self.model(**inputs), grades))
+        metrics = {VALIDATION_METRIC: float(torch.cat(found).mean())}
+        self.log(dict(metrics))
+        told = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: transformers.TrainerControl = told
+        return metrics
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        """Give AdamW, with a higher rate for the head, which starts at zero."""
+        trained = [item for item in (model or self.model).named_parameters() if item[1].requires_grad]
+        rates = ((False, self.args.learning_rate), (True, HEAD_RATE * self.args.learning_rate))
+        groups = [
+            {"params": [weight for name, weight in trained if (".score." in name) == head], "lr": rate}
+            for head, rate in rates
+        ]
+        self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+            groups, betas=(0.9, 0.98), weight_decay=self.args.weight_decay
+        )
+        return self.optimizer
