@@ -63,6 +63,7 @@ class RerankSettings(BaseModel):
     share_batches: bool | None = _setting(
         "share_batches", None, "whether concurrent calls may share batches; default: on accelerators"
     )
+    cache_size: int = _setting("cache_size", 0, "pairs whose scores are kept for the next time", ge=0)
     base_url: str | None = _setting("base_url", None, "the endpoint's; default: the vendor's own")
     protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = _setting(
         "protocol", "auto", "the contract that the endpoint speaks; auto finds out"
@@ -108,7 +109,7 @@ class RerankSettings(BaseModel):
         return state | {"__dict__": state["__dict__"] | {"api_key": None}}
 
 
-LOCAL = ("device", "dtype", "max_length", "overflow", "batch_tokens", "share_batches")
+LOCAL = ("device", "dtype", "max_length", "overflow", "batch_tokens", "share_batches", "cache_size")
 REMOTE = (
     "base_url",
     "protocol",

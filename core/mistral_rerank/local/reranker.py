@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.local.engine import Engine
+from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.reranker import Observer, Overflow, Pair, Reranker, Score, check_pairs
 
@@ -51,6 +52,7 @@ class LocalReranker(Reranker):
         batch_tokens: the most tokens that a batch computes, padding included; None for a size that suits the device.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
+        cache_size: keep the scores of so many pairs for the next time they are asked for; 0 for none.
 
     Raises:
         SettingsError: the device is not here, or the dtype is not known.
@@ -67,6 +69,7 @@ class LocalReranker(Reranker):
         overflow: Overflow = "truncate",
         batch_tokens: int | None = None,
         share_batches: bool | None = None,
+        cache_size: int = 0,
     ) -> None:
         self._model_name = model
         self._options = {
@@ -76,7 +79,9 @@ class LocalReranker(Reranker):
             "overflow": overflow,
             "batch_tokens": batch_tokens,
             "share_batches": share_batches,
+            "cache_size": cache_size,
         }
+        self._cache = ScoreCache(cache_size)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         self._engine = Engine(
@@ -105,12 +110,17 @@ class LocalReranker(Reranker):
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`."""
         check_pairs(pairs)
-        return self._engine.submit(list(pairs), overflow).result() if pairs else []
+        lookup = self._cache.look_up(pairs, overflow)
+        return lookup.complete(self._engine.submit(lookup.missing, overflow).result() if lookup.missing else [])
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
         check_pairs(pairs)
-        return await asyncio.wrap_future(self._engine.submit(list(pairs), overflow)) if pairs else []
+        lookup = self._cache.look_up(pairs, overflow)
+        if not lookup.missing:
+            return lookup.complete([])
+        scores = await asyncio.wrap_future(self._engine.submit(lookup.missing, overflow))
+        return lookup.complete(scores)
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -123,6 +133,7 @@ class LocalReranker(Reranker):
     def close(self) -> None:
         """Free the model; what other threads still wait for fails with RerankerClosedError."""
         self._engine.close()
+        self._cache.clear()
 
 
 class LoadedCheckpoint:
