@@ -231,6 +231,19 @@ def test_activation_checkpointing_gives_the_same_losses(settings, trained, tmp_p
     assert after == pytest.approx(before, abs=0.02)
 
 
+def test_a_base_in_four_bits_learns_too(settings, trained, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
+    told = []
+    out = finetune(settings.model_copy(update={"four_bit": True}), tmp_path / "out", notice=told.append)
+    full, four = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, out))
+    assert four[0] == pytest.approx(full[0], abs=1e-3)  # the head starts at 0
+    assert four[1:] != full[1:]
+    assert sum(four[-5:]) / 5 < 0.9 * four[0]
+    assert weights(out).keys() == weights(trained).keys()
+    with LocalReranker(str(out), device="cpu", dtype="float32") as reranker:
+        assert reranker.score_pairs([("who?", "me")])
+
+
 def test_layers_below_the_frozen_ones_get_no_adapter(settings, tmp_path):
     part = finetune(settings.model_copy(update={"frozen_layers": 1, "epochs": 1}), tmp_path / "out")
     assert {name.split("layers.")[1][0] for name in weights(part) if "layers." in name} == {"1"}

@@ -52,3 +52,10 @@ def test_frozen_layers_keep_nothing():
     half = estimate(MistralConfig(), **RUN | {"adapted_layers": 8}, activation_checkpointing=False)
     assert half.activations * 2 == all_of_them.activations
     assert half.weights == all_of_them.weights
+
+
+def test_four_bits_are_those_of_the_linears():
+    full = estimate(MistralConfig(), **RUN, activation_checkpointing=True)
+    four = estimate(MistralConfig(), **RUN, activation_checkpointing=True, four_bit=True)
+    assert full.weights - four.weights == pytest.approx((2 - 4.127 / 8) * 16 * 218_103_808)
+    assert (four.trained, four.activations) == (full.trained, full.activations)

@@ -38,6 +38,7 @@ def train(
     groups_per_forward: Annotated[int | None, typer.Option(help="held in memory at once  [default: 4]")] = None,
     save_steps: Annotated[int | None, typer.Option(help="between states, and validations  [default: 50]")] = None,
     distill: Annotated[float | None, typer.Option(help="weight of the teacher's scores  [default: 1]")] = None,
+    four_bit: Annotated[bool, typer.Option(help="keep the base in 4 bits while training (QLoRA)")] = False,
     activation_checkpointing: Annotated[bool, typer.Option(help="less memory, a third more time")] = False,
     device: Device = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same examples and weights")] = 0,

@@ -28,7 +28,7 @@ from mistral_rerank.prompts import DEFAULT_TEMPLATE
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RERANK_JSON = "rerank.json"
 MINI = "mini"
@@ -220,7 +220,13 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
 
 
 def load_classifier(
-    folder: Path, *, dtype: torch.dtype | str, layers: int | None = None, new_head: bool = False
+    folder: Path,
+    *,
+    dtype: torch.dtype | str,
+    layers: int | None = None,
+    new_head: bool = False,
+    quantization: BitsAndBytesConfig | None = None,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
     """Load a folder as a one-label classifier.
 
@@ -229,6 +235,8 @@ def load_classifier(
         dtype: what the weights become; "auto" keeps theirs.
         layers: keep only the first layers.
         new_head: whether a base without a `score` head will do, which then starts from small random numbers.
+        quantization: how to store the linears in fewer bits; None for `dtype`.
+        device: where quantized weights are made, since they cannot be moved everywhere; others start on the CPU.
 
     Raises:
         CheckpointError: the folder holds no such model in safetensors.
@@ -245,6 +253,8 @@ def load_classifier(
     }
     if layers is not None:
         options["num_hidden_layers"] = layers
+    if quantization is not None:
+        options |= {"quantization_config": quantization, "device_map": {"": device}}
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the vocabulary head and the layers left out are not wanted
     try:

@@ -102,6 +102,7 @@ class TrainSettings(BaseModel):
     groups_per_step: int = Field(default=32, ge=1, description="groups of one optimizer step")
     groups_per_forward: int = Field(default=4, ge=1, description="groups whose activations are held at once")
     batch_tokens: int = Field(default=4096, ge=1, description="tokens of one row")
+    four_bit: bool = Field(default=False, description="keep the base in 4 bits while training (QLoRA)")
     activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
     save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
     device: str = "auto"
@@ -158,9 +159,18 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         tokens=_most_tokens(settings, groups, collator),
         bytes_of_weight=2 if bf16 else 4,
         activation_checkpointing=settings.activation_checkpointing,
+        four_bit=settings.four_bit,
     )
     notice(f"memory: {memory}")
-    model = _trainable(folder, base.layers, init or lora, dtype=torch.bfloat16 if bf16 else torch.float32)
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    model = _trainable(
+        folder,
+        base.layers,
+        init or lora,
+        dtype=dtype,
+        quantization=_four_bits(dtype) if settings.four_bit else None,
+        device=device,
+    )
     trainer = GroupTrainer(
         model=model,
         args=arguments,
@@ -248,9 +258,34 @@ def _most_tokens(settings: TrainSettings, groups: Sequence[Group], collator: Gro
     return sum(packed.ids.numel() for packed in collator(longest)["packs"])
 
 
-def _trainable(base: Path, layers: int | None, adapter: Path | LoraConfig, *, dtype: torch.dtype) -> PeftModel:
+def _four_bits(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
+    """Give QLoRA's quantization, arXiv 2305.14314: NF4, with the scales quantized too."""
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError.of("qlora", error) from error
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=["score"],
+    )
+
+
+def _trainable(
+    base: Path,
+    layers: int | None,
+    adapter: Path | LoraConfig,
+    *,
+    dtype: torch.dtype,
+    quantization: transformers.BitsAndBytesConfig | None,
+    device: torch.device,
+) -> PeftModel:
     """Give the base under a LoRA adapter, a saved or a new one, and with `group_logits` as its forward."""
-    classifier = load_classifier(base, dtype=dtype, layers=layers, new_head=True)
+    classifier = load_classifier(
+        base, dtype=dtype, layers=layers, new_head=True, quantization=quantization, device=device
+    )
     if not is_known(classifier.base_model):
         raise CheckpointError(f"{base} is a {classifier.config.model_type}; a Mistral or a Llama can be trained")
     classifier.score.float()

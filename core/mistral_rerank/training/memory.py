@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BYTES_OF_TRAINED = 16
 """Of a trained number: itself, its gradient and two moments, in float32."""
+FOUR_BITS = 4.127 / 8
+"""Bytes of a weight in NF4 with double quantization: 4 bits and its share of the scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def estimate(
     tokens: int,
     bytes_of_weight: int,
     activation_checkpointing: bool,
+    four_bit: bool = False,
 ) -> Memory:
     """Estimate a run's memory.
 
@@ -62,6 +65,7 @@ def estimate(
         tokens: that the groups of one forward have at most, what pairs share counted once.
         bytes_of_weight: 2 in bfloat16, 4 in float32.
         activation_checkpointing: whether a layer keeps its input alone and is computed again in the backward.
+        four_bit: whether the layers' linears are kept in 4 bits (NF4 with scales in 8 bits, arXiv 2305.14314).
 
     """
     width, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
@@ -71,12 +75,13 @@ def estimate(
     used = layers or config.num_hidden_layers
     linears = [(queries, width), (keys, width), (keys, width), (width, queries)]
     linears += [(inner, width), (inner, width), (width, inner)]
-    weights = vocabulary * width + used * sum(outputs * inputs for outputs, inputs in linears)
+    of_layers = used * sum(outputs * inputs for outputs, inputs in linears)
+    weights = bytes_of_weight * vocabulary * width + (FOUR_BITS if four_bit else bytes_of_weight) * of_layers
     trained = width + adapted_layers * lora_rank * sum(outputs + inputs for outputs, inputs in linears)
     kept = bytes_of_weight * _kept_numbers(width, inner, queries, keys, lora_rank)
     layer_input = bytes_of_weight * width
     per_token = adapted_layers * layer_input + kept if activation_checkpointing else adapted_layers * kept
-    return Memory(bytes_of_weight * weights, BYTES_OF_TRAINED * trained, tokens * per_token)
+    return Memory(round(weights), BYTES_OF_TRAINED * trained, tokens * per_token)
 
 
 def _kept_numbers(width: int, inner: int, queries: int, keys: int, rank: int) -> int:
