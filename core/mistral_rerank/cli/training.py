@@ -30,6 +30,7 @@ def train(
     negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a group  [default: 4]")] = None,
     random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
     max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
+    bidirectional: Annotated[bool, typer.Option(help="tokens look ahead too, and their mean is pooled")] = False,
     frozen_layers: Annotated[int | None, typer.Option(help="lower layers without LoRA  [default: 0]")] = None,
     lora_rank: Annotated[int | None, typer.Option(help="rank of the LoRA matrices  [default: 16]")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="its highest value  [default: 3e-4]")] = None,

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError
 from mistral_rerank.local.bases import Base, PretrainedBase, base_folder, pretrained_folder
+from mistral_rerank.local.reading import Reading
 from mistral_rerank.prompts import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
@@ -69,11 +70,16 @@ class CheckpointConfig(BaseModel):
 
     template: str = DEFAULT_TEMPLATE
     append_eos: bool = True
-    pooling: Literal["last"] = "last"
-    attention: Literal["causal"] = "causal"
+    pooling: Literal["last", "mean"] = "last"
+    attention: Literal["causal", "bidirectional"] = "causal"
     max_length: int = Field(default=8192, ge=8)
     calibration: Calibration = Calibration()
     base: Base | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the model reads a sequence."""
+        return Reading(bidirectional=self.attention == "bidirectional", mean=self.pooling == "mean")
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +298,7 @@ def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
         "base": "none, a whole model" if checkpoint.base is None else str(checkpoint.base),
         "architecture": f"{shape.get('model_type')}, {layers} layers of width {shape.get('hidden_size')}",
         "template": config.template + ("<end token>" if config.append_eos else ""),
-        "pooling": f"{config.pooling} token, {config.attention} attention",
+        "pooling": f"{'last' if config.pooling == 'last' else 'mean of every'} token, {config.attention} attention",
         "longest input": f"{config.max_length} tokens",
         "calibration": str(config.calibration),
         "threshold": config.calibration.described_threshold,

@@ -20,6 +20,7 @@ try:
 
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.device import DTYPES
+    from mistral_rerank.local.reading import LAST_TOKEN
     from mistral_rerank.local.tokens import PairTokenizer
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
@@ -52,6 +53,11 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16") -> None:
     if out.exists() or out.is_symlink():
         raise SettingsError(f"{out} exists, and nothing is overwritten; give another folder or remove it first")
     checkpoint = checkpoints.open_checkpoint(model)
+    if checkpoint.config.reading != LAST_TOKEN:
+        raise CheckpointError(
+            f"{model} pools or attends in a way that other engines do not know from a plain classifier; "
+            "serve it with: mistral-rerank serve"
+        )
     tokenizer = checkpoints.load_tokenizer(checkpoint)
     prompt = Prompt(checkpoint.config.template)
     pair_tokenizer = PairTokenizer(tokenizer, prompt, append_eos=checkpoint.config.append_eos, max_length=8192)

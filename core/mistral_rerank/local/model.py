@@ -6,7 +6,8 @@ length padded on the right: a causal model never looks ahead, so every real toke
 not there, and no attention mask is passed.
 
 Either way the last real token's hidden state is gathered by length (never by comparing ids with a pad id), and
-the head alone is applied, in float32.
+the head alone is applied, in float32. A checkpoint may say otherwise: that tokens look ahead too ("bidirectional"
+attention), or that the mean of all hidden states is pooled.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from mistral_rerank.local.packing import (
     packed_cost,
     plan_packs,
     register,
-    share_prefixes,
     span_masks,
+    trees_of,
 )
 from mistral_rerank.local.plan import PaddedCost, plan_batches
+from mistral_rerank.local.reading import LAST_TOKEN, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +45,9 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]
     return ids, lengths
 
 
-def pooled_logits(backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def pooled_logits(
+    backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengths: torch.Tensor, reading: Reading = LAST_TOKEN
+) -> torch.Tensor:
     """Run the backbone and the binary head on right-padded rows.
 
     Args:
@@ -51,18 +55,36 @@ def pooled_logits(backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengt
         head: maps (rows, hidden) float32 to (rows, 1).
         ids: (rows, longest) int64; what stands after a row's length does not matter.
         lengths: (rows,) int64, at least 1 each.
+        reading: how the model reads a row.
 
     Returns:
         (rows,) float32.
 
     """
-    hidden = backbone(input_ids=ids, attention_mask=None, use_cache=False).last_hidden_state
-    last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
-    return _apply(head, last)
+    mask = _both_ways(lengths, getattr(backbone.config, "sliding_window", None)) if reading.bidirectional else None
+    hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    if not reading.mean:
+        return _apply(head, hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
+    real = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[:, :, None]
+    return _apply(head, hidden.float().masked_fill(~real, 0.0).sum(1) / lengths[:, None])
+
+
+def _both_ways(lengths: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Say which keys each token sees: all that are real, within the window; (rows, 1, longest, longest) bool."""
+    places = torch.arange(int(lengths.max()), device=lengths.device)
+    near = (places[:, None] - places).abs() < (window or len(places))
+    seen = near & (places < lengths[:, None, None])
+    own = torch.eye(len(places), dtype=torch.bool, device=lengths.device)  # padding has to see something
+    return (seen | own)[:, None]
 
 
 def packed_logits(
-    backbone: nn.Module, head: nn.Module, packed: Pack, last_layer: LastLayer | None = None
+    backbone: nn.Module,
+    head: nn.Module,
+    packed: Pack,
+    last_layer: LastLayer | None = None,
+    *,
+    reading: Reading = LAST_TOKEN,
 ) -> torch.Tensor:
     """Run the backbone and the binary head on one row of sequences without padding.
 
@@ -71,6 +93,7 @@ def packed_logits(
         head: maps (rows, hidden) float32 to (rows, 1).
         packed: the row, on any device.
         last_layer: what was taken out of the backbone, if it was.
+        reading: how the model reads a sequence; the row is laid out for it.
 
     Returns:
         (members,) float32.
@@ -86,7 +109,11 @@ def packed_logits(
         spans=packed.spans,
         masks=masks,
     ).last_hidden_state
-    return _apply(head, hidden[0, packed.last] if last_layer is None else last_layer(hidden, packed, masks))
+    if last_layer is not None:
+        return _apply(head, last_layer(hidden, packed, masks))
+    if not reading.mean:
+        return _apply(head, hidden[0, packed.last])
+    return _apply(head, torch.stack([hidden[0, span.start : span.stop].float().mean(0) for span in packed.spans]))
 
 
 def _apply(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -102,32 +129,42 @@ class RerankModel:
         backbone: a causal transformers model without its vocabulary head, on `device`.
         head: maps (rows, hidden) to (rows, 1), on `device`.
         device: where to run.
+        reading: how it reads a sequence.
         packed: whether batches have no padding; None: on a CPU, for architectures that are known here.
 
     """
 
     def __init__(
-        self, backbone: nn.Module, head: nn.Module, device: torch.device, *, packed: bool | None = None
+        self,
+        backbone: nn.Module,
+        head: nn.Module,
+        device: torch.device,
+        *,
+        reading: Reading = LAST_TOKEN,
+        packed: bool | None = None,
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
         self._head = head.float().eval().requires_grad_(False)
         self._device = device
+        self._reading = reading
         self._packed = (device.type == "cpu" and is_known(backbone)) if packed is None else packed
         if self._packed:
             register()
             backbone.set_attn_implementation(PACKED_ATTENTION)  # type: ignore[operator]
-        self._last_layer = LastLayer(backbone) if self._packed else None
+        self._last_layer = LastLayer(backbone) if self._packed and not reading.mean else None
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""
         if self._packed:
-            rows = plan_packs(sequences, budget)
+            rows = plan_packs(sequences, budget, share=self._reading.shares)
             return [[member for tree in trees for member in tree.members] for trees in rows]
         return plan_batches([len(sequence) for sequence in sequences], budget)
 
     def cost(self, sequences: Sequence[Sequence[int]]) -> PackedCost | PaddedCost:
         """Say how many tokens a forward of these sequences computes."""
-        return packed_cost(sequences) if self._packed else PaddedCost(len(sequences), max(map(len, sequences)))
+        if self._packed:
+            return packed_cost(sequences, share=self._reading.shares)
+        return PaddedCost(len(sequences), max(map(len, sequences)))
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
@@ -152,8 +189,10 @@ class RerankModel:
     def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         if not self._packed:
             ids, lengths = pad(sequences)
-            return pooled_logits(self._backbone, self._head, ids.to(self._device), lengths.to(self._device)).tolist()
-        packed = pack(sequences, share_prefixes(sequences))
-        found = packed_logits(self._backbone, self._head, packed, self._last_layer).tolist()
+            on_device = ids.to(self._device), lengths.to(self._device)
+            return pooled_logits(self._backbone, self._head, *on_device, self._reading).tolist()
+        trees = trees_of(sequences, share=self._reading.shares)
+        packed = pack(sequences, trees, causal=not self._reading.bidirectional)
+        found = packed_logits(self._backbone, self._head, packed, self._last_layer, reading=self._reading).tolist()
         logits = dict(zip(packed.members, found, strict=True))
         return [logits[position] for position in range(len(sequences))]

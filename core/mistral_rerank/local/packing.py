@@ -3,7 +3,8 @@
 All tokens of a batch lie in one row, so the linear layers see one large matrix of real tokens and nothing
 else. Sequences that begin with the same ids (the same question, or the same passage, depending on the prompt)
 form a tree: their common prefix is there once, and each one's rest attends to the prefix and to itself. A
-causal model computes the same hidden states either way.
+causal model computes the same hidden states either way. Where tokens look ahead too, or all of them are pooled,
+nothing is shared.
 
 This file knows lengths, positions and attention; it knows no tokenizer, weights or scores.
 """
@@ -51,6 +52,7 @@ class Span:
         stop: the one after its last.
         prefix: (start, stop) of the tokens before them that they all see; None for a whole sequence or prefix.
         rests: how many tokens each sequence has in it, where there is a prefix.
+        causal: whether its tokens look back alone.
 
     """
 
@@ -58,6 +60,7 @@ class Span:
     stop: int
     prefix: tuple[int, int] | None = None
     rests: tuple[int, ...] = ()
+    causal: bool = True
 
     def seen(self, states: torch.Tensor) -> torch.Tensor:
         """Take keys or values (1, heads, tokens, width) of the prefix, if there is one, and of the span itself."""
@@ -99,10 +102,15 @@ class PackedCost:
         return PackedCost(self.tokens + other.tokens)
 
 
-def packed_cost(sequences: Sequence[Sequence[int]]) -> PackedCost:
+def packed_cost(sequences: Sequence[Sequence[int]], *, share: bool = True) -> PackedCost:
     """Count the tokens of one row of these sequences, each shared prefix once."""
-    trees = share_prefixes(sequences)
+    trees = trees_of(sequences, share=share)
     return PackedCost(sum(map(len, sequences)) - sum(tree.saved for tree in trees))
+
+
+def trees_of(sequences: Sequence[Sequence[int]], *, share: bool = True) -> list[Tree]:
+    """Give the trees of some sequences; where they may not share anything, each is one."""
+    return share_prefixes(sequences) if share else [Tree(0, (place,)) for place in range(len(sequences))]
 
 
 def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTEST_PREFIX) -> list[Tree]:
@@ -155,13 +163,13 @@ def _common(a: Sequence[int], b: Sequence[int], most: int) -> int:
     return most
 
 
-def plan_packs(sequences: Sequence[Sequence[int]], budget: int) -> list[list[Tree]]:
+def plan_packs(sequences: Sequence[Sequence[int]], budget: int, *, share: bool = True) -> list[list[Tree]]:
     """Say which sequences share a row of at most `budget` tokens, and where they begin alike.
 
     A tree that is larger than the budget is cut into several, each with the prefix; a sequence that is larger has
     a row of its own. The largest trees come first.
     """
-    trees = [part for tree in share_prefixes(sequences) for part in _cut(tree, sequences, budget)]
+    trees = [part for tree in trees_of(sequences, share=share) for part in _cut(tree, sequences, budget)]
     sizes = [tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.members) for tree in trees]
     packs: list[list[Tree]] = []
     room = 0
@@ -187,8 +195,15 @@ def _cut(tree: Tree, sequences: Sequence[Sequence[int]], budget: int) -> list[Tr
     return [Tree(tree.prefix if len(part) > 1 else 0, tuple(part)) for part in parts]
 
 
-def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree]) -> Pack:
-    """Lay the sequences of some trees out in one row, tree after tree."""
+def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: bool = True) -> Pack:
+    """Lay the sequences of some trees out in one row, tree after tree.
+
+    Args:
+        sequences: token ids.
+        trees: which of them, and what they share.
+        causal: whether a token looks back alone; where it does not, a tree is one sequence.
+
+    """
     ids: list[int] = []
     positions: list[int] = []
     last: list[int] = []
@@ -200,7 +215,7 @@ def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree]) -> Pack:
                 ids += sequences[member]
                 positions += range(len(sequences[member]))
                 last.append(len(ids) - 1)
-                spans.append(Span(start, len(ids)))
+                spans.append(Span(start, len(ids), causal=causal))
             continue
         prefix = (len(ids), len(ids) + tree.prefix)
         ids += sequences[tree.members[0]][: tree.prefix]
@@ -231,7 +246,7 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
 
     Returns:
         One (tokens, keys) bool mask a span, on the row's device, keys being the prefix and then the span itself;
-        None where plain causal attention is the same.
+        None where plain attention, causal or not as the span says, is the same.
 
     """
     places = packed.positions[0]
@@ -243,14 +258,14 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
                 masks.append(None)
                 continue
             keys = queries
-            seen = keys <= queries[:, None]
+            seen = (keys <= queries[:, None]) | (not span.causal)
         else:
             owner = torch.repeat_interleave(torch.arange(len(span.rests)), torch.tensor(span.rests)).to(places.device)
             keys = torch.cat([places[slice(*span.prefix)], queries])
             own = (owner[:, None] == owner) & (queries <= queries[:, None])
             seen = torch.cat([own.new_ones(len(queries), span.prefix[1] - span.prefix[0]), own], 1)
         if window is not None:
-            seen = seen & (keys > queries[:, None] - window)
+            seen = seen & (keys > queries[:, None] - window) & (keys < queries[:, None] + window)
         masks.append(seen)
     return masks
 
@@ -284,7 +299,8 @@ def packed_attention(
     outputs = []
     for span, mask in zip(spans, masks, strict=True):
         own = query[:, :, span.start : span.stop]
-        outputs.append(attend(own, span.seen(key), span.seen(value), mask, scaling, is_causal=mask is None))
+        causal = span.causal and mask is None
+        outputs.append(attend(own, span.seen(key), span.seen(value), mask, scaling, is_causal=causal))
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 

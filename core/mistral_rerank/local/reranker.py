@@ -164,7 +164,8 @@ class LoadedCheckpoint:
             max_length=min(limit, max_length or limit),
             overflow=overflow,
         )
-        self._model = RerankModel(loaded.base_model.to(device), loaded.score.to(device), device)
+        backbone, head = loaded.base_model.to(device), loaded.score.to(device)
+        self._model = RerankModel(backbone, head, device, reading=config.reading)
         self._calibration = config.calibration
         logger.info("loaded %s on %s in %s", model, device, dtype)
 

@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
 
+    from mistral_rerank.local.reading import Reading
     from mistral_rerank.training.groups import Group
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,7 @@ class TrainSettings(BaseModel):
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
     template: str | None = Field(default=None, description="the prompt; None for NVIDIA's, or that of `init`")
+    bidirectional: bool = Field(default=False, description="tokens look ahead too, and the mean of all is pooled")
     frozen_layers: int = Field(default=0, ge=0, description="lower layers without LoRA: no backward pass there")
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: int = Field(default=32, ge=1)
@@ -148,7 +151,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         max_length=settings.max_length,
     )
     _check_questions(tokenizer, [*groups, *validation])
-    collator = GroupCollator(tokenizer, settings.batch_tokens)
+    collator = GroupCollator(tokenizer, settings.batch_tokens, config.reading)
     _claim(state, settings)
     transformers.set_seed(settings.seed)
     memory = estimate(
@@ -167,6 +170,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         folder,
         base.layers,
         init or lora,
+        reading=config.reading,
         dtype=dtype,
         quantization=_four_bits(dtype) if settings.four_bit else None,
         device=device,
@@ -203,15 +207,15 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
         raise SettingsError("give a base to train on, or init, a checkpoint to go on from; one of them")
     if init is None:
         base = named_base(str(settings.base), layers=settings.layers)
-        return CheckpointConfig(template=settings.template or DEFAULT_TEMPLATE, base=base), base
+        both_ways = {"attention": "bidirectional", "pooling": "mean"} if settings.bidirectional else {}
+        return CheckpointConfig(template=settings.template or DEFAULT_TEMPLATE, base=base, **both_ways), base
     before = read_config(init)
     if before.base is None:
         raise SettingsError(f"{settings.init} is a whole model; give it as the base, or give an adapter as init")
-    given = {"template": settings.template, "layers": settings.layers}
-    kept = {"template": before.template, "layers": before.base.layers}
-    for name, value in given.items():
-        if value not in (None, kept[name]):
-            raise SettingsError(f"{settings.init} was trained with {name} {kept[name]!r}; leave {name} out")
+    kept = {"template": before.template, "layers": before.base.layers, "bidirectional": before.reading.bidirectional}
+    for name, value in kept.items():
+        if getattr(settings, name) not in (None, False, value):
+            raise SettingsError(f"{settings.init} was trained with {name} {value!r}; leave {name} out")
     return before.model_copy(update={"calibration": Calibration()}), before.base
 
 
@@ -261,7 +265,7 @@ def _most_tokens(settings: TrainSettings, groups: Sequence[Group], collator: Gro
 def _four_bits(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
     """Give QLoRA's quantization, arXiv 2305.14314: NF4, with the scales quantized too."""
     try:
-        import bitsandbytes  # noqa: F401
+        import_module("bitsandbytes")
     except ImportError as error:
         raise MissingDependencyError.of("qlora", error) from error
     return transformers.BitsAndBytesConfig(
@@ -278,6 +282,7 @@ def _trainable(
     layers: int | None,
     adapter: Path | LoraConfig,
     *,
+    reading: Reading,
     dtype: torch.dtype,
     quantization: transformers.BitsAndBytesConfig | None,
     device: torch.device,
@@ -292,7 +297,7 @@ def _trainable(
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
     register()
     classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
-    classifier.forward = partial(group_logits, classifier)  # under the Trainer's own wrappers: autocast, DDP
+    classifier.forward = partial(group_logits, classifier, reading)  # under the Trainer's own wrappers: autocast, DDP
     if isinstance(adapter, LoraConfig):
         return get_peft_model(classifier, adapter)
     adapted = load_adapter(classifier, adapter, trainable=True)

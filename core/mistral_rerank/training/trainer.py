@@ -10,6 +10,7 @@ import torch
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.model import packed_logits
 from mistral_rerank.local.packing import Pack, pack, plan_packs
+from mistral_rerank.local.reading import LAST_TOKEN, Reading
 from mistral_rerank.training.losses import Loss, group_loss
 from mistral_rerank.training.validation import ndcg
 
@@ -37,15 +38,17 @@ HEAD_RATE = 4.0
 class GroupCollator:
     """Turns groups into rows of tokens without padding, and says how to put the logits back in order."""
 
-    def __init__(self, tokenizer: PairTokenizer, batch_tokens: int) -> None:
+    def __init__(self, tokenizer: PairTokenizer, batch_tokens: int, reading: Reading = LAST_TOKEN) -> None:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
+        self._reading = reading
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
         pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
         sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
-        packs = [pack(sequences, trees) for trees in plan_packs(sequences, self._batch_tokens)]
+        rows = plan_packs(sequences, self._batch_tokens, share=self._reading.shares)
+        packs = [pack(sequences, trees, causal=not self._reading.bidirectional) for trees in rows]
         order = torch.tensor([member for packed in packs for member in packed.members])
         nan = float("nan")
         grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
@@ -58,11 +61,14 @@ class GroupCollator:
         }
 
 
-def group_logits(classifier: Any, *, packs: Sequence[Pack], places: torch.Tensor, **_: object) -> torch.Tensor:
+def group_logits(
+    classifier: Any, reading: Reading, *, packs: Sequence[Pack], places: torch.Tensor, **_: object
+) -> torch.Tensor:
     """Run the rows of some groups through a classifier.
 
     Args:
         classifier: a backbone with a `score` head.
+        reading: how it reads a sequence.
         packs: rows of sequences.
         places: (questions, passages) int64, where a pair's logit lies in the joined rows.
 
@@ -70,7 +76,7 @@ def group_logits(classifier: Any, *, packs: Sequence[Pack], places: torch.Tensor
         (questions, passages) float32.
 
     """
-    rows = [packed_logits(classifier.base_model, classifier.score, packed) for packed in packs]
+    rows = [packed_logits(classifier.base_model, classifier.score, packed, reading=reading) for packed in packs]
     return torch.cat(rows)[places]
 
 
