@@ -49,7 +49,7 @@ def train(
     from mistral_rerank.training.finetune import TrainSettings, finetune
 
     finetune(TrainSettings(**chosen), out, notice=stderr.print)
-    stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}")
+    stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}", soft_wrap=True)
 
 
 @app.command()

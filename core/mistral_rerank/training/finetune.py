@@ -51,6 +51,7 @@ from mistral_rerank.training.trainer import (
     GroupCollator,
     GroupTrainer,
     LossProgress,
+    ValidateAtTheEnd,
     group_logits,
 )
 
@@ -188,6 +189,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     trainer.remove_callback(transformers.ProgressCallback)
     if trainer.is_world_process_zero():
         trainer.add_callback(LossProgress())
+    trainer.add_callback(ValidateAtTheEnd())
     if settings.patience is not None:
         trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))
     saved = _last_whole_state(state)

@@ -105,6 +105,21 @@ class LossProgress(transformers.ProgressCallback):
             logger.info("step %d of %d, loss %.3f", state.global_step, state.max_steps, float(logs["loss"]))
 
 
+class ValidateAtTheEnd(transformers.TrainerCallback):
+    """Validates after the last step too, wherever it falls; the Trainer saves there already."""
+
+    def on_step_end(
+        self,
+        args: transformers.TrainingArguments,
+        state: transformers.TrainerState,
+        control: transformers.TrainerControl,
+        **_: object,
+    ) -> None:
+        """Ask for it."""
+        if state.global_step == state.max_steps and args.eval_strategy != "no":
+            control.should_evaluate = True
+
+
 class GroupTrainer(transformers.Trainer):
     """The Trainer with the reranker's forward and loss."""
 

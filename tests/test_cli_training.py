@@ -1,0 +1,64 @@
+"""`mine` and `train` as their users run them."""
+
+import json
+
+import pytest
+from command import run
+from remote.endpoint import Endpoint
+from support import FACTS
+
+
+def embeds(exchange):
+    """Vectors that say how many letters of the alphabet's first half and second half a text has."""
+    halves = [
+        [sum(letter in half for letter in text.lower()) + 1.0 for half in ("abcdefghijklm", "nopqrstuvwxyz")]
+        for text in exchange.request.body["input"]
+    ]
+    data = [{"index": i, "embedding": half} for i, half in enumerate(halves)]
+    exchange.answer(200, {"data": data})
+
+
+def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path):
+    groups, out = tmp_path / "groups.jsonl", tmp_path / "out"
+    with Endpoint(embeds) as encoder:
+        mined = run(
+            *("mine", "--data", FACTS, "--teacher", f"m@{encoder.url}", "--first-stage", f"hybrid:m@{encoder.url}"),
+            *("--questions", 4, "--negatives", 4, "--depth", 12, "--out", groups),
+            *("--model", tiny, "--device", "cpu", "--dtype", "float32"),
+        )
+    assert (mined.returncode, mined.stdout) == (0, "")
+    assert mined.stderr.startswith("facts: 10 groups, ")
+    read = [json.loads(line) for line in groups.read_text().splitlines()]
+    assert {(len(group["queries"]), len(group["passages"])) for group in read} == {(4, 8)}
+    trained = run(
+        *("train", "--base", tiny, "--layers", 2, "--data", f"{groups}@24@2x", "--validation", f"{FACTS}@6"),
+        *("--groups-per-step", 4, "--save-steps", 2, "--patience", 9, "--device", "cpu", "--out", out),
+    )
+    assert trained.returncode == 0, trained.stderr
+    assert trained.stderr.splitlines()[-1].startswith(f"wrote {out}; try: ")
+    record = json.loads((out / "training.json").read_text())
+    assert record["settings"]["data"] == ["groups.jsonl@24@2x"]
+    assert (record["groups"], record["steps"], list(record["validation"])) == (12, 3, ["2", "3"])
+    assert {file.name for file in out.iterdir()} == {
+        *("README.md", "adapter_config.json", "adapter_model.safetensors"),
+        *("rerank.json", "training.json", "training.svg"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("mine", "--data", FACTS, "--teacher", "nobody", "--out", "OUT"), "no embedding model 'nobody'"),
+        (("mine", "--data", FACTS, "--teacher", "nobody", "--out", FACTS), "exists; give another file"),
+        (("train", "--data", FACTS, "--out", "OUT"), "give a base to train on"),
+        (("train", "--base", "smollm2-135m", "--data", f"{FACTS}@0", "--out", "OUT"), "max_queries"),
+        (("train", "--base", "smollm2-135m", "--data", FACTS, "--patience", 1, "--out", "OUT"), "patience counts"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(arguments, hint, tmp_path):
+    found = run(*(tmp_path / "out" if argument == "OUT" else argument for argument in arguments))
+    assert found.returncode == 1
+    assert hint in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+    assert found.stdout == ""
+    assert list(tmp_path.iterdir()) == []
