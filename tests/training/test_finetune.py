@@ -166,13 +166,14 @@ def test_patience_needs_something_to_validate_on(settings, tmp_path):
         finetune(settings.model_copy(update={"patience": 1}), tmp_path / "out")
 
 
-def test_the_run_leaves_a_card_and_a_plot(trained):
+def test_the_run_leaves_a_card_and_a_plot(settings, trained):
     card = (trained / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\npipeline_tag: text-ranking\n")
     assert "facts: 40 groups an epoch" in card
     assert "rank 16" in card
     assert "| learning_rate | `0.003` |" in card
-    assert str(FACTS.parent) not in card + (trained / "training.json").read_text()
+    for folder in (str(FACTS.parent), settings.base):
+        assert folder not in card + (trained / "training.json").read_text()
     plot = ElementTree.parse(trained / "training.svg").getroot()
     assert plot.tag == "{http://www.w3.org/2000/svg}svg"
     assert len(plot.findall(".//{*}circle")) == 15

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.evaluation.plots import line_plot, standalone
@@ -12,8 +13,6 @@ from mistral_rerank.local.checkpoint import RERANK_JSON
 from mistral_rerank.training.trainer import VALIDATION_METRIC
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedModel, TrainerState
 
     from mistral_rerank.local.checkpoint import CheckpointConfig
@@ -52,7 +51,10 @@ class TrainingRecord:
         cls, settings: TrainSettings, state: TrainerState, *, groups: int, validation_groups: int
     ) -> TrainingRecord:
         """Read them from the Trainer's log."""
-        named = {key: [source.name for source in getattr(settings, key)] for key in ("data", "validation")}
+        named: dict[str, Any] = {
+            key: [source.name for source in getattr(settings, key)] for key in ("data", "validation")
+        }
+        named |= {key: value and _short(value) for key, value in (("base", settings.base), ("init", settings.init))}
         validation = {
             entry["step"]: round(float(entry[VALIDATION_METRIC]), 4)
             for entry in state.log_history
@@ -96,7 +98,7 @@ def write_checkpoint(
 def card(name: str, config: CheckpointConfig, record: TrainingRecord, *, rank: int) -> str:
     """Write a model card of what the run knows; what only its author knows is left to be filled in."""
     settings = record.settings
-    base = config.base.name if config.base else "a local folder"
+    base = _short(config.base.name) if config.base else "a local folder"
     layers = f", its first {config.base.layers} layers" if config.base and config.base.layers else ""
     start, end = _mean(record.loss[:5]), _mean(record.loss[-5:])
     result = f"The mean loss of five steps went from {start:.3f} to {end:.3f}."
@@ -147,6 +149,11 @@ mistral-rerank evaluate --data SET --model {name} --out report
 
 *To be filled in: what `mistral-rerank evaluate` finds on data of the domain, and whom its errors would hurt.*
 """
+
+
+def _short(name: str) -> str:
+    """Leave the folders above a local one out: a card is for others to read."""
+    return Path(name).name if Path(name).is_dir() else name
 
 
 def _plot(record: TrainingRecord) -> str:
