@@ -281,6 +281,7 @@ def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(sett
     going_on = settings.model_copy(update={"base": None, "layers": None, "init": str(trained), "epochs": 1})
     more = finetune(going_on, tmp_path / "more")
     assert read_config(more) == read_config(trained)
+    assert (more / "adapter_config.json").read_text() == (trained / "adapter_config.json").read_text()
     before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, more))
     assert sum(after) / len(after) < sum(before) / len(before)
 

@@ -86,12 +86,15 @@ def write_checkpoint(
     """
     finished = beside / "finished"
     shutil.rmtree(finished, ignore_errors=True)
-    model.peft_config["default"].base_model_name_or_path = config.base.name if config.base else None
+    adapter = model.peft_config["default"]
+    adapter.base_model_name_or_path = config.base.name if config.base else None
+    adapter.target_modules = sorted(adapter.target_modules)
+    adapter.modules_to_save = sorted(set(adapter.modules_to_save))  # PEFT adds the head again on every load
     model.save_pretrained(finished, save_embedding_layers=False)
     (finished / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
     (finished / "training.json").write_text(json.dumps(asdict(record)) + "\n", "utf-8")
     (finished / "training.svg").write_text(standalone(_plot(record)), "utf-8")
-    (finished / CARD).write_text(card(out.name, config, record, rank=model.peft_config["default"].r), "utf-8")
+    (finished / CARD).write_text(card(out.name, config, record, rank=adapter.r), "utf-8")
     finished.rename(out)
 
 
