@@ -91,7 +91,7 @@ def test_a_model_that_needs_code_of_its_own_is_refused(folder):
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
-        ({"pooling": "mean"}, "pooling"),
+        ({"pooling": "first"}, "pooling"),
         ({"max_lenght": 5}, "max_lenght"),
         ({"calibration": {"scale": -1}}, "scale"),
     ],

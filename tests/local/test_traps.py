@@ -70,8 +70,8 @@ def test_trap_4_the_sliding_window_is_respected(model, tokenizer):
 
 
 def test_trap_5_attention_that_cannot_be_run_is_refused_not_run_causally(tiny, tmp_path):
-    folder = shutil.copytree(tiny, tmp_path / "both-ways")
-    (folder / "rerank.json").write_text(json.dumps({"attention": "bidirectional"}))
+    folder = shutil.copytree(tiny, tmp_path / "prefix-first")
+    (folder / "rerank.json").write_text(json.dumps({"attention": "prefix"}))  # "bidirectional": test_reading.py
     with pytest.raises(CheckpointError, match="attention"):
         open_checkpoint(str(folder))
 
@@ -156,7 +156,7 @@ def test_trap_13_only_running_out_of_memory_is_retried(tiny_reranker, tiny, monk
 
 def test_trap_14_a_logit_that_is_not_a_number_is_an_error(tiny, monkeypatch):
     nan = torch.tensor([float("nan"), 1.0])
-    monkeypatch.setattr("mistral_rerank.local.model.packed_logits", lambda *_: nan)
+    monkeypatch.setattr("mistral_rerank.local.model.packed_logits", lambda *_, **__: nan)
     with LocalReranker(str(tiny), device="cpu") as reranker, pytest.raises(ScoringError, match="nan"):
         reranker.score_pairs(PAIRS)
 
