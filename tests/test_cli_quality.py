@@ -5,7 +5,7 @@ import shutil
 import zlib
 
 import pytest
-from command import run
+from command import assert_refused, run
 from remote.endpoint import Endpoint, speaks
 from support import FACTS
 
@@ -119,7 +119,4 @@ def test_a_yardstick_reranks_the_same_candidates(tmp_path):
 )
 def test_errors_are_one_line_without_a_traceback(arguments, hint, tmp_path):
     found = run(*(tmp_path / "out" if argument == "OUT" else argument for argument in arguments))
-    assert found.returncode == 1
-    assert hint in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1
-    assert found.stdout == ""
+    assert_refused(found, hint)

@@ -41,6 +41,7 @@ def test_a_cap_holds_for_folders_and_for_files_of_groups(tmp_path):
     read = [Source.model_validate(f"{file}@7").groups(**SHAPE | {"seed": seed}) for seed in (0, 0, 1)]
     assert [len(groups) for groups in read] == [3, 3, 3]
     assert read[0] == read[1] != read[2]
+    assert len(Source.model_validate(f"{file}@7@2x").groups(**SHAPE)) == 6
     with pytest.raises(InvalidInputError, match="more than 1 questions each; raise the cap"):
         Source.model_validate(f"{file}@1").groups(**SHAPE)
 

@@ -20,7 +20,7 @@ class ScoreCache:
     long it is.
 
     Args:
-        size: pairs that are kept at most.
+        size: pairs that are kept at most; 0 for none.
 
     """
 
@@ -31,6 +31,8 @@ class ScoreCache:
 
     def look_up(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Lookup:
         """Say which pairs are known."""
+        if not self._size:
+            return Lookup(pairs, [], [None] * len(pairs), self._keep)
         keys = [_key(pair, overflow) for pair in pairs]
         with self._lock:
             found = [self._scores.get(key) for key in keys]
@@ -44,9 +46,9 @@ class ScoreCache:
         with self._lock:
             self._scores.clear()
 
-    def _keep(self, scores: dict[bytes, Score]) -> None:
+    def _keep(self, keys: Sequence[bytes], scores: Sequence[Score]) -> None:
         with self._lock:
-            self._scores.update(scores)
+            self._scores.update(zip(keys, scores, strict=False))  # no keys, where nothing is kept
             while len(self._scores) > self._size:
                 self._scores.popitem(last=False)
 
@@ -64,7 +66,7 @@ class Lookup:
         pairs: Sequence[Pair],
         keys: Sequence[bytes],
         found: list[Score | None],
-        keep: Callable[[dict[bytes, Score]], None],
+        keep: Callable[[Sequence[bytes], Sequence[Score]], None],
     ) -> None:
         self._keys, self._found, self._keep = keys, found, keep
         self.missing = [pair for pair, score in zip(pairs, found, strict=True) if score is None]
@@ -73,7 +75,7 @@ class Lookup:
         """Take the scores of the missing pairs, keep them, and give those of all."""
         new = iter(scores)
         whole = [next(new) if score is None else score for score in self._found]
-        self._keep(dict(zip(self._keys, whole, strict=True)))
+        self._keep(self._keys, whole)
         return whole
 
 

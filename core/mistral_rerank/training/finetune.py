@@ -45,7 +45,7 @@ from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.record import TrainingRecord, write_checkpoint
-from mistral_rerank.training.sources import Source, weighted
+from mistral_rerank.training.sources import Source
 from mistral_rerank.training.trainer import (
     VALIDATION_METRIC,
     GroupCollator,
@@ -328,11 +328,7 @@ def _claim(state: Path, settings: TrainSettings) -> None:
 
 def _training_groups(settings: TrainSettings) -> list[Group]:
     """Give what one epoch sees, in its order."""
-    groups = [
-        group
-        for source in settings.data
-        for group in weighted(_groups(source, settings, "train"), source.weight, settings.seed)
-    ]
+    groups = [group for source in settings.data for group in _groups(source, settings, "train")]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
     if len(shapes) != 1:
         raise SettingsError(

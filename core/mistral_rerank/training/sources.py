@@ -52,21 +52,26 @@ class Source(BaseModel):
         return load_beir(self.path, split=split)
 
     def groups(self, *splits: str, questions: int, negatives: int, random_negatives: int, seed: int) -> list[Group]:
-        """Read its groups, or draw those of a folder; the cap is kept, the weight is not yet looked at.
+        """Read its groups, or draw those of a folder, within the cap and as often as the weight says.
 
         Raises:
             InvalidInputError: it cannot be read, or is too small.
 
         """
-        if self.path.suffix != ".jsonl":
-            return mine(
-                self.load(*splits),
-                questions=questions,
-                negatives=negatives,
-                random_negatives=random_negatives,
-                max_queries=self.max_queries,
-                seed=seed,
-            ).groups
+        if self.path.suffix == ".jsonl":
+            return weighted(self._kept(seed), self.weight, seed)
+        mined = mine(
+            self.load(*splits),
+            questions=questions,
+            negatives=negatives,
+            random_negatives=random_negatives,
+            max_queries=self.max_queries,
+            seed=seed,
+        )
+        return weighted(mined.groups, self.weight, seed)
+
+    def _kept(self, seed: int) -> list[Group]:
+        """Read a file of groups up to the cap, in an order that the seed decides."""
         groups = read_groups(self.path)
         if self.max_queries is None:
             return groups
