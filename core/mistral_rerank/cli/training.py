@@ -105,5 +105,6 @@ def mine(
             groups += mined.groups
             stderr.print(
                 f"{folder.name}: {len(mined.groups)} groups, {mined.short} questions with too few known negatives"
+                f"; {mined.teaching}"
             )
     write_groups(groups, out)

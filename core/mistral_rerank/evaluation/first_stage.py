@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from mistral_rerank.evaluation.trec import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from mistral_rerank.evaluation.beir import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
@@ -67,8 +69,18 @@ class BM25:
             for row, row_scores in zip(found, scores, strict=True)
         ]
 
-    def _tokenize(self, texts: list[str]) -> object:
-        return self._bm25s.tokenize(texts, stopwords="en", stemmer=self._stemmer, show_progress=False)
+    def shares(self, query: str) -> NDArray[np.float32]:
+        """Give every passage's score over the best one's: (passages,), from 0 to 1, in the corpus's order."""
+        words = self._tokenize([query], return_ids=False)[0]
+        if not words:
+            return np.zeros(len(self._ids), np.float32)
+        scores: NDArray[np.float32] = self._index.get_scores(words)
+        return scores / (scores.max() or 1.0)
+
+    def _tokenize(self, texts: list[str], *, return_ids: bool = True) -> Any:
+        return self._bm25s.tokenize(
+            texts, stopwords="en", stemmer=self._stemmer, return_ids=return_ids, show_progress=False
+        )
 
 
 class BM25Stage:

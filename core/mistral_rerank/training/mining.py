@@ -2,10 +2,10 @@
 
 Questions whose passages a first stage finds together share a group, so that each one's answer is a hard negative of
 the others; the rest of the group are passages that it ranks high, and random ones. A model that is to be trained
-further may rank them first: what it puts on top is what it has to unlearn. A teacher, a bi-encoder, then
-compares every question with every passage: those that it finds nearly as close as the passage known to answer
-count as unknown, because many of them answer too and nobody judged them (positive-aware mining, arXiv
-2407.15831), and its similarities are kept to be distilled.
+further may rank them first: what it puts on top is what it has to unlearn. A teacher then compares every question
+with every passage: those that it scores nearly as high as the passage known to answer count as unknown, because many
+of them answer too and nobody judged them (positive-aware mining, arXiv 2407.15831), and its scores are kept to be
+distilled.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING
 from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.evaluation.first_stage import BM25Stage
 from mistral_rerank.training.groups import Group
+from mistral_rerank.training.teacher import teach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from mistral_rerank.evaluation.beir import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.reranker import Reranker
+    from mistral_rerank.training.teacher import Drawn, Teaching
 
 SHARE_OF_POSITIVE = 0.95
-"""A passage at or over this share of the positive's similarity may answer too."""
-TEACHER_SCALE = 15.0
-"""Similarities times this are the teacher's logits: a softmax over raw cosines would be flat."""
-GROUPS_AT_ONCE = 8
-"""Groups whose texts the teacher reads in one call."""
+"""A passage at or over this share of the positive's score by the teacher may answer too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +43,13 @@ class Mined:
     Attributes:
         groups: questions with passages; the teacher's logits stand in `teacher`.
         short: questions that are left with fewer known negatives than were asked for.
+        teaching: how the teacher judged; None without one.
 
     """
 
     groups: list[Group]
     short: int
+    teaching: Teaching | None = None
 
 
 def mine(
@@ -67,7 +70,7 @@ def mine(
 
     Args:
         dataset: judged questions and their corpus.
-        teacher: compares questions and passages; None for groups without a teacher's scores.
+        teacher: compares questions and passages, beside BM25; None for groups without a teacher's scores.
         first_stage: finds the negatives; None for BM25.
         reranker: reorders the `depth` passages that the first stage found, and negatives come from its upper half.
         questions: of a group. What is left over at the end, fewer than these, is left out.
@@ -100,22 +103,21 @@ def mine(
     if reranker is not None:
         found = {query: _upper_half(dataset, query, passages, reranker) for query, passages in found.items()}
     corpus = list(dataset.corpus)
-    drawn = [
+    drawn: list[Drawn] = [
         (cluster, _passages(dataset, {q: answers[q] for q in cluster}, found, corpus, negatives, size, chance))
         for cluster in _clusters(answers, ids, found, questions)
     ]
     if not drawn:
         raise InvalidInputError(f"{dataset.name} has {len(ids)} judged questions, too few for groups of {questions}")
-    groups, short = [], 0
-    for start in range(0, len(drawn), GROUPS_AT_ONCE):
-        some = drawn[start : start + GROUPS_AT_ONCE]
-        near = [None] * len(some) if teacher is None else _similarities(dataset, some, teacher)
-        for (cluster, chosen), marks in zip(some, near, strict=True):
-            groups.append(_group(dataset, cluster, chosen, marks))
-            known = max(1, negatives + random_negatives)
-            short += sum(row.count(0.0) < known for row in groups[-1].grades)
-            progress(len(cluster))
-    return Mined(groups, short)
+    if teacher is None:
+        groups, teaching = [_group(dataset, *group, None) for group in drawn], None
+        progress(len(drawn) * questions)
+    else:
+        teaching = teach(dataset, drawn, teacher, progress=progress)
+        groups = [_group(dataset, *group, logits) for group, logits in zip(drawn, teaching.logits, strict=True)]
+    known = max(1, negatives + random_negatives)
+    short = sum(row.count(0.0) < known for group in groups for row in group.grades)
+    return Mined(groups, short, teaching)
 
 
 def _upper_half(dataset: BeirDataset, query: str, passages: Sequence[str], reranker: Reranker) -> list[str]:
@@ -196,39 +198,24 @@ def _passages(
     return chosen
 
 
-def _similarities(
-    dataset: BeirDataset, drawn: Sequence[tuple[Sequence[str], Sequence[str]]], teacher: Encoder
-) -> list[list[list[float]]]:
-    """Compare every question with every passage of its group; each text is read once."""
-    queries = list(dict.fromkeys(query for cluster, _ in drawn for query in cluster))
-    passages = list(dict.fromkeys(passage for _, chosen in drawn for passage in chosen))
-    asked = teacher.encode([dataset.queries[query] for query in queries], "query", progress=lambda _: None)
-    read = teacher.encode([dataset.corpus[passage] for passage in passages], "passage", progress=lambda _: None)
-    of_query, of_passage = dict(zip(queries, asked, strict=True)), dict(zip(passages, read, strict=True))
-    return [
-        [[float(of_query[query] @ of_passage[passage]) for passage in chosen] for query in cluster]
-        for cluster, chosen in drawn
-    ]
-
-
 def _group(
-    dataset: BeirDataset, cluster: Sequence[str], chosen: Sequence[str], near: list[list[float]] | None
+    dataset: BeirDataset, cluster: Sequence[str], chosen: Sequence[str], logits: NDArray[np.float32] | None
 ) -> Group:
-    """Look up the texts and judgements of a group; `near` is (questions, passages), the teacher's similarities."""
+    """Look up the texts and judgements of a group; `logits` are the teacher's, (questions, passages)."""
     grades: list[tuple[float | None, ...]] = []
     for row, query in enumerate(cluster):
         positives, judged = set(dataset.positives(query)), dataset.qrels[query]
         known: list[float | None] = [float(passage in positives) for passage in chosen]
-        if near is not None:
-            own = [mark for mark, passage in zip(near[row], chosen, strict=True) if passage in positives]
+        if logits is not None:
+            own = [mark for mark, passage in zip(logits[row], chosen, strict=True) if passage in positives]
             limit = SHARE_OF_POSITIVE * min(own)
             for place, passage in enumerate(chosen):
-                if passage not in judged and near[row][place] >= limit:
+                if passage not in judged and logits[row][place] >= limit:
                     known[place] = None
         grades.append(tuple(known))
     return Group(
         tuple(dataset.queries[query] for query in cluster),
         tuple(dataset.corpus[passage] for passage in chosen),
         tuple(grades),
-        None if near is None else tuple(tuple(round(TEACHER_SCALE * mark, 4) for mark in row) for row in near),
+        None if logits is None else tuple(tuple(round(float(mark), 4) for mark in row) for row in logits),
     )
