@@ -55,6 +55,9 @@ class RerankSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
     )
+    quantization: Literal["int8"] | None = _setting(
+        "quantization", None, "int8: faster on a CPU with VNNI instructions, and not quite the same scores"
+    )
     max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
     overflow: Literal["truncate", "chunk", "error"] = _setting(
         "overflow", "truncate", "what happens to a passage over the limit"
@@ -109,7 +112,7 @@ class RerankSettings(BaseModel):
         return state | {"__dict__": state["__dict__"] | {"api_key": None}}
 
 
-LOCAL = ("device", "dtype", "max_length", "overflow", "batch_tokens", "share_batches", "cache_size")
+LOCAL = ("device", "dtype", "quantization", "max_length", "overflow", "batch_tokens", "share_batches", "cache_size")
 REMOTE = (
     "base_url",
     "protocol",

@@ -1,5 +1,7 @@
 """Rows without padding and shared prefixes: the plan by value, the scores against transformers' own loop."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,15 +10,13 @@ from support import plain_logits, tiny_config
 from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification
 
 from mistral_rerank.local import packing
-from mistral_rerank.local.model import RerankModel, packed_logits
+from mistral_rerank.local.model import RerankModel
 from mistral_rerank.local.packing import (
-    PACKED_ATTENTION,
     PackedCost,
     Tree,
     pack,
     packed_cost,
     plan_packs,
-    register,
     share_prefixes,
     span_masks,
 )
@@ -31,15 +31,13 @@ def tokens(trees, sequences):
 
 
 @pytest.fixture(scope="module", params=[None, 24], ids=["full", "window"])
-def classifiers(request):
-    """The same weights twice: for the reference, and for packed rows."""
-    register()
-    made = []
-    for _ in range(2):
-        torch.manual_seed(0)
-        made.append(MistralForSequenceClassification(tiny_config(100, sliding_window=request.param)).eval())
-    made[1].base_model.set_attn_implementation(PACKED_ATTENTION)
-    return made
+def models(request):
+    """The same weights twice: as transformers runs them, and in packed rows."""
+    config = tiny_config(100, sliding_window=request.param)
+    torch.manual_seed(0)
+    reference = MistralForSequenceClassification(config).eval()
+    ours = copy.deepcopy(reference)
+    return reference, RerankModel(ours.base_model, ours.score, torch.device("cpu"))
 
 
 def test_sequences_that_begin_alike_share_a_tree():
@@ -110,6 +108,25 @@ def test_a_row_has_no_padding_and_each_prefix_once():
     assert packed.last.tolist() == [2, 15, 17]
 
 
+def test_sequences_of_one_length_attend_in_one_call():
+    sequences = [[1, 2], [3, 4, 5], [6, 7], [*QUESTION, 1], [*QUESTION, 2], [8, 9, 10], [11, 12]]
+    packed = pack(sequences, share_prefixes(sequences))
+    assert packed.members == (1, 5, 0, 2, 6, 3, 4)
+    assert packed.last.tolist() == [2, 5, 7, 9, 11, 24, 25]
+    assert [(span.start, span.stop, span.sequences) for span in packed.spans] == [
+        (0, 6, 2),
+        (6, 12, 3),
+        (12, 24, 1),
+        (24, 26, 1),
+    ]
+
+
+def test_scores_of_sequences_of_one_length_equal_transformers_own(models):
+    reference, ours = models
+    sequences = [[i, *range(20, 20 + length), i] for i, length in enumerate([30, 30, 30, 5, 5, 60, 60], 1)]
+    assert ours.logits(sequences) == pytest.approx(plain_logits(reference, sequences), abs=1e-4)
+
+
 def test_a_mask_shows_the_prefix_and_what_came_before_of_the_same_sequence():
     sequences = [[*QUESTION, 1], [*QUESTION, 2, 3]]
     packed = pack(sequences, share_prefixes(sequences))
@@ -122,19 +139,16 @@ def test_a_mask_shows_the_prefix_and_what_came_before_of_the_same_sequence():
 
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
-def test_packed_scores_equal_transformers_own_one_at_a_time(classifiers, data):
-    reference, packed_model = classifiers
+def test_packed_scores_equal_transformers_own_one_at_a_time(models, data):
+    reference, ours = models
     ids = st.lists(st.integers(1, 99), min_size=1, max_size=40)
     prefixes = data.draw(st.lists(ids, min_size=1, max_size=3))
     rests = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
     sequences = [prefix + rest for prefix, rest in rests]
     found = [0.0] * len(sequences)
-    with torch.inference_mode():
-        for trees in plan_packs(sequences, data.draw(st.sampled_from([20, 100, 10_000]))):
-            packed = pack(sequences, trees)
-            logits = packed_logits(packed_model.base_model, packed_model.score, packed)
-            for member, logit in zip(packed.members, logits.tolist(), strict=True):
-                found[member] = logit
+    for batch in ours.plan(sequences, data.draw(st.sampled_from([20, 100, 10_000]))):
+        for member, logit in zip(batch, ours.logits([sequences[member] for member in batch]), strict=True):
+            found[member] = logit
     assert found == pytest.approx(plain_logits(reference, sequences), abs=1e-4)
 
 
@@ -153,20 +167,6 @@ def test_a_model_scores_alike_with_and_without_padding(tiny, tokenizer, pairs):
             logits |= dict(zip(batch, model.logits(rows), strict=True))
         found.append(list(logits.values()))
     assert found[0] == pytest.approx(found[1], abs=1e-4)
-
-
-def test_gradients_equal_those_of_single_sequences(classifiers):
-    reference, packed_model = classifiers
-    sequences = [[*QUESTION, *range(30, 30 + n)] for n in (1, 5, 20)] + [[7, 8, 9]]
-    packed = pack(sequences, share_prefixes(sequences))
-    packed_logits(packed_model.base_model, packed_model.score, packed).square().sum().backward()
-    sum(
-        reference(input_ids=torch.tensor([ids]), use_cache=False).logits.square().sum() for ids in sequences
-    ).backward()
-    for (name, weight), other in zip(reference.named_parameters(), packed_model.parameters(), strict=True):
-        assert torch.allclose(weight.grad, other.grad, rtol=1e-3, atol=1e-4), name
-    reference.zero_grad()
-    packed_model.zero_grad()
 
 
 def test_long_rests_attend_in_calls_of_bounded_size(monkeypatch):

@@ -148,7 +148,7 @@ def test_trap_13_only_running_out_of_memory_is_retried(tiny_reranker, tiny, monk
         calls.append(1)
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("mistral_rerank.local.model.packed_logits", fail)
+    monkeypatch.setattr("mistral_rerank.local.backbone.PackedBackbone.__call__", fail)
     with LocalReranker(str(tiny), device="cpu") as reranker, pytest.raises(RuntimeError, match="mat1"):
         reranker.score_pairs(PAIRS)
     assert len(calls) == 1
@@ -156,7 +156,7 @@ def test_trap_13_only_running_out_of_memory_is_retried(tiny_reranker, tiny, monk
 
 def test_trap_14_a_logit_that_is_not_a_number_is_an_error(tiny, monkeypatch):
     nan = torch.tensor([float("nan"), 1.0])
-    monkeypatch.setattr("mistral_rerank.local.model.packed_logits", lambda *_, **__: nan)
+    monkeypatch.setattr("mistral_rerank.local.model.apply_head", lambda *_: nan)
     with LocalReranker(str(tiny), device="cpu") as reranker, pytest.raises(ScoringError, match="nan"):
         reranker.score_pairs(PAIRS)
 

@@ -4,10 +4,11 @@ from peft import LoraConfig, get_peft_model
 from support import tiny_config
 from transformers import MistralConfig, MistralForSequenceClassification
 
-from mistral_rerank.local.model import packed_logits
 from mistral_rerank.local.packing import PACKED_ATTENTION, pack, register, share_prefixes
+from mistral_rerank.local.reading import LAST_TOKEN
 from mistral_rerank.training.finetune import LORA_TARGETS
 from mistral_rerank.training.memory import estimate
+from mistral_rerank.training.trainer import group_logits
 
 RUN = {"layers": 16, "adapted_layers": 16, "lora_rank": 16, "tokens": 4096, "bytes_of_weight": 2}
 
@@ -40,7 +41,7 @@ def test_activations_are_near_what_autograd_keeps():
     sequences = [[n % 90 + 1 for n in range(start, start + 100)] for start in range(8)]
     packed = pack(sequences, share_prefixes(sequences))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        packed_logits(classifier.base_model, classifier.score, packed)
+        group_logits(classifier, LAST_TOKEN, packs=[packed], places=torch.arange(8)[None])
     found = estimate(
         config, layers=4, adapted_layers=4, lora_rank=8, tokens=800, bytes_of_weight=4, activation_checkpointing=False
     )

@@ -29,10 +29,8 @@ class Contestant(Protocol):
 class Ours:
     """A reranker of this library."""
 
-    name = "mistral-rerank"
-
-    def __init__(self, reranker: Reranker) -> None:
-        self._reranker = reranker
+    def __init__(self, reranker: Reranker, *, name: str = "mistral-rerank") -> None:
+        self.name, self._reranker = name, reranker
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `Contestant.score`."""

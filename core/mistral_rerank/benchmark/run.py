@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 import tempfile
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,9 @@ from mistral_rerank.reranker import Observer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from mistral_rerank.benchmark.contestants import Contestant
     from mistral_rerank.benchmark.measure import Timing
+    from mistral_rerank.local.int8 import Quantization
 
 PACKAGES = ("mistral-rerank", "torch", "transformers", "sentence-transformers")
 
@@ -109,6 +112,7 @@ def bench(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    quantization: Quantization | None = None,
     workloads: Sequence[str] = tuple(SHAPES),
     against: Sequence[str] = (),
     rounds: int = 5,
@@ -123,6 +127,7 @@ def bench(
         model: "mini", a checkpoint folder or a hub id.
         device: as in `LocalReranker`; peers run on a CPU alone.
         dtype: as in `LocalReranker`; peers get the same.
+        quantization: as in `LocalReranker`; the same model without it is a peer then, so that its price shows.
         workloads: names of `SHAPES`.
         against: names of `PEERS`.
         rounds: how often each contestant scores each workload; the median counts.
@@ -137,7 +142,9 @@ def bench(
     """
     if unknown := sorted(set(workloads) - SHAPES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not a workload; the workloads are {', '.join(SHAPES)}")
-    with LocalReranker(model, device=device, dtype=dtype) as reranker, tempfile.TemporaryDirectory() as scratch:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        reranker = stack.enter_context(LocalReranker(model, device=device, dtype=dtype, quantization=quantization))
         if against and reranker.device.type != "cpu":
             raise SettingsError("peers are compared on a CPU alone; add --device cpu")
         merged = Path(scratch) / "merged"
@@ -146,11 +153,15 @@ def bench(
             (
                 merged / "chat_template.jinja"
             ).unlink()  # sentence-transformers would fill it and leave out the end token
-        contestants = [Ours(reranker), *open_peers(against, merged, reranker.dtype)]
+        contestants: list[Contestant] = [Ours(reranker)]
+        if quantization is not None:
+            whole = stack.enter_context(LocalReranker(model, device=device, dtype=dtype))
+            contestants.append(Ours(whole, name=f"without {quantization}"))
+        contestants += open_peers(against, merged, reranker.dtype)
         shapes = _linear_shapes(model)
         peak = (
             matmul_peak(shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
-            if reranker.device.type == "cpu"
+            if reranker.device.type == "cpu" and quantization is None
             else None
         )
         rows = []
@@ -179,7 +190,7 @@ def bench(
             progress(f"calls of {size} passages")
             made = [make_pairs(SHAPES[workloads[0]], questions=1, passages=size, seed=1 + n) for n in range(calls)]
             latency[size] = latencies(reranker.score_pairs, made)
-        return Report(_machine(model, reranker), tuple(rows), latency, _peak_memory())
+        return Report(_machine(model, reranker, quantization), tuple(rows), latency, _peak_memory())
 
 
 def _compare(ours: Timing, other: Timing) -> Against:
@@ -210,8 +221,8 @@ def _linear_shapes(model: str) -> list[tuple[int, int]]:
     return layer * (checkpoint.layers or config["num_hidden_layers"])
 
 
-def _machine(model: str, reranker: LocalReranker) -> dict[str, str]:
-    versions = []
+def _machine(model: str, reranker: LocalReranker, quantization: str | None) -> dict[str, str]:
+    versions, dtype = [], str(reranker.dtype).removeprefix("torch.")
     for package in PACKAGES:
         try:
             versions.append(f"{package} {version(package)}")
@@ -220,7 +231,7 @@ def _machine(model: str, reranker: LocalReranker) -> dict[str, str]:
     return {
         "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
         "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
-        "model": f"{model} on {reranker.device} in {str(reranker.dtype).removeprefix('torch.')}",
+        "model": f"{model} on {reranker.device} in {' and '.join(filter(None, (quantization, dtype)))}",
     }
 
 

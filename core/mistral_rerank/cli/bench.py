@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mistral_rerank.cli.options import Device, Dtype, Model, app, given, stderr
+from mistral_rerank.cli.options import Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def bench(
     model: Model = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
     workload: Annotated[
         list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
     ] = None,
@@ -35,11 +36,12 @@ def bench(
     from mistral_rerank.benchmark.run import bench as measure
     from mistral_rerank.benchmark.workloads import SHAPES
 
-    settings = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
+    settings = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
     report = measure(
         settings.named_model,
         device=settings.device,
         dtype=settings.dtype,
+        quantization=settings.quantization,
         workloads=workload or tuple(SHAPES),
         against=against.split(",") if against else (),
         rounds=rounds,
@@ -61,12 +63,13 @@ def _print(report: Report) -> None:
     for peer in report.rows[0].against:
         table.add_column(f"x {peer.name}")
         table.add_column("tau")
+        table.add_column("max diff")
     for row in report.rows:
         share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
         cells = [row.workload, str(row.pairs), f"{row.pairs_per_second:.1f}", f"{row.tokens_per_second:.0f}"]
         cells += [f"{row.computed:.2f}", share]
         for peer in row.against:
-            cells += [f"{peer.times_as_fast:.2f}", f"{peer.kendall_tau:.3f}"]
+            cells += [f"{peer.times_as_fast:.2f}", f"{peer.kendall_tau:.3f}", f"{peer.largest_difference:.2g}"]
         table.add_row(*cells)
     console.print(table)
     for size, (median, slow) in report.latency.items():

@@ -17,23 +17,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from mistral_rerank.local.last_layer import LastLayer, is_known
-from mistral_rerank.local.packing import (
-    PACKED_ATTENTION,
-    pack,
-    packed_cost,
-    plan_packs,
-    register,
-    span_masks,
-    trees_of,
-)
+from mistral_rerank.errors import CheckpointError
+from mistral_rerank.local.backbone import PackedBackbone, is_known
+from mistral_rerank.local.packing import pack, packed_cost, plan_packs, trees_of
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.local.packing import Pack, PackedCost
+    from mistral_rerank.local.int8 import Quantization
+    from mistral_rerank.local.packing import PackedCost
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,9 +58,9 @@ def pooled_logits(
     mask = _both_ways(lengths, getattr(backbone.config, "sliding_window", None)) if reading.bidirectional else None
     hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     if not reading.mean:
-        return _apply(head, hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
+        return apply_head(head, hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
     real = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[:, :, None]
-    return _apply(head, hidden.float().masked_fill(~real, 0.0).sum(1) / lengths[:, None])
+    return apply_head(head, hidden.float().masked_fill(~real, 0.0).sum(1) / lengths[:, None])
 
 
 def _both_ways(lengths: torch.Tensor, window: int | None) -> torch.Tensor:
@@ -78,45 +72,8 @@ def _both_ways(lengths: torch.Tensor, window: int | None) -> torch.Tensor:
     return (seen | own)[:, None]
 
 
-def packed_logits(
-    backbone: nn.Module,
-    head: nn.Module,
-    packed: Pack,
-    last_layer: LastLayer | None = None,
-    *,
-    reading: Reading = LAST_TOKEN,
-) -> torch.Tensor:
-    """Run the backbone and the binary head on one row of sequences without padding.
-
-    Args:
-        backbone: as for `pooled_logits`, with `PACKED_ATTENTION` as its attention.
-        head: maps (rows, hidden) float32 to (rows, 1).
-        packed: the row, on any device.
-        last_layer: what was taken out of the backbone, if it was.
-        reading: how the model reads a sequence; the row is laid out for it.
-
-    Returns:
-        (members,) float32.
-
-    """
-    packed = packed.to(next(backbone.parameters()).device)
-    masks = span_masks(packed, window=getattr(backbone.config, "sliding_window", None))
-    hidden = backbone(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        attention_mask=None,
-        use_cache=False,
-        spans=packed.spans,
-        masks=masks,
-    ).last_hidden_state
-    if last_layer is not None:
-        return _apply(head, last_layer(hidden, packed, masks))
-    if not reading.mean:
-        return _apply(head, hidden[0, packed.last])
-    return _apply(head, torch.stack([hidden[0, span.start : span.stop].float().mean(0) for span in packed.spans]))
-
-
-def _apply(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+def apply_head(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Map pooled states (rows, hidden) to logits (rows,) in float32."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits: torch.Tensor = head(hidden.float()).squeeze(-1)
     return logits
@@ -131,6 +88,10 @@ class RerankModel:
         device: where to run.
         reading: how it reads a sequence.
         packed: whether batches have no padding; None: on a CPU, for architectures that are known here.
+        quantization: of a backbone for batches without padding.
+
+    Raises:
+        CheckpointError: the quantization is not for this architecture.
 
     """
 
@@ -142,16 +103,17 @@ class RerankModel:
         *,
         reading: Reading = LAST_TOKEN,
         packed: bool | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
         self._head = head.float().eval().requires_grad_(False)
         self._device = device
         self._reading = reading
-        self._packed = (device.type == "cpu" and is_known(backbone)) if packed is None else packed
-        if self._packed:
-            register()
-            backbone.set_attn_implementation(PACKED_ATTENTION)  # type: ignore[operator]
-        self._last_layer = LastLayer(backbone) if self._packed and not reading.mean else None
+        self._packed: PackedBackbone | None = None
+        if (device.type == "cpu" and is_known(backbone)) if packed is None else packed:
+            self._packed = PackedBackbone(backbone, quantization)
+        elif quantization is not None:
+            raise CheckpointError(f"quantization {quantization!r} is for the Mistral and Llama architectures")
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""
@@ -187,12 +149,12 @@ class RerankModel:
         raise MemoryError(message)
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        if not self._packed:
+        if self._packed is None:
             ids, lengths = pad(sequences)
             on_device = ids.to(self._device), lengths.to(self._device)
             return pooled_logits(self._backbone, self._head, *on_device, self._reading).tolist()
         trees = trees_of(sequences, share=self._reading.shares)
         packed = pack(sequences, trees, causal=not self._reading.bidirectional)
-        found = packed_logits(self._backbone, self._head, packed, self._last_layer, reading=self._reading).tolist()
+        found = apply_head(self._head, self._packed(packed, mean=self._reading.mean)).tolist()
         logits = dict(zip(packed.members, found, strict=True))
         return [logits[position] for position in range(len(sequences))]

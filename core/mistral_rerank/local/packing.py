@@ -29,6 +29,9 @@ SHORTEST_PREFIX = 8
 SPAN_TOKENS = 256
 """Short rests of one tree attend together, in calls of at most this many tokens."""
 
+PLAIN_SCORES = 400**2
+"""With so many pairs of a query and a key, all scores still fit into a core's cache."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -50,6 +53,7 @@ class Span:
     Attributes:
         start: the first of its tokens.
         stop: the one after its last.
+        sequences: how many it holds whole, all of one length; 1 for a prefix, or for the rests after one.
         prefix: (start, stop) of the tokens before them that they all see; None for a whole sequence or prefix.
         rests: how many tokens each sequence has in it, where there is a prefix.
         causal: whether its tokens look back alone.
@@ -58,14 +62,20 @@ class Span:
 
     start: int
     stop: int
+    sequences: int = 1
     prefix: tuple[int, int] | None = None
     rests: tuple[int, ...] = ()
     causal: bool = True
 
     def seen(self, states: torch.Tensor) -> torch.Tensor:
-        """Take keys or values (1, heads, tokens, width) of the prefix, if there is one, and of the span itself."""
-        own = states[:, :, self.start : self.stop]
+        """Take keys or values of the prefix, if there is one, and of the span, from those of all tokens, `apart`."""
+        own = self.apart(states[:, :, self.start : self.stop])
         return own if self.prefix is None else torch.cat([states[:, :, slice(*self.prefix)], own], 2)
+
+    def apart(self, states: torch.Tensor) -> torch.Tensor:
+        """Take (1, heads, tokens, width) apart into its sequences: (sequences, heads, tokens of each, width)."""
+        _, heads, _, width = states.shape
+        return states.reshape(heads, self.sequences, -1, width).transpose(0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,7 @@ def _cut(tree: Tree, sequences: Sequence[Sequence[int]], budget: int) -> list[Tr
 
 
 def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: bool = True) -> Pack:
-    """Lay the sequences of some trees out in one row, tree after tree.
+    """Lay the sequences of some trees out in one row, long ones first, so that those of one length are neighbours.
 
     Args:
         sequences: token ids.
@@ -208,14 +218,18 @@ def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: b
     positions: list[int] = []
     last: list[int] = []
     spans: list[Span] = []
+    trees = sorted(trees, key=lambda tree: (tree.prefix > 0, -len(sequences[tree.members[0]])))
     for tree in trees:
         if not tree.prefix:
             for member in tree.members:
-                start = len(ids)
+                start, length = len(ids), len(sequences[member])
                 ids += sequences[member]
-                positions += range(len(sequences[member]))
+                positions += range(length)
                 last.append(len(ids) - 1)
-                spans.append(Span(start, len(ids), causal=causal))
+                if spans and start - spans[-1].start == length * spans[-1].sequences:
+                    spans[-1] = replace(spans[-1], stop=len(ids), sequences=spans[-1].sequences + 1)
+                else:
+                    spans.append(Span(start, len(ids), causal=causal))
             continue
         prefix = (len(ids), len(ids) + tree.prefix)
         ids += sequences[tree.members[0]][: tree.prefix]
@@ -226,13 +240,13 @@ def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: b
         for member in tree.members:
             rest = sequences[member][tree.prefix :]
             if rests and len(ids) - start + len(rest) > SPAN_TOKENS:
-                spans.append(Span(start, len(ids), prefix, tuple(rests)))
+                spans.append(Span(start, len(ids), prefix=prefix, rests=tuple(rests)))
                 start, rests = len(ids), []
             ids += rest
             positions += range(tree.prefix, tree.prefix + len(rest))
             last.append(len(ids) - 1)
             rests.append(len(rest))
-        spans.append(Span(start, len(ids), prefix, tuple(rests)))
+        spans.append(Span(start, len(ids), prefix=prefix, rests=tuple(rests)))
     members = tuple(member for tree in trees for member in tree.members)
     return Pack(torch.tensor([ids]), torch.tensor([positions]), members, torch.tensor(last), tuple(spans))
 
@@ -245,8 +259,9 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
         window: the most positions that a token looks back, itself included; None for all.
 
     Returns:
-        One (tokens, keys) bool mask a span, on the row's device, keys being the prefix and then the span itself;
-        None where plain attention, causal or not as the span says, is the same.
+        One (tokens, keys) bool mask a span, on the row's device: the tokens are those of the span, or of each of its
+        sequences, and the keys are the prefix and then the same tokens. None where plain attention, causal or not as
+        the span says, is the same.
 
     """
     places = packed.positions[0]
@@ -254,6 +269,7 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
     for span in packed.spans:
         queries = places[span.start : span.stop]
         if span.prefix is None:
+            queries = queries[: len(queries) // span.sequences]
             if window is None or len(queries) <= window:
                 masks.append(None)
                 continue
@@ -270,8 +286,14 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
     return masks
 
 
+def sequence_means(hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
+    """Average states (tokens, hidden) over each sequence of a row that shares nothing: (members, hidden) float32."""
+    spans = ((span, hidden[span.start : span.stop]) for span in packed.spans)
+    return torch.cat([states.view(span.sequences, -1, states.shape[-1]).float().mean(1) for span, states in spans])
+
+
 def packed_attention(
-    _module: torch.nn.Module,
+    _module: torch.nn.Module | None,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -298,10 +320,11 @@ def packed_attention(
     """
     outputs = []
     for span, mask in zip(spans, masks, strict=True):
-        own = query[:, :, span.start : span.stop]
+        own = span.apart(query[:, :, span.start : span.stop])
         causal = span.causal and mask is None
-        outputs.append(attend(own, span.seen(key), span.seen(value), mask, scaling, is_causal=causal))
-    return torch.cat(outputs, 2).transpose(1, 2), None
+        found = attend(own, span.seen(key), span.seen(value), mask, scaling, is_causal=causal)
+        outputs.append(found.transpose(1, 2).flatten(0, 1))
+    return torch.cat(outputs)[None], None
 
 
 def attend(
@@ -313,13 +336,37 @@ def attend(
     *,
     is_causal: bool = False,
 ) -> torch.Tensor:
-    """Attention with fewer key heads than query heads; shapes as in `packed_attention`, the result as the query."""
+    """Attention with fewer key heads than query heads; shapes as `Span.apart` gives them, the result as the query."""
+    if query.requires_grad and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= PLAIN_SCORES:
+        return _attend_plainly(query, key, value, mask, scaling, is_causal=is_causal)
     if mask is not None and query.device.type == "cuda":  # with a mask its fast kernels take equal numbers of heads
         repeats = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=is_causal, scale=scaling, enable_gqa=True
     )
+
+
+def _attend_plainly(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float | None,
+    *,
+    is_causal: bool,
+) -> torch.Tensor:
+    """Attention as products and a softmax, whose backward pass on a CPU takes a third of the fused kernel's time."""
+    (sequences, _, tokens, width), heads = query.shape, key.shape[1]
+    if is_causal:
+        mask = query.new_ones(tokens, key.shape[2], dtype=torch.bool).tril()
+    with torch.autocast("cpu", enabled=False):
+        scaled = query * (width**-0.5 if scaling is None else scaling)
+        scores = scaled.reshape(sequences, heads, -1, width) @ key.transpose(-1, -2)
+        if mask is not None:
+            unseen = scores.new_zeros(mask.shape).masked_fill(~mask, float("-inf"))
+            scores = (scores.view(sequences, heads, -1, *mask.shape) + unseen).view(scores.shape)
+        return (scores.softmax(-1) @ value).view(query.shape)
 
 
 def register() -> None:

@@ -17,6 +17,7 @@ from mistral_rerank.reranker import Observer, Overflow, Pair, Reranker, Score, c
 try:
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.int8 import Quantization, check_quantization
     from mistral_rerank.local.model import RerankModel
     from mistral_rerank.local.tokens import EncodedPair, PairTokenizer
 except ImportError as error:
@@ -46,6 +47,8 @@ class LocalReranker(Reranker):
         model: "mini", a checkpoint folder or a hub id.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
+        quantization: "int8" for weights and inputs of most linears in bytes, on a CPU with VNNI instructions; the
+            scores are not quite the same. None for neither.
         max_length: the most tokens of a pair; None for the checkpoint's own limit.
         overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts
             ("chunk"), or refused ("error"). The question is never cut.
@@ -55,7 +58,7 @@ class LocalReranker(Reranker):
         cache_size: keep the scores of so many pairs for the next time they are asked for; 0 for none.
 
     Raises:
-        SettingsError: the device is not here, or the dtype is not known.
+        SettingsError: the device is not here, the dtype is not known, or the quantization cannot be done here.
 
     """
 
@@ -65,6 +68,7 @@ class LocalReranker(Reranker):
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: Quantization | None = None,
         max_length: int | None = None,
         overflow: Overflow = "truncate",
         batch_tokens: int | None = None,
@@ -75,6 +79,7 @@ class LocalReranker(Reranker):
         self._options = {
             "device": device,
             "dtype": dtype,
+            "quantization": quantization,
             "max_length": max_length,
             "overflow": overflow,
             "batch_tokens": batch_tokens,
@@ -84,12 +89,14 @@ class LocalReranker(Reranker):
         self._cache = ScoreCache(cache_size)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
+        check_quantization(quantization, self.device, self.dtype)
         self._engine = Engine(
             functools.partial(
                 LoadedCheckpoint,
                 model,
                 device=self.device,
                 dtype=self.dtype,
+                quantization=quantization,
                 max_length=max_length,
                 overflow=overflow,
             ),
@@ -150,6 +157,7 @@ class LoadedCheckpoint:
         *,
         device: torch.device,
         dtype: torch.dtype,
+        quantization: Quantization | None,
         max_length: int | None,
         overflow: Overflow,
     ) -> None:
@@ -165,9 +173,9 @@ class LoadedCheckpoint:
             overflow=overflow,
         )
         backbone, head = loaded.base_model.to(device), loaded.score.to(device)
-        self._model = RerankModel(backbone, head, device, reading=config.reading)
+        self._model = RerankModel(backbone, head, device, reading=config.reading, quantization=quantization)
         self._calibration = config.calibration
-        logger.info("loaded %s on %s in %s", model, device, dtype)
+        logger.info("loaded %s on %s in %s", model, device, quantization or dtype)
 
     def encode(self, pairs: Sequence[Pair], overflow: Overflow | None) -> list[EncodedPair]:
         """Tokenize pairs, and say in the log how many passages had to be cut."""

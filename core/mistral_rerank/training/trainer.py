@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.model import packed_logits
-from mistral_rerank.local.packing import Pack, pack, plan_packs
+from mistral_rerank.local.model import apply_head
+from mistral_rerank.local.packing import Pack, pack, plan_packs, sequence_means, span_masks
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
 from mistral_rerank.training.losses import Loss, group_loss
 from mistral_rerank.training.validation import ndcg
@@ -76,8 +76,22 @@ def group_logits(
         (questions, passages) float32.
 
     """
-    rows = [packed_logits(classifier.base_model, classifier.score, packed, reading=reading) for packed in packs]
-    return torch.cat(rows)[places]
+    return torch.cat([_row_logits(classifier, reading, packed) for packed in packs])[places]
+
+
+def _row_logits(classifier: Any, reading: Reading, packed: Pack) -> torch.Tensor:
+    """Run one row, whose attention is `PACKED_ATTENTION`: (members,) float32."""
+    backbone = classifier.base_model
+    packed = packed.to(next(backbone.parameters()).device)
+    hidden = backbone(
+        input_ids=packed.ids,
+        position_ids=packed.positions,
+        attention_mask=None,
+        use_cache=False,
+        spans=packed.spans,
+        masks=span_masks(packed, window=getattr(backbone.config, "sliding_window", None)),
+    ).last_hidden_state[0]
+    return apply_head(classifier.score, sequence_means(hidden, packed) if reading.mean else hidden[packed.last])
 
 
 class LossProgress(transformers.ProgressCallback):

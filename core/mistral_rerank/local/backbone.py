@@ -1,0 +1,225 @@
+"""The forward of a row without padding, for inference: transformers' Mistral and Llama, with less around the sums.
+
+Large intermediate results lie in memory that all layers of a forward share; a CPU would otherwise spend much of its
+time on fresh pages. And only one hidden state of a sequence reaches the head: the layers below the last one need
+every token, and so do its keys and values; its queries, its output projection and its MLP are needed where a sequence
+ends, and nowhere else. For a base cut to 16 layers that is a sixteenth of the work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+
+from mistral_rerank.local.int8 import LEFT_OUT, Int8Linear, Rounding
+from mistral_rerank.local.packing import attend, packed_attention, sequence_means, span_masks
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mistral_rerank.local.int8 import Quantization
+    from mistral_rerank.local.packing import Pack
+
+
+def is_known(backbone: Any) -> bool:
+    """Tell whether a backbone is a Mistral's or a Llama's: all layers alike, attention without extras."""
+    return all(type(layer) in (MistralDecoderLayer, LlamaDecoderLayer) for layer in backbone.layers)
+
+
+class PackedBackbone:
+    """A backbone for rows without padding.
+
+    Args:
+        backbone: one that `is_known`, on its device. Its layers are taken out of it one by one, so that weights that
+            are stored anew are not held twice.
+        quantization: how most linears are stored; None for as they are.
+
+    """
+
+    def __init__(self, backbone: Any, quantization: Quantization | None = None) -> None:
+        self._embed, self._rotary, self._norm = backbone.embed_tokens, backbone.rotary_emb, _Norm(backbone.norm)
+        self._window: int | None = getattr(backbone.config, "sliding_window", None)
+        self._inner: int = backbone.config.intermediate_size
+        self._layers: list[_Layer] = []
+        while backbone.layers:
+            self._layers.append(_Layer(backbone.layers.pop(0), quantization))
+
+    def __call__(self, packed: Pack, *, mean: bool = False) -> Tensor:
+        """Run one row.
+
+        Args:
+            packed: the row, on any device.
+            mean: whether all hidden states of a sequence are pooled, and not the last one.
+
+        Returns:
+            (members, hidden): the pooled final hidden state of each sequence.
+
+        """
+        packed = packed.to(self._embed.weight.device)
+        hidden: Tensor = self._embed(packed.ids)[0]
+        row = _Row(packed, self._window, self._rotary(hidden, packed.positions), hidden, self._inner)
+        for layer in self._layers if mean else self._layers[:-1]:
+            hidden = layer(hidden, row)
+        if mean:
+            return sequence_means(self._norm(hidden, row), packed)
+        return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
+
+
+class _Row:
+    """What the layers of a forward share: the row, and memory for one result after another.
+
+    Attributes:
+        packed: the row.
+        masks: what `span_masks` says of it.
+        cosines: (tokens, 1, width of a head), of the rotary embedding.
+        sines: likewise.
+        wide: (tokens, hidden) float32.
+        normed: (tokens, hidden).
+        output: (tokens, hidden).
+        gate: (tokens, inner).
+        up: (tokens, inner).
+        rounding: of the inputs of linears in 8 bits.
+
+    """
+
+    def __init__(
+        self, packed: Pack, window: int | None, turns: tuple[Tensor, Tensor], hidden: Tensor, inner: int
+    ) -> None:
+        self.packed, self.masks = packed, span_masks(packed, window=window)
+        self.cosines, self.sines = turns[0][0, :, None], turns[1][0, :, None]
+        self.wide = torch.empty_like(hidden, dtype=torch.float32)
+        self.normed, self.output = torch.empty_like(hidden), torch.empty_like(hidden)
+        self.gate, self.up = hidden.new_empty(len(hidden), inner), hidden.new_empty(len(hidden), inner)
+        self.rounding = Rounding()
+
+
+class _Linear(Protocol):
+    """Multiplies (tokens, inputs) to (tokens, outputs), which may lie in `out`."""
+
+    def __call__(self, states: Tensor, row: _Row, /, out: Tensor | None = None) -> Tensor: ...
+
+
+class _WholeLinear:
+    """A linear with the weights that it has."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._weight, self._bias = (
+            linear.weight.detach().T,
+            linear.bias if linear.bias is None else linear.bias.detach(),
+        )
+
+    def __call__(self, states: Tensor, _: _Row, out: Tensor | None = None) -> Tensor:
+        if self._bias is None:
+            return torch.mm(states, self._weight, out=out)
+        return torch.addmm(self._bias, states, self._weight, out=out)
+
+
+class _RoundedLinear:
+    """A linear in 8 bits."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear = Int8Linear(linear)
+
+    def __call__(self, states: Tensor, row: _Row, out: Tensor | None = None) -> Tensor:  # noqa: ARG002 - it cannot
+        return self._linear(*row.rounding(states))
+
+
+class _Norm:
+    """Root mean square normalization of tokens, in float32."""
+
+    def __init__(self, norm: Any) -> None:
+        self._weight, self._epsilon = norm.weight.detach(), norm.variance_epsilon
+
+    def __call__(self, hidden: Tensor, row: _Row) -> Tensor:
+        """Give (tokens, hidden) in the row's memory."""
+        wide = row.wide[: len(hidden)].copy_(hidden)
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        wide.mul_((length.square() / wide.shape[-1] + self._epsilon).rsqrt_())
+        return row.normed[: len(hidden)].copy_(wide).mul_(self._weight)
+
+
+class _Layer:
+    """One decoder layer."""
+
+    def __init__(self, layer: Any, quantization: Quantization | None) -> None:
+        def linear(module: Any, name: str) -> _Linear:
+            whole = quantization is None or name in LEFT_OUT
+            return _WholeLinear(getattr(module, name)) if whole else _RoundedLinear(getattr(module, name))
+
+        attention, mlp = layer.self_attn, layer.mlp
+        self._width, self._scaling, self._activation = attention.head_dim, attention.scaling, mlp.act_fn
+        self._activation.inplace = True  # where it can be, as SiLU can
+        self._before, self._between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._query, self._key = linear(attention, "q_proj"), linear(attention, "k_proj")
+        self._value, self._output = linear(attention, "v_proj"), linear(attention, "o_proj")
+        self._gate, self._up, self._down = linear(mlp, "gate_proj"), linear(mlp, "up_proj"), linear(mlp, "down_proj")
+
+    def __call__(self, hidden: Tensor, row: _Row) -> Tensor:
+        """Run all tokens.
+
+        Args:
+            hidden: (tokens, hidden), what the layers below give; it is overwritten.
+            row: where they come from.
+
+        Returns:
+            (tokens, hidden).
+
+        """
+        normed = self._before(hidden, row)
+        query = self._turned(self._query(normed, row), row.cosines, row.sines)
+        mixed, _ = packed_attention(
+            None,
+            query,
+            *self._keys(normed, row),
+            None,
+            spans=row.packed.spans,
+            masks=row.masks,
+            scaling=self._scaling,
+        )
+        return self._finish(hidden, mixed[0].flatten(1), row)
+
+    def at_the_ends(self, hidden: Tensor, row: _Row) -> Tensor:
+        """Run the last token of each sequence, which looks at all others: (members, hidden)."""
+        last, normed = row.packed.last, self._before(hidden, row)
+        query = self._turned(self._query(normed[last], row), row.cosines[last], row.sines[last])
+        key, value = self._keys(normed, row)
+        places, done, mixed = last.tolist(), 0, []
+        for span, mask in zip(row.packed.spans, row.masks, strict=True):
+            ends = [place - span.start for place in places[done:] if place < span.stop]
+            if not ends:
+                continue  # a prefix: no sequence ends in it
+            own = span.apart(query[:, :, done : done + len(ends)])
+            seen = None if mask is None else mask[ends[: own.shape[2]]]
+            found = attend(own, span.seen(key), span.seen(value), seen, self._scaling)
+            mixed.append(found.transpose(1, 2).flatten(0, 1))
+            done += len(ends)
+        return self._finish(hidden[last], torch.cat(mixed).flatten(1), row)
+
+    def _keys(self, normed: Tensor, row: _Row) -> tuple[Tensor, Tensor]:
+        """Give keys and values: (1, key heads, tokens, width)."""
+        key, value = self._key(normed, row), self._value(normed, row)
+        return self._turned(key, row.cosines, row.sines), self._heads(value).transpose(0, 1)[None]
+
+    def _heads(self, states: Tensor) -> Tensor:
+        """Split (tokens, heads x width) into (tokens, heads, width)."""
+        return states.view(len(states), -1, self._width)
+
+    def _turned(self, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        """Apply the rotary embedding to (tokens, heads x width): (1, heads, tokens, width)."""
+        heads, half = self._heads(states), self._width // 2
+        turned = heads * cosines
+        turned[..., :half].addcmul_(heads[..., half:], sines[..., :half], value=-1)
+        turned[..., half:].addcmul_(heads[..., :half], sines[..., half:])
+        return turned.transpose(0, 1)[None]
+
+    def _finish(self, hidden: Tensor, mixed: Tensor, row: _Row) -> Tensor:
+        """Add the attention's output, (tokens, heads x width), to `hidden`, and then that of the MLP."""
+        output, gate, up = row.output[: len(hidden)], row.gate[: len(hidden)], row.up[: len(hidden)]
+        hidden.add_(self._output(mixed, row, output))
+        normed = self._between(hidden, row)
+        gated: Tensor = self._activation(self._gate(normed, row, gate)).mul_(self._up(normed, row, up))
+        return hidden.add_(self._down(gated, row, output))

@@ -1,0 +1,114 @@
+"""Linears in 8 bits, for inference on a CPU: its VNNI instructions multiply bytes twice as fast as bfloat16.
+
+Weights are rounded once, with a scale for each output; inputs as they come, with a scale for each token. What is left
+as it was costs more order than the time it would save: `v_proj` is small, and the inputs of `down_proj` hold single
+values far above the rest.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from mistral_rerank.errors import SettingsError
+
+Quantization = Literal["int8"]
+
+LEFT_OUT = ()
+
+LARGEST = 126
+"""What a token's largest magnitude becomes; rounding of the scale might take 127 past a byte."""
+MIDDLE = 128
+"""What stands for zero in an unsigned byte, whose products are faster than a signed one's: its sign bit, flipped."""
+
+
+def check_quantization(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
+    """See that this machine does it.
+
+    Raises:
+        SettingsError: it does not, or there is no such quantization.
+
+    """
+    if name is None:
+        return
+    if name not in get_args(Quantization):
+        raise SettingsError(f"quantization {name!r} is not known; give 'int8', or leave it out")
+    if device.type != "cpu" or not multiplies_bytes():
+        raise SettingsError(f"quantization 'int8' runs on a CPU with VNNI instructions, not on this {device.type}")
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise SettingsError("quantization 'int8' goes with dtype 'float32' or 'bfloat16'")
+
+
+def multiplies_bytes() -> bool:
+    """Tell whether the CPU has instructions for it; without them sums of products of bytes can overflow."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(able.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
+
+
+class Rounding:
+    """Rounds inputs; linears that are given the same one in turn, as `q_proj` and `k_proj` are, share the result.
+
+    A result lies in memory that the next one overwrites.
+    """
+
+    def __init__(self) -> None:
+        self._last: torch.Tensor | None = None
+        self._rounded: tuple[torch.Tensor, torch.Tensor]
+        self._scaled, self._bytes = torch.empty(0), torch.empty(0, dtype=torch.int8)
+
+    def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give bytes (tokens, inputs), and what `LARGEST` stands for in each token, (tokens, 1) as `states`."""
+        if states is not self._last:
+            largest = _largest(states).clamp_min(torch.finfo(states.dtype).tiny * LARGEST)
+            if self._bytes.numel() < states.numel():
+                self._scaled, self._bytes = torch.empty(states.numel()), torch.empty(states.numel(), dtype=torch.int8)
+            scaled, signed = (room[: states.numel()].view(states.shape) for room in (self._scaled, self._bytes))
+            signed.copy_(torch.mul(states, LARGEST / largest.float(), out=scaled).round_())
+            self._last, self._rounded = states, (signed.view(torch.uint8).bitwise_xor_(MIDDLE), largest)
+        return self._rounded
+
+
+def _largest(states: torch.Tensor) -> torch.Tensor:
+    """Give each token's largest magnitude, (tokens, 1): without the sign bit, floats are in order as integers."""
+    integer = {2: torch.int16, 4: torch.int32}[states.itemsize]
+    return states.view(integer).bitwise_and(torch.iinfo(integer).max).amax(-1, keepdim=True).view(states.dtype)
+
+
+class Int8Linear:
+    """A linear whose weights and inputs are bytes, and whose output has the dtype that its weights had.
+
+    Args:
+        linear: on the CPU; it is not needed afterwards.
+
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._dtype = linear.weight.dtype
+        weight = linear.weight.detach().float()
+        scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * 127) / 127
+        rounded = (weight / scales[:, None]).round_().to(torch.int8)
+        self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
+        self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
+        self._bias = None if linear.bias is None else linear.bias.detach()
+
+    def __call__(self, rounded: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+        """Multiply what `Rounding` gives to (tokens, outputs)."""
+        products: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+            rounded,
+            1 / LARGEST,
+            MIDDLE,
+            self._weight,
+            self._scales,
+            self._zeros,
+            None,  # the bias comes after a token's own scale
+            1.0,
+            0,
+            self._dtype,
+            "none",
+            [],
+            "",
+        )
+        products.mul_(largest)
+        return products if self._bias is None else products.add_(self._bias)

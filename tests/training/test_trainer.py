@@ -1,0 +1,64 @@
+"""The forward that is trained: rows without padding through transformers' own modules."""
+
+import copy
+
+import pytest
+import torch
+from support import plain_logits, tiny_config
+from transformers import MistralForSequenceClassification
+
+from mistral_rerank.local import packing
+from mistral_rerank.local.packing import PACKED_ATTENTION, pack, register, share_prefixes
+from mistral_rerank.local.reading import LAST_TOKEN
+from mistral_rerank.training.trainer import group_logits
+
+QUESTION = list(range(10, 22))
+SEQUENCES = [[*QUESTION, *range(30, 30 + rest)] for rest in (1, 5, 20)] + [[7, 8, 9], [5, 6, 4]]
+
+
+@pytest.fixture(scope="module", params=[None, 24], ids=["full", "window"])
+def classifiers(request):
+    """The same weights twice: for the reference, and for packed rows."""
+    register()
+    torch.manual_seed(0)
+    reference = MistralForSequenceClassification(tiny_config(100, sliding_window=request.param)).eval()
+    packed = copy.deepcopy(reference)
+    packed.base_model.set_attn_implementation(PACKED_ATTENTION)
+    return reference, packed
+
+
+def logits(classifier):
+    row = pack(SEQUENCES, share_prefixes(SEQUENCES))
+    return group_logits(classifier, LAST_TOKEN, packs=[row], places=torch.tensor(row.members).argsort())
+
+
+@pytest.mark.parametrize("plain_scores", [0, packing.PLAIN_SCORES], ids=["fused", "plain"])
+def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monkeypatch, plain_scores):
+    monkeypatch.setattr(packing, "PLAIN_SCORES", plain_scores)
+    reference, packed = classifiers
+    found = logits(packed)
+    assert found.tolist() == pytest.approx(plain_logits(reference, SEQUENCES), abs=1e-4)
+    found.square().sum().backward()
+    sum(
+        reference(input_ids=torch.tensor([ids]), use_cache=False).logits.square().sum() for ids in SEQUENCES
+    ).backward()
+    for (name, weight), other in zip(reference.named_parameters(), packed.parameters(), strict=True):
+        assert torch.allclose(weight.grad, other.grad, rtol=1e-3, atol=1e-4), name
+    reference.zero_grad()
+    packed.zero_grad()
+
+
+def test_attention_that_is_trained_in_bfloat16_is_near_the_fused_one(monkeypatch):
+    torch.manual_seed(0)
+    query, key, value = (
+        torch.randn(2, heads, 30, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
+    )
+    found = {}
+    for plain_scores in (0, packing.PLAIN_SCORES):
+        monkeypatch.setattr(packing, "PLAIN_SCORES", plain_scores)
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = packing.attend(query, key, value, None, None, is_causal=True)
+        found[plain_scores] = [mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))]
+    for plain, fused in zip(*found.values(), strict=True):
+        assert plain.dtype == fused.dtype == torch.bfloat16
+        assert (plain - fused).abs().max() < 0.03 * fused.abs().max()
