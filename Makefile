@@ -53,3 +53,4 @@ lint: setup  ## format, lint and types
 
 bench: setup  ## the tables of the docs that need no data of their own
 	$(BIN)/python benchmarks/full_size.py
+	$(BIN)/python benchmarks/local.py

@@ -16,13 +16,13 @@ from pathlib import Path
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
-    """Write random bfloat16 weights and a small tokenizer."""
+def write_checkpoint(folder: Path, **shape: int) -> None:
+    """Write random bfloat16 weights and a small tokenizer; what `shape` does not say is as in Mistral-7B."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import MistralConfig, MistralForSequenceClassification, PreTrainedTokenizerFast
 
-    config = MistralConfig(num_hidden_layers=layers, num_labels=1, sliding_window=4096, pad_token_id=0)
+    config = MistralConfig(num_labels=1, sliding_window=4096, pad_token_id=0, **shape)
     torch.set_default_dtype(torch.bfloat16)
     MistralForSequenceClassification(config).save_pretrained(folder)
     backend = ByteLevelBPETokenizer()
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.write:
-        write_checkpoint(options.write, options.layers)
+        write_checkpoint(options.write, num_hidden_layers=options.layers)
         return
     import torch
     import transformers

@@ -43,15 +43,15 @@ class SentenceTransformers:
     Args:
         folder: a whole checkpoint, as `export --merged` writes it.
         dtype: what to run in.
+        name: of the contestant.
 
     Raises:
         MissingDependencyError: the extra `dense` is not installed.
 
     """
 
-    name = "sentence-transformers"
-
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, *, name: str = "sentence-transformers") -> None:
+        self.name = name
         try:
             from sentence_transformers import CrossEncoder
         except ImportError as error:
@@ -110,8 +110,15 @@ class Transformers:
         return logits
 
 
+def _in_float32(folder: Path, _: torch.dtype) -> SentenceTransformers:
+    import torch
+
+    return SentenceTransformers(folder, torch.float32, name="sentence-transformers in float32")
+
+
 PEERS: dict[str, Callable[[Path, torch.dtype], Contestant]] = {
     "sentence-transformers": SentenceTransformers,
+    "sentence-transformers-float32": _in_float32,
     "transformers": Transformers,
 }
 

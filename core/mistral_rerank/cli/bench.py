@@ -26,7 +26,12 @@ def bench(
     workload: Annotated[
         list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
     ] = None,
-    against: Annotated[str | None, typer.Option(help="peers: sentence-transformers,transformers")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="peers: sentence-transformers, sentence-transformers-float32, transformers; a comma between"
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="rounds, of which the median counts")] = 5,
     questions: Annotated[int, typer.Option(min=1, help="questions of a workload")] = 2,
     passages: Annotated[int, typer.Option(min=1, help="passages of a question")] = 20,
@@ -52,10 +57,11 @@ def bench(
     if as_json:
         print(json.dumps(asdict(report)))  # noqa: T201
     else:
-        _print(report)
+        print_report(report)
 
 
-def _print(report: Report) -> None:
+def print_report(report: Report) -> None:
+    """Print tables for people."""
     console = Console(width=120)
     for name, value in report.machine.items():
         console.print(f"{name}: {value}", highlight=False)
