@@ -1,8 +1,8 @@
 """Print the tables of docs/benchmarks.md: scoring on a CPU, beside other libraries on the same weights and texts.
 
-Of mini; of its shape with the question first in the prompt, as NVIDIA's has it, so that passages share it; and of four
-layers of Mistral-7B's width. The weights of the last two are random: speed depends on shapes, not on sense. It takes
-about a quarter of an hour on two cores that have nothing else to do, and 4 GB.
+Of mini; of its shape with the question first in the prompt, as NVIDIA's has it, so that passages share it; and of
+four layers of Mistral-7B's width. The weights of the last two are random: speed depends on shapes, not on sense. It
+takes about a quarter of an hour on two cores that have nothing else to do, and 4 GB.
 
 python benchmarks/local.py [--rounds 5] [--model mini] [--model question-first] [--model full-width]
 """
