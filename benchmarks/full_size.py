@@ -7,16 +7,24 @@ python benchmarks/full_size.py [--layers 16] [--pairs 8]
 
 import argparse
 import platform
-import subprocess
-import sys
 import tempfile
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
 
-def write_checkpoint(folder: Path, **shape: int) -> None:
+def write_apart(folder: str, **shape: int) -> None:
+    """Call `write_checkpoint` in a process of its own: its memory must not count."""
+    process = get_context("spawn").Process(target=write_checkpoint, args=(folder,), kwargs=shape)
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise SystemExit("the checkpoint could not be written")
+
+
+def write_checkpoint(folder: str, **shape: int) -> None:
     """Write random bfloat16 weights and a small tokenizer; what `shape` does not say is as in Mistral-7B."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
@@ -27,7 +35,8 @@ def write_checkpoint(folder: Path, **shape: int) -> None:
     MistralForSequenceClassification(config).save_pretrained(folder)
     backend = ByteLevelBPETokenizer()
     backend.train([str(FACTS / "corpus.jsonl")], vocab_size=2000, special_tokens=["<unk>", "<s>", "</s>"])
-    PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, eos_token="</s>").save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, unk_token="<unk>", eos_token="</s>")
+    tokenizer.save_pretrained(folder)
 
 
 def peak_gib() -> float:
@@ -42,11 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--write", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.write:
-        write_checkpoint(options.write, num_hidden_layers=options.layers)
-        return
     import torch
     import transformers
 
@@ -56,8 +61,7 @@ def main() -> None:
     facts = load_beir(FACTS)
     passages = list(facts.corpus.values())[: options.pairs]
     with tempfile.TemporaryDirectory() as scratch:
-        again = [sys.executable, __file__, "--layers", str(options.layers), "--write", scratch]
-        subprocess.run(again, check=True)  # in a process of its own: its memory must not count
+        write_apart(scratch, num_hidden_layers=options.layers)
         weights = sum(file.stat().st_size for file in Path(scratch).glob("*.safetensors")) / 2**30
         before = peak_gib()
         with open_reranker(scratch, device="cpu", dtype="bfloat16") as reranker:

@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from full_size import write_checkpoint
+from full_size import write_apart
 
 from mistral_rerank.benchmark.run import bench
 from mistral_rerank.benchmark.workloads import SHAPES as LENGTHS
@@ -77,7 +77,7 @@ def main() -> None:
     for name in options.model or PASSAGES:
         with tempfile.TemporaryDirectory() as scratch:
             if name in SHAPES:
-                write_checkpoint(Path(scratch), **SHAPES[name])
+                write_apart(scratch, **SHAPES[name])
             of_model = {"name": name, "folder": scratch, "passages": PASSAGES[name], "rounds": options.rounds}
             measure("bfloat16 where it pays", against=["sentence-transformers", "transformers"], **of_model)
             measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)

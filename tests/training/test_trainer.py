@@ -1,6 +1,7 @@
 """The forward that is trained: rows without padding through transformers' own modules."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -35,8 +36,11 @@ def logits(classifier):
 @pytest.mark.parametrize("plain_scores", [0, packing.PLAIN_SCORES], ids=["fused", "plain"])
 def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monkeypatch, plain_scores):
     monkeypatch.setattr(packing, "PLAIN_SCORES", plain_scores)
+    plainly = Mock(wraps=packing._attend_plainly)
+    monkeypatch.setattr(packing, "_attend_plainly", plainly)
     reference, packed = classifiers
     found = logits(packed)
+    assert plainly.called == bool(plain_scores)
     assert found.tolist() == pytest.approx(plain_logits(reference, SEQUENCES), abs=1e-4)
     found.square().sum().backward()
     sum(

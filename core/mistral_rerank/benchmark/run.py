@@ -65,7 +65,7 @@ class Row:
         computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
         share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
             here; the last layer counts in full though most of it is left out, so it is up to 1/layers too high. None
-            on other devices than a CPU.
+            on other devices than a CPU, and with quantization.
         against: the peers.
 
     """
@@ -150,9 +150,8 @@ def bench(
         merged = Path(scratch) / "merged"
         if against:
             export_merged(model, merged, dtype=str(reranker.dtype).removeprefix("torch."))
-            (
-                merged / "chat_template.jinja"
-            ).unlink()  # sentence-transformers would fill it and leave out the end token
+            # sentence-transformers would fill the chat template, and leave out the end token
+            (merged / "chat_template.jinja").unlink()
         contestants: list[Contestant] = [Ours(reranker)]
         if quantization is not None:
             whole = stack.enter_context(LocalReranker(model, device=device, dtype=dtype))

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank import __version__
-from mistral_rerank.cli.options import Device, Dtype, Model, app, given, stderr
+from mistral_rerank.cli.options import Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import RerankSettings
 
@@ -47,13 +47,15 @@ def export(
 
 
 @app.command()
-def info(model: Model = None, device: Device = None, dtype: Dtype = None) -> None:
+def info(model: Model = None, device: Device = None, dtype: Dtype = None, quantization: Quantization = None) -> None:
     """Show what a model is made of, and how it would run here."""
     from mistral_rerank.local.checkpoint import summary
 
-    settings = RerankSettings(**given(locals(), "model", "device", "dtype"))
+    settings = RerankSettings(**given(locals(), "model", "device", "dtype", "quantization"))
     table = Table(show_header=False, box=None)
-    facts = summary(settings.named_model, device=settings.device, dtype=settings.dtype)
+    facts = summary(
+        settings.named_model, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
+    )
     for name, value in {"mistral-rerank": __version__, **facts}.items():
         table.add_row(name, repr(value) if "\n" in value else value)
     Console().print(table)

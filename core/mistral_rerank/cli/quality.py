@@ -1,5 +1,6 @@
 """`evaluate` and `calibrate`: measure a reranker, and make its probabilities mean something."""
 
+import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,9 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank.cli.options import (
+    RERANKER_OPTIONS,
     Device,
     Dtype,
     Model,
+    Quantization,
     app,
     encoder_device,
     given,
@@ -19,7 +22,7 @@ from mistral_rerank.cli.options import (
     stderr,
     with_reranker_options,
 )
-from mistral_rerank.settings import RerankSettings, open_reranker
+from mistral_rerank.settings import ENV_PREFIX, RerankSettings, open_reranker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -71,7 +74,6 @@ def evaluate(
 
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix", "drop_same_id"
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
-    chosen = {name: value for name, value in reranker.items() if name != "model"}
     if bi_encoder is not None:
         from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
         from mistral_rerank.evaluation.first_stage import open_encoder
@@ -79,6 +81,10 @@ def evaluate(
         opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=encoder_device(reranker)))
     else:
         opened = open_reranker(**reranker)
+    from_environment = {
+        name: value for name in RERANKER_OPTIONS if (value := os.environ.get(ENV_PREFIX + name.upper()))
+    }
+    chosen = {name: value for name, value in (from_environment | reranker).items() if name != "model"}
     with opened, _notices() as notify:
         found = run(opened, settings, out, reranker_settings=chosen, device=encoder_device(reranker), notify=notify)
     _print_figures(found, settings.top_k)
@@ -101,6 +107,7 @@ def calibrate(
     passage_prefix: PassagePrefix = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantization: Quantization = None,
     seed: Seed = 0,
 ) -> None:
     """Make a model's probabilities mean something on your data; no ranking changes.
@@ -117,7 +124,7 @@ def calibrate(
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "query_prefix", "passage_prefix"
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
-    chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
+    chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
     folder = kept.checkpoint_to_calibrate(chosen.named_model, out)
     stage = open_first_stage(
         settings.first_stage,

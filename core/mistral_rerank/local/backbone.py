@@ -11,23 +11,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
-from mistral_rerank.local.int8 import LEFT_OUT, Int8Linear, Rounding
-from mistral_rerank.local.packing import attend, packed_attention, sequence_means, span_masks
+from mistral_rerank.local.int8 import Int8Linear, Rounding
+from mistral_rerank.local.packing import attend, attend_spans, sequence_means, span_masks
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from mistral_rerank.local.int8 import Quantization
     from mistral_rerank.local.packing import Pack
 
 
 def is_known(backbone: Any) -> bool:
     """Tell whether a backbone is a Mistral's or a Llama's: all layers alike, attention without extras."""
-    return all(type(layer) in (MistralDecoderLayer, LlamaDecoderLayer) for layer in backbone.layers)
+    kinds = {type(layer) for layer in getattr(backbone, "layers", ())}
+    return len(kinds) == 1 and kinds <= {MistralDecoderLayer, LlamaDecoderLayer}
+
+
+def window_of(backbone: Any) -> int | None:
+    """Give the most positions that a token looks back, itself included; None for all."""
+    window: int | None = getattr(backbone.config, "sliding_window", None)
+    return None if backbone.config.model_type == "llama" else window  # a Llama takes no notice of the field
 
 
 class PackedBackbone:
@@ -36,13 +42,13 @@ class PackedBackbone:
     Args:
         backbone: one that `is_known`, on its device. Its layers are taken out of it one by one, so that weights that
             are stored anew are not held twice.
-        quantization: how most linears are stored; None for as they are.
+        quantization: how the linears are stored; None for as they are.
 
     """
 
     def __init__(self, backbone: Any, quantization: Quantization | None = None) -> None:
         self._embed, self._rotary, self._norm = backbone.embed_tokens, backbone.rotary_emb, _Norm(backbone.norm)
-        self._window: int | None = getattr(backbone.config, "sliding_window", None)
+        self._window = window_of(backbone)
         self._inner: int = backbone.config.intermediate_size
         self._layers: list[_Layer] = []
         while backbone.layers:
@@ -79,7 +85,7 @@ class _Row:
         sines: likewise.
         wide: (tokens, hidden) float32.
         normed: (tokens, hidden).
-        output: (tokens, hidden).
+        output: (tokens, hidden), like the next two of linears that are not in 8 bits.
         gate: (tokens, inner).
         up: (tokens, inner).
         rounding: of the inputs of linears in 8 bits.
@@ -107,10 +113,8 @@ class _WholeLinear:
     """A linear with the weights that it has."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        self._weight, self._bias = (
-            linear.weight.detach().T,
-            linear.bias if linear.bias is None else linear.bias.detach(),
-        )
+        self._weight = linear.weight.detach().T
+        self._bias = None if linear.bias is None else linear.bias.detach()
 
     def __call__(self, states: Tensor, _: _Row, out: Tensor | None = None) -> Tensor:
         if self._bias is None:
@@ -147,12 +151,12 @@ class _Layer:
 
     def __init__(self, layer: Any, quantization: Quantization | None) -> None:
         def linear(module: Any, name: str) -> _Linear:
-            whole = quantization is None or name in LEFT_OUT
-            return _WholeLinear(getattr(module, name)) if whole else _RoundedLinear(getattr(module, name))
+            return (_WholeLinear if quantization is None else _RoundedLinear)(getattr(module, name))
 
         attention, mlp = layer.self_attn, layer.mlp
-        self._width, self._scaling, self._activation = attention.head_dim, attention.scaling, mlp.act_fn
-        self._activation.inplace = True  # where it can be, as SiLU can
+        self._width, self._scaling = attention.head_dim, attention.scaling
+        in_place = isinstance(mlp.act_fn, (SiLUActivation, nn.SiLU))
+        self._activation = nn.SiLU(inplace=True) if in_place else mlp.act_fn
         self._before, self._between = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self._query, self._key = linear(attention, "q_proj"), linear(attention, "k_proj")
         self._value, self._output = linear(attention, "v_proj"), linear(attention, "o_proj")
@@ -171,16 +175,9 @@ class _Layer:
         """
         normed = self._before(hidden, row)
         query = self._turned(self._query(normed, row), row.cosines, row.sines)
-        mixed, _ = packed_attention(
-            None,
-            query,
-            *self._keys(normed, row),
-            None,
-            spans=row.packed.spans,
-            masks=row.masks,
-            scaling=self._scaling,
-        )
-        return self._finish(hidden, mixed[0].flatten(1), row)
+        key, value = self._keys(normed, row)
+        mixed = attend_spans(query, key, value, row.packed.spans, row.masks, self._scaling)
+        return self._finish(hidden, mixed.flatten(1), row)
 
     def at_the_ends(self, hidden: Tensor, row: _Row) -> Tensor:
         """Run the last token of each sequence, which looks at all others: (members, hidden)."""

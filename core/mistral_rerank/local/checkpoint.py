@@ -283,12 +283,15 @@ def load_classifier(
     return loaded
 
 
-def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
+def summary(model: str, *, device: str, dtype: str, quantization: str | None = None) -> dict[str, str]:
     """Say what a checkpoint is made of and how it would run here, for people to read."""
     from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.int8 import check_quantization
 
     checkpoint = open_checkpoint(model)
     config, place = checkpoint.config, pick_device(device)
+    number = pick_dtype(dtype, place)
+    check_quantization(quantization, place, number)
     own = json.loads((checkpoint.folder / "config.json").read_text("utf-8")) if checkpoint.base is None else None
     of_base = json.loads((checkpoint.base / "config.json").read_text("utf-8")) if checkpoint.base else {}
     shape = own or of_base
@@ -302,7 +305,7 @@ def summary(model: str, *, device: str, dtype: str) -> dict[str, str]:
         "longest input": f"{config.max_length} tokens",
         "calibration": str(config.calibration),
         "threshold": config.calibration.described_threshold,
-        "runs on": f"{place} in {str(pick_dtype(dtype, place)).removeprefix('torch.')}",
+        "runs on": f"{place} in {' and '.join(filter(None, (quantization, str(number).removeprefix('torch.'))))}",
     }
 
 

@@ -1,8 +1,6 @@
 """Linears in 8 bits, for inference on a CPU: its VNNI instructions multiply bytes twice as fast as bfloat16.
 
-Weights are rounded once, with a scale for each output; inputs as they come, with a scale for each token. What is left
-as it was costs more order than the time it would save: `v_proj` is small, and the inputs of `down_proj` hold single
-values far above the rest.
+Weights are rounded once, with a scale for each output; inputs as they come, with a scale for each token.
 """
 
 from __future__ import annotations
@@ -16,10 +14,8 @@ from mistral_rerank.errors import SettingsError
 
 Quantization = Literal["int8"]
 
-LEFT_OUT = ()
-
-LARGEST = 126
-"""What a token's largest magnitude becomes; rounding of the scale might take 127 past a byte."""
+LARGEST = 127
+"""What the largest magnitude of a token, or of a row of weights, becomes."""
 MIDDLE = 128
 """What stands for zero in an unsigned byte, whose products are faster than a signed one's: its sign bit, flipped."""
 
@@ -36,13 +32,13 @@ def check_quantization(name: str | None, device: torch.device, dtype: torch.dtyp
     if name not in get_args(Quantization):
         raise SettingsError(f"quantization {name!r} is not known; give 'int8', or leave it out")
     if device.type != "cpu" or not multiplies_bytes():
-        raise SettingsError(f"quantization 'int8' runs on a CPU with VNNI instructions, not on this {device.type}")
+        raise SettingsError("quantization 'int8' runs on a CPU with VNNI instructions, not here; leave it out")
     if dtype not in (torch.float32, torch.bfloat16):
         raise SettingsError("quantization 'int8' goes with dtype 'float32' or 'bfloat16'")
 
 
 def multiplies_bytes() -> bool:
-    """Tell whether the CPU has instructions for it; without them sums of products of bytes can overflow."""
+    """Tell whether the CPU is known to have instructions for it; without, sums of products of bytes can overflow."""
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return any(able.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
@@ -56,18 +52,22 @@ class Rounding:
     def __init__(self) -> None:
         self._last: torch.Tensor | None = None
         self._rounded: tuple[torch.Tensor, torch.Tensor]
-        self._scaled, self._bytes = torch.empty(0), torch.empty(0, dtype=torch.int8)
+        self._make_room(0)
 
     def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give bytes (tokens, inputs), and what `LARGEST` stands for in each token, (tokens, 1) as `states`."""
         if states is not self._last:
             largest = _largest(states).clamp_min(torch.finfo(states.dtype).tiny * LARGEST)
             if self._bytes.numel() < states.numel():
-                self._scaled, self._bytes = torch.empty(states.numel()), torch.empty(states.numel(), dtype=torch.int8)
+                self._make_room(states.numel())
             scaled, signed = (room[: states.numel()].view(states.shape) for room in (self._scaled, self._bytes))
             signed.copy_(torch.mul(states, LARGEST / largest.float(), out=scaled).round_())
             self._last, self._rounded = states, (signed.view(torch.uint8).bitwise_xor_(MIDDLE), largest)
         return self._rounded
+
+    def _make_room(self, numbers: int) -> None:
+        self._scaled = torch.empty(numbers, dtype=torch.float32)  # the default dtype may be another for a moment
+        self._bytes = torch.empty(numbers, dtype=torch.int8)
 
 
 def _largest(states: torch.Tensor) -> torch.Tensor:
@@ -87,7 +87,7 @@ class Int8Linear:
     def __init__(self, linear: nn.Linear) -> None:
         self._dtype = linear.weight.dtype
         weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * 127) / 127
+        scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
         rounded = (weight / scales[:, None]).round_().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mistral_rerank.errors import CheckpointError
-from mistral_rerank.local.backbone import PackedBackbone, is_known
+from mistral_rerank.local.backbone import PackedBackbone, is_known, window_of
 from mistral_rerank.local.packing import pack, packed_cost, plan_packs, trees_of
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
@@ -55,7 +55,7 @@ def pooled_logits(
         (rows,) float32.
 
     """
-    mask = _both_ways(lengths, getattr(backbone.config, "sliding_window", None)) if reading.bidirectional else None
+    mask = _both_ways(lengths, window_of(backbone)) if reading.bidirectional else None
     hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     if not reading.mean:
         return apply_head(head, hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
@@ -113,7 +113,9 @@ class RerankModel:
         if (device.type == "cpu" and is_known(backbone)) if packed is None else packed:
             self._packed = PackedBackbone(backbone, quantization)
         elif quantization is not None:
-            raise CheckpointError(f"quantization {quantization!r} is for the Mistral and Llama architectures")
+            raise CheckpointError(
+                f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
+            )
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""

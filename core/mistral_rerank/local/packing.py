@@ -293,7 +293,7 @@ def sequence_means(hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
 
 
 def packed_attention(
-    _module: torch.nn.Module | None,
+    _module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -304,7 +304,19 @@ def packed_attention(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a pack, in the form of transformers' attention functions.
+    """Give `attend_spans` the form of transformers' attention functions, and its result (1, tokens, heads, width)."""
+    return attend_spans(query, key, value, spans, masks, scaling)[None], None
+
+
+def attend_spans(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    spans: Sequence[Span],
+    masks: Sequence[torch.Tensor | None],
+    scaling: float | None,
+) -> torch.Tensor:
+    """Attention of a pack.
 
     Args:
         query: (1, heads, tokens, width).
@@ -315,7 +327,7 @@ def packed_attention(
         scaling: of the scores before the softmax; None for 1 / sqrt(width).
 
     Returns:
-        (1, tokens, heads, width), and no weights.
+        (tokens, heads, width).
 
     """
     outputs = []
@@ -324,7 +336,7 @@ def packed_attention(
         causal = span.causal and mask is None
         found = attend(own, span.seen(key), span.seen(value), mask, scaling, is_causal=causal)
         outputs.append(found.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None], None
+    return torch.cat(outputs)
 
 
 def attend(

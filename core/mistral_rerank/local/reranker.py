@@ -47,7 +47,7 @@ class LocalReranker(Reranker):
         model: "mini", a checkpoint folder or a hub id.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
-        quantization: "int8" for weights and inputs of most linears in bytes, on a CPU with VNNI instructions; the
+        quantization: "int8" for weights and inputs of the linears in bytes, on a CPU with VNNI instructions; the
             scores are not quite the same. None for neither.
         max_length: the most tokens of a pair; None for the checkpoint's own limit.
         overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts

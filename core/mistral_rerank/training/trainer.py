@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.local.backbone import window_of
 from mistral_rerank.local.model import apply_head
 from mistral_rerank.local.packing import Pack, pack, plan_packs, sequence_means, span_masks
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
@@ -89,7 +90,7 @@ def _row_logits(classifier: Any, reading: Reading, packed: Pack) -> torch.Tensor
         attention_mask=None,
         use_cache=False,
         spans=packed.spans,
-        masks=span_masks(packed, window=getattr(backbone.config, "sliding_window", None)),
+        masks=span_masks(packed, window=window_of(backbone)),
     ).last_hidden_state[0]
     return apply_head(classifier.score, sequence_means(hidden, packed) if reading.mean else hidden[packed.last])
 
@@ -171,7 +172,7 @@ class GroupTrainer(transformers.Trainer):
         return metrics
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
-        """Give AdamW, with a higher rate for the head, which starts at zero."""
+        """Give AdamW, with a higher rate for the head."""
         trained = [item for item in (model or self.model).named_parameters() if item[1].requires_grad]
         rates = ((False, self.args.learning_rate), (True, HEAD_RATE * self.args.learning_rate))
         groups = [
