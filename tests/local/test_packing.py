@@ -17,6 +17,7 @@ from mistral_rerank.local.packing import (
     pack,
     packed_cost,
     plan_packs,
+    row_length,
     share_prefixes,
     span_masks,
 )
@@ -84,11 +85,11 @@ def test_a_plan_holds_every_sequence_once_within_its_budget_and_saves_tokens(seq
     whole = PackedCost(0)
     for row in plan:
         cost = packed_cost([sequences[i] for tree in row for i in tree.members])
-        assert cost.tokens <= tokens(row, sequences), "what is planned is not exceeded by what is run"
+        assert cost.real <= tokens(row, sequences), "what is planned is not exceeded by what is run"
         whole += cost
         alone = len(row) == 1 and len(row[0].members) == 1
         assert alone or tokens(row, sequences) <= max(budget, 1)
-    assert packed_cost(sequences).tokens <= whole.tokens, "one row of all computes no more"
+    assert packed_cost(sequences).real <= whole.real, "one row of all computes no more"
     for tree in trees:
         assert len({tuple(sequences[i][: tree.prefix]) for i in tree.members}) == 1
         assert all(len(sequences[i]) > tree.prefix for i in tree.members)
@@ -106,6 +107,18 @@ def test_a_row_has_no_padding_and_each_prefix_once():
     assert packed.positions.tolist() == [[0, 1, 2, *range(12), 12, 12, 13]]
     assert packed.members == (1, 0, 2)
     assert packed.last.tolist() == [2, 15, 17]
+
+
+def test_rows_have_few_lengths_and_little_to_fill_them_up():
+    lengths = [row_length(tokens) for tokens in range(1, 4097)]
+    assert all(0 <= length - tokens < max(8, tokens / 32) for tokens, length in enumerate(lengths, 1))
+    assert sum(lengths) / sum(range(1, 4097)) < 1.02
+    assert len(set(lengths)) < 180
+    packed = pack([[1, 2], [3, 4, 5]], [Tree(0, (0,)), Tree(0, (1,))])
+    filled = packed.filled()
+    assert filled.ids.tolist() == [[3, 4, 5, 1, 2, 0, 0, 0]]
+    assert filled.spans == (*packed.spans, packing.Span(5, 8))
+    assert filled.filled() is filled
 
 
 def test_sequences_of_one_length_attend_in_one_call():

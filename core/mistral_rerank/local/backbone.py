@@ -65,13 +65,13 @@ class PackedBackbone:
             (members, hidden): the pooled final hidden state of each sequence.
 
         """
-        packed = packed.to(self._embed.weight.device)
+        packed = packed.filled().to(self._embed.weight.device)
         hidden: Tensor = self._embed(packed.ids)[0]
         row = _Row(packed, self._window, self._rotary(hidden, packed.positions), hidden, self._inner)
         for layer in self._layers if mean else self._layers[:-1]:
             hidden = layer(hidden, row)
         if mean:
-            return sequence_means(self._norm(hidden, row), packed)
+            return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
         return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
 
 

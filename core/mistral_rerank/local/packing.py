@@ -101,15 +101,43 @@ class Pack:
         """Give the same row on another device."""
         return replace(self, ids=self.ids.to(device), positions=self.positions.to(device), last=self.last.to(device))
 
+    def filled(self) -> Pack:
+        """Add a sequence that is no member's, so that the row is as long as `row_length` says."""
+        tokens = self.ids.shape[1]
+        filler = row_length(tokens) - tokens
+        if not filler:
+            return self
+        ids, positions = (torch.nn.functional.pad(row, (0, filler)) for row in (self.ids, self.positions))
+        return replace(self, ids=ids, positions=positions, spans=(*self.spans, Span(tokens, tokens + filler)))
+
 
 @dataclass(frozen=True, slots=True)
 class PackedCost:
-    """What a row computes; one row of several computes no more than their sum."""
+    """What a row computes; one row of several computes no more than their sum.
 
-    tokens: int
+    Attributes:
+        real: its tokens, without those that fill it up.
+
+    """
+
+    real: int
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are computed."""
+        return row_length(self.real)
 
     def __add__(self, other: PackedCost) -> PackedCost:
-        return PackedCost(self.tokens + other.tokens)
+        return PackedCost(self.real + other.real)
+
+
+def row_length(tokens: int) -> int:
+    """Round a row's tokens up, by a hundredth on average where there are many.
+
+    A CPU's library makes its kernels anew for every number of rows, in milliseconds, and keeps them, a megabyte each.
+    """
+    step = max(8, 1 << tokens.bit_length() >> 6)
+    return -(-tokens // step) * step
 
 
 def packed_cost(sequences: Sequence[Sequence[int]], *, share: bool = True) -> PackedCost:
