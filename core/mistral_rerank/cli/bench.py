@@ -62,7 +62,7 @@ def bench(
 
 def print_report(report: Report) -> None:
     """Print tables for people."""
-    console = Console(width=120)
+    console = Console(width=160)
     for name, value in report.machine.items():
         console.print(f"{name}: {value}", highlight=False)
     table = Table("workload", "pairs", "pairs/s", "tokens/s", "computed/real", "of peak", box=None)
