@@ -18,6 +18,7 @@ from mistral_rerank.benchmark.run import bench
 from mistral_rerank.benchmark.workloads import SHAPES as LENGTHS
 from mistral_rerank.benchmark.workloads import make_pairs
 from mistral_rerank.cli.bench import print_report
+from mistral_rerank.local.int8 import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 
 SHAPES = {
@@ -79,8 +80,9 @@ def main() -> None:
             if name in SHAPES:
                 write_apart(scratch, **SHAPES[name])
             of_model = {"name": name, "folder": scratch, "passages": PASSAGES[name], "rounds": options.rounds}
-            measure("bfloat16 where it pays", against=["sentence-transformers", "transformers"], **of_model)
-            measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)
+            measure("the default dtype", against=["sentence-transformers", "transformers"], **of_model)
+            if multiplies_bytes():
+                measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)
             if name != "full-width":  # float32 would take minutes a round there
                 beside = ["sentence-transformers-float32"]
                 measure("beside float32", against=beside, workloads=["nq"], **of_model)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ENV_PREFIX = "MISTRAL_RERANK_"
 DEFAULT_MODEL = "mini"
 
+Quantization = Literal["int8"]
+
 
 def environment_field(variable: str, default: object, description: str, **constraints: Any) -> Any:
     """Declare a field whose default comes from the environment, read anew for each instance."""
@@ -55,7 +57,7 @@ class RerankSettings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
     )
-    quantization: Literal["int8"] | None = _setting(
+    quantization: Quantization | None = _setting(
         "quantization", None, "int8: faster on a CPU with VNNI instructions, and not quite the same scores"
     )
     max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)

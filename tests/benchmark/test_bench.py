@@ -8,7 +8,7 @@ from command import run as run_command
 
 from mistral_rerank import SettingsError
 from mistral_rerank.benchmark.measure import latencies, matmul_peak, take_turns
-from mistral_rerank.benchmark.run import bench, kendall_tau
+from mistral_rerank.benchmark.run import _Computed, _Linears, bench, kendall_tau
 from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
 
 
@@ -62,6 +62,17 @@ def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
     monkeypatch.setattr("mistral_rerank.benchmark.measure.time.perf_counter", lambda: next(clock))
     work = 2 * 16 * 64 * 32 + 2 * 16 * 32 * 64
     assert matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, seconds=8.0) == work / 2
+
+
+def test_operations_are_those_that_are_computed(tiny):
+    """Of the last layer, keys and values of all 40 tokens, and the rest where 3 sequences end."""
+    linears = _Linears.of(str(tiny))
+    counted = _Computed()
+    counted.ran_batch(3, 40, 0.1)
+    keys = 2 * 2 * 64 * 16
+    rest = 2 * (2 * 64 * 64 + 3 * 64 * 128)
+    assert len(linears.shapes) == 7 * linears.layers
+    assert linears.operations(counted) == 40 * (linears.layers - 1) * (keys + rest) + 40 * keys + 3 * rest
 
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "workloads": ["nq"], "rounds": 1, "calls": 0}

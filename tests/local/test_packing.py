@@ -10,6 +10,7 @@ from support import plain_logits, tiny_config
 from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification
 
 from mistral_rerank.local import packing
+from mistral_rerank.local.attention import span_masks
 from mistral_rerank.local.model import RerankModel
 from mistral_rerank.local.packing import (
     PackedCost,
@@ -18,8 +19,8 @@ from mistral_rerank.local.packing import (
     packed_cost,
     plan_packs,
     row_length,
+    row_room,
     share_prefixes,
-    span_masks,
 )
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
@@ -114,6 +115,8 @@ def test_rows_have_few_lengths_and_little_to_fill_them_up():
     assert all(0 <= length - tokens < max(8, tokens / 32) for tokens, length in enumerate(lengths, 1))
     assert sum(lengths) / sum(range(1, 4097)) < 1.02
     assert len(set(lengths)) < 180
+    assert all(row_length(row_room(budget)) <= budget for budget in range(8, 4097))
+    assert all(row_length(row_room(budget) + 1) > budget for budget in range(8, 4097))
     packed = pack([[1, 2], [3, 4, 5]], [Tree(0, (0,)), Tree(0, (1,))])
     filled = packed.filled()
     assert filled.ids.tolist() == [[3, 4, 5, 1, 2, 0, 0, 0]]

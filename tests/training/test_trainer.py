@@ -8,8 +8,9 @@ import torch
 from support import plain_logits, tiny_config
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local import packing
-from mistral_rerank.local.packing import PACKED_ATTENTION, pack, register, share_prefixes
+from mistral_rerank.local import attention
+from mistral_rerank.local.attention import PACKED_ATTENTION, register
+from mistral_rerank.local.packing import pack, share_prefixes
 from mistral_rerank.local.reading import LAST_TOKEN
 from mistral_rerank.training.trainer import group_logits
 
@@ -33,11 +34,11 @@ def logits(classifier):
     return group_logits(classifier, LAST_TOKEN, packs=[row], places=torch.tensor(row.members).argsort())
 
 
-@pytest.mark.parametrize("plain_scores", [0, packing.PLAIN_SCORES], ids=["fused", "plain"])
+@pytest.mark.parametrize("plain_scores", [0, attention.PLAIN_SCORES], ids=["fused", "plain"])
 def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monkeypatch, plain_scores):
-    monkeypatch.setattr(packing, "PLAIN_SCORES", plain_scores)
-    plainly = Mock(wraps=packing._attend_plainly)
-    monkeypatch.setattr(packing, "_attend_plainly", plainly)
+    monkeypatch.setattr(attention, "PLAIN_SCORES", plain_scores)
+    plainly = Mock(wraps=attention._attend_plainly)
+    monkeypatch.setattr(attention, "_attend_plainly", plainly)
     reference, packed = classifiers
     found = logits(packed)
     assert plainly.called == bool(plain_scores)
@@ -58,10 +59,10 @@ def test_attention_that_is_trained_in_bfloat16_is_near_the_fused_one(monkeypatch
         torch.randn(2, heads, 30, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
     )
     found = {}
-    for plain_scores in (0, packing.PLAIN_SCORES):
-        monkeypatch.setattr(packing, "PLAIN_SCORES", plain_scores)
+    for plain_scores in (0, attention.PLAIN_SCORES):
+        monkeypatch.setattr(attention, "PLAIN_SCORES", plain_scores)
         with torch.autocast("cpu", torch.bfloat16):
-            mixed = packing.attend(query, key, value, None, None, is_causal=True)
+            mixed = attention.attend(query, key, value, None, None, is_causal=True)
         found[plain_scores] = [mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))]
     for plain, fused in zip(*found.values(), strict=True):
         assert plain.dtype == fused.dtype == torch.bfloat16

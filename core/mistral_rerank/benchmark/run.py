@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.benchmark.contestants import Contestant
     from mistral_rerank.benchmark.measure import Timing
-    from mistral_rerank.local.int8 import Quantization
+    from mistral_rerank.settings import Quantization
 
 PACKAGES = ("mistral-rerank", "torch", "transformers", "sentence-transformers")
 
@@ -64,8 +64,8 @@ class Row:
         tokens_per_second: tokens of the pairs, not of padding, in the median round.
         computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
         share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
-            here; the last layer counts in full though most of it is left out, so it is up to 1/layers too high. None
-            on other devices than a CPU, and with quantization.
+            here; what is left out of the last layer does not count. None on other devices than a CPU, and with
+            quantization.
         against: the peers.
 
     """
@@ -98,13 +98,57 @@ class Report:
 
 
 class _Computed(Observer):
-    """Adds up the tokens that forwards compute."""
+    """Adds up the sequences and tokens that forwards compute."""
 
     def __init__(self) -> None:
-        self.tokens = 0
+        self.sequences = self.tokens = 0
 
     def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:  # noqa: ARG002 - the observer's form
+        self.sequences += sequences
         self.tokens += tokens
+
+
+@dataclass(frozen=True, slots=True)
+class _Linears:
+    """The linear layers of a checkpoint's backbone.
+
+    Attributes:
+        layer: (outputs, inputs) of those of a layer: queries, keys, values, and the others.
+        layers: how many layers.
+        ends: whether the last layer computes only keys and values for all tokens, as it does where the last one is
+            pooled and the architecture is known.
+
+    """
+
+    layer: tuple[tuple[int, int], ...]
+    layers: int
+    ends: bool
+
+    @classmethod
+    def of(cls, model: str) -> _Linears:
+        checkpoint = open_checkpoint(model)
+        config = json.loads(((checkpoint.base or checkpoint.folder) / "config.json").read_text("utf-8"))
+        width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
+        head = config.get("head_dim") or width // heads
+        keys = head * config.get("num_key_value_heads", heads)
+        attention = (head * heads, width), (keys, width), (keys, width), (width, head * heads)
+        known = config["model_type"] in ("mistral", "llama") and not checkpoint.config.reading.mean
+        layers = checkpoint.layers or config["num_hidden_layers"]
+        return cls((*attention, (inner, width), (inner, width), (width, inner)), layers, known)
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """(outputs, inputs) of all."""
+        return [*self.layer] * self.layers
+
+    def operations(self, counted: _Computed) -> int:
+        """Count the multiplications and additions of some forwards on a CPU."""
+        whole = sum(2 * outputs * inputs for outputs, inputs in self.layer)
+        if not self.ends:
+            return counted.tokens * self.layers * whole
+        seen = sum(2 * outputs * inputs for outputs, inputs in self.layer[1:3])
+        last = counted.tokens * seen + counted.sequences * (whole - seen)
+        return counted.tokens * (self.layers - 1) * whole + last
 
 
 def bench(
@@ -157,9 +201,9 @@ def bench(
             whole = stack.enter_context(LocalReranker(model, device=device, dtype=dtype))
             contestants.append(Ours(whole, name=f"without {quantization}"))
         contestants += open_peers(against, merged, reranker.dtype)
-        shapes = _linear_shapes(model)
+        linears = _Linears.of(model)
         peak = (
-            matmul_peak(shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
+            matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
             if reranker.device.type == "cpu" and quantization is None
             else None
         )
@@ -172,7 +216,7 @@ def bench(
             tokens = sum(score.tokens or 0 for score in reranker.score_pairs(pairs))
             reranker.observe(Observer())
             ours, *others = take_turns(contestants, pairs, rounds=rounds)
-            work = counted.tokens * sum(2 * outputs * inputs for outputs, inputs in shapes)
+            work = linears.operations(counted)
             rows.append(
                 Row(
                     name,
@@ -206,18 +250,6 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
             agreement += (product > 0) - (product < 0)
             count += 1
     return agreement / count if count else 1.0
-
-
-def _linear_shapes(model: str) -> list[tuple[int, int]]:
-    """Give (outputs, inputs) of every linear layer of a checkpoint's backbone."""
-    checkpoint = open_checkpoint(model)
-    config = json.loads(((checkpoint.base or checkpoint.folder) / "config.json").read_text("utf-8"))
-    width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    head = config.get("head_dim") or width // heads
-    keys = head * config.get("num_key_value_heads", heads)
-    layer = [(head * heads, width), (keys, width), (keys, width), (width, head * heads)]
-    layer += [(inner, width), (inner, width), (width, inner)]
-    return layer * (checkpoint.layers or config["num_hidden_layers"])
 
 
 def _machine(model: str, reranker: LocalReranker, quantization: str | None) -> dict[str, str]:

@@ -16,12 +16,13 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
+from mistral_rerank.local.attention import attend, attend_spans, span_masks
 from mistral_rerank.local.int8 import Int8Linear, Rounding
-from mistral_rerank.local.packing import attend, attend_spans, sequence_means, span_masks
+from mistral_rerank.local.packing import sequence_means
 
 if TYPE_CHECKING:
-    from mistral_rerank.local.int8 import Quantization
     from mistral_rerank.local.packing import Pack
+    from mistral_rerank.settings import Quantization
 
 
 def is_known(backbone: Any) -> bool:

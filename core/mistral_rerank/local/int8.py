@@ -5,14 +5,13 @@ Weights are rounded once, with a scale for each output; inputs as they come, wit
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
 
 from mistral_rerank.errors import SettingsError
-
-Quantization = Literal["int8"]
+from mistral_rerank.settings import Quantization
 
 LARGEST = 127
 """What the largest magnitude of a token, or of a row of weights, becomes."""

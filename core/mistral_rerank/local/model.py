@@ -19,15 +19,15 @@ from torch import nn
 
 from mistral_rerank.errors import CheckpointError
 from mistral_rerank.local.backbone import PackedBackbone, is_known, window_of
-from mistral_rerank.local.packing import pack, packed_cost, plan_packs, trees_of
+from mistral_rerank.local.packing import pack, packed_cost, plan_packs, row_room, trees_of
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.local.int8 import Quantization
     from mistral_rerank.local.packing import PackedCost
+    from mistral_rerank.settings import Quantization
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -120,7 +120,7 @@ class RerankModel:
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""
         if self._packed:
-            rows = plan_packs(sequences, budget, share=self._reading.shares)
+            rows = plan_packs(sequences, row_room(budget), share=self._reading.shares)
             return [[member for tree in trees for member in tree.members] for trees in rows]
         return plan_batches([len(sequence) for sequence in sequences], budget)
 

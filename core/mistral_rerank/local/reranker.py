@@ -17,7 +17,7 @@ from mistral_rerank.reranker import Observer, Overflow, Pair, Reranker, Score, c
 try:
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.device import pick_device, pick_dtype
-    from mistral_rerank.local.int8 import Quantization, check_quantization
+    from mistral_rerank.local.int8 import check_quantization
     from mistral_rerank.local.model import RerankModel
     from mistral_rerank.local.tokens import EncodedPair, PairTokenizer
 except ImportError as error:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.packing import PackedCost
     from mistral_rerank.local.plan import PaddedCost
+    from mistral_rerank.settings import Quantization
 
 logger = logging.getLogger(__name__)
 

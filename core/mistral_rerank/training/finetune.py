@@ -26,6 +26,7 @@ from mistral_rerank.errors import (
     MissingDependencyError,
     SettingsError,
 )
+from mistral_rerank.local.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.backbone import is_known
 from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
 from mistral_rerank.local.checkpoint import (
@@ -39,7 +40,6 @@ from mistral_rerank.local.checkpoint import (
     read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
-from mistral_rerank.local.packing import PACKED_ATTENTION, register
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.local.attention import span_masks
 from mistral_rerank.local.backbone import window_of
 from mistral_rerank.local.model import apply_head
-from mistral_rerank.local.packing import Pack, pack, plan_packs, sequence_means, span_masks
+from mistral_rerank.local.packing import Pack, pack, plan_packs, sequence_means
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
 from mistral_rerank.training.losses import Loss, group_loss
 from mistral_rerank.training.validation import ndcg
