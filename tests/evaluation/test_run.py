@@ -21,14 +21,15 @@ from pathlib import Path
 from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.run import EvaluationSettings, evaluate
 
-model, out, stop, *data = sys.argv[1:]
+model, out, at_once, stop, *data = sys.argv[1:]
 
 def notify(what, done, total):
     if stop in (what, f"{what} {done}"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 with LocalReranker(model, device="cpu", dtype="float32") as reranker:
-    evaluate(reranker, EvaluationSettings(data=data, top_k=7, queries=12), Path(out), notify=notify)
+    settings = EvaluationSettings(data=data, top_k=7, queries=12, questions_at_once=int(at_once))
+    evaluate(reranker, settings, Path(out), notify=notify)
 """
 
 
@@ -180,6 +181,19 @@ def test_what_is_scored_is_not_scored_again(small, tmp_path):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_questions_scored_together_share_calls_and_score_as_alone(small, tmp_path):
+    alone, together, stopped = LengthReranker(), LengthReranker(), StopsAfter(2)
+    evaluate(alone, EvaluationSettings(data=(small,)), tmp_path / "alone")
+    evaluate(together, EvaluationSettings(data=(small,), questions_at_once=2), tmp_path / "together")
+    assert alone.calls - together.calls == 1  # q1 and q2 in one; q3 has no candidates
+    names = ("queries.jsonl", "reranked/small.trec", "first_stage/small.trec")
+    assert all((tmp_path / "alone" / n).read_bytes() == (tmp_path / "together" / n).read_bytes() for n in names)
+    with pytest.raises(ScoringError):
+        evaluate(stopped, EvaluationSettings(data=(small,), questions_at_once=2), tmp_path / "stopped")
+    scored = (tmp_path / "stopped.partial" / "scores" / "small.jsonl").read_text().splitlines()
+    assert [json.loads(line)["query"] for line in scored] == ["q1", "q2"]
+
+
 def test_other_settings_do_not_go_on_from_a_partial_run(small, tmp_path):
     with pytest.raises(ScoringError):
         evaluate(StopsAfter(2), EvaluationSettings(data=(small,)), tmp_path / "out")
@@ -208,8 +222,8 @@ def test_an_existing_folder_and_two_sets_of_one_name_are_refused(small, tmp_path
     assert not (tmp_path / "out.partial").exists()
 
 
-def run_in_a_process(tiny, twice, out, stop="never"):
-    command = [sys.executable, "-c", EVALUATE, tiny, out, stop, *twice]
+def run_in_a_process(tiny, twice, out, at_once, stop="never"):
+    command = [sys.executable, "-c", EVALUATE, tiny, out, at_once, stop, *twice]
     environment = os.environ | {
         "OMP_NUM_THREADS": "1"
     }  # as many threads each time: their number shows in the last bits
@@ -225,21 +239,26 @@ def twice(tmp_path_factory):
     return FACTS, again
 
 
+@pytest.fixture(scope="module", params=[1, 8])
+def at_once(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def whole(tiny, twice, tmp_path_factory):
+def whole(tiny, twice, at_once, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert run_in_a_process(tiny, twice, out).returncode == 0
+    assert run_in_a_process(tiny, twice, out, at_once).returncode == 0
     return files_of(out)
 
 
 @pytest.mark.parametrize("stop", ["facts: reranking 5", "again: first stage", "again: reranking 12"])
-def test_a_killed_run_resumes_to_the_same_bytes(tiny, twice, whole, tmp_path, stop):
+def test_a_killed_run_resumes_to_the_same_bytes(tiny, twice, at_once, whole, tmp_path, stop):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    assert run_in_a_process(tiny, twice, out, stop).returncode == -9
+    assert run_in_a_process(tiny, twice, out, at_once, stop).returncode == -9
     assert not out.exists()
     for scores in (partial / "scores").iterdir():
         with scores.open("a") as file:
             file.write('{"query": "half a li')
-    resumed = run_in_a_process(tiny, twice, out)
+    resumed = run_in_a_process(tiny, twice, out, at_once)
     assert resumed.returncode == 0, resumed.stderr
     assert files_of(out) == whole

@@ -88,6 +88,15 @@ def test_a_passage_as_close_as_the_positive_is_unknown(ice):
         assert mined.short == (ice.corpus["twin"] in group.passages)
 
 
+def test_the_teacher_never_puts_a_passage_before_one_that_is_judged_to_answer(ice):
+    ice.corpus["p"] = "ice floats on water 0.2"
+    for seed in range(5):
+        (group,) = mine(ice, Marks(), negatives=6, seed=seed).groups
+        (scores,) = group.teacher
+        assert scores[0] == max(scores)
+        assert len(set(scores[1:])) == 6  # the others stay apart
+
+
 def test_a_judged_negative_stays_one_however_close(ice):
     ice.qrels["q"]["twin"] = 0
     assert all(None not in mine(ice, Marks(), negatives=8, seed=seed).groups[0].grades[0] for seed in range(5))

@@ -39,6 +39,8 @@ FirstStage = Annotated[
 ]
 QueryPrefix = Annotated[str | None, typer.Option(help="put before questions, instead of the preset's")]
 PassagePrefix = Annotated[str | None, typer.Option(help="put before passages, instead of the preset's")]
+QUESTIONS_AT_ONCE = 64
+"""Of a model on this machine; a call to an endpoint has a timeout, and shares no passages."""
 Seed = Annotated[int, typer.Option(help="the same seed draws the same questions")]
 
 
@@ -55,6 +57,13 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="which qrels/SPLIT.tsv  [default: the only one]")] = None,
     query_prefix: QueryPrefix = None,
     passage_prefix: PassagePrefix = None,
+    questions_at_once: Annotated[
+        int | None,
+        typer.Option(
+            help="questions scored in one call, which computes once what their pairs begin with; a stop loses it  "
+            f"[default: {QUESTIONS_AT_ONCE}, or 1 at an endpoint]"
+        ),
+    ] = None,
     drop_same_id: Annotated[
         bool | None, typer.Option("--drop-same-id", help="drop candidates with the question's id (ArguAna, Quora)")
     ] = None,
@@ -71,9 +80,8 @@ def evaluate(
     """
     from mistral_rerank.evaluation.run import EvaluationSettings
     from mistral_rerank.evaluation.run import evaluate as run
+    from mistral_rerank.remote.reranker import RemoteReranker
 
-    names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix", "drop_same_id"
-    settings = EvaluationSettings(**given(locals(), *names), seed=seed)
     if bi_encoder is not None:
         from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
         from mistral_rerank.evaluation.first_stage import open_encoder
@@ -81,6 +89,13 @@ def evaluate(
         opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=encoder_device(reranker)))
     else:
         opened = open_reranker(**reranker)
+    if questions_at_once is None:
+        questions_at_once = 1 if isinstance(opened, RemoteReranker) else QUESTIONS_AT_ONCE
+    names = (
+        *("data", "first_stage", "top_k", "queries", "questions_at_once", "split"),
+        *("query_prefix", "passage_prefix", "drop_same_id"),
+    )
+    settings = EvaluationSettings(**given(locals(), *names), seed=seed)
     from_environment = {
         name: value for name in RERANKER_OPTIONS if (value := os.environ.get(ENV_PREFIX + name.upper()))
     }
@@ -123,7 +138,7 @@ def calibrate(
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "query_prefix", "passage_prefix"
-    settings = EvaluationSettings(**given(locals(), *names), seed=seed)
+    settings = EvaluationSettings(**given(locals(), *names), questions_at_once=QUESTIONS_AT_ONCE, seed=seed)
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
     folder = kept.checkpoint_to_calibrate(chosen.named_model, out)
     stage = open_first_stage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import statistics
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.beir import BeirDataset
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.evaluation.trec import Run
-    from mistral_rerank.reranker import Reranker
+    from mistral_rerank.reranker import Reranker, Score
 
     Notify = Callable[[str, int, int], None]
 
@@ -49,6 +50,7 @@ class EvaluationSettings(BaseModel):
     first_stage: str = Field(default="bm25", description="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
     top_k: int = Field(default=50, ge=1, description="candidates of each question that are reranked")
     queries: int | None = Field(default=None, ge=1, description="questions of each set, drawn with the seed")
+    questions_at_once: int = Field(default=1, ge=1, description="questions whose candidates are scored in one call")
     split: str | None = None
     query_prefix: str | None = None
     passage_prefix: str | None = None
@@ -107,7 +109,9 @@ def evaluate(
     for folder in folders:
         dataset = load_beir(folder, split=settings.split)
         before = _candidates(dataset, stage, settings, work.candidates(dataset.name), notify)
-        scored = _scores(dataset, before, reranker, work.scores(dataset.name), notify)
+        scored = _scores(
+            dataset, before, reranker, work.scores(dataset.name), at_once=settings.questions_at_once, notify=notify
+        )
         result, after = measure(dataset, before, scored, top_k=settings.top_k)
         write_run(after, work.reranked(dataset.name), tag="reranked")
         results.append(result)
@@ -141,6 +145,38 @@ def first_stage_run(
         kept = [place for place in ranking if not (settings.drop_same_id and place[0] == query)]
         run[query] = distinct(kept[: settings.top_k])
     return run
+
+
+def score_candidates(
+    dataset: BeirDataset, run: Run, reranker: Reranker, *, at_once: int, skip: int = 0
+) -> Iterator[tuple[str, list[Score], float]]:
+    """Score the candidates of every question, some questions in one call.
+
+    Candidates of several questions are read once by a model whose prompt puts the passage first.
+
+    Args:
+        dataset: holds the texts.
+        run: the candidates.
+        reranker: any.
+        at_once: questions of a call.
+        skip: questions to leave out at the beginning. The others share a call with the same ones as without it, so
+            that their scores are the same to the last bit.
+
+    Yields:
+        The question's id, its candidates' scores, and its share of the call's seconds.
+
+    """
+    queries = list(run)
+    for start in range(skip - skip % at_once, len(queries), at_once):
+        together = queries[start : start + at_once]
+        pairs = [(dataset.queries[query], dataset.corpus[passage]) for query in together for passage, _ in run[query]]
+        begun = time.perf_counter()
+        scores = iter(reranker.score_pairs(pairs) if pairs else [])
+        seconds_of_a_pair = (time.perf_counter() - begun) / max(1, len(pairs))
+        for place, query in enumerate(together, start):
+            own = list(itertools.islice(scores, len(run[query])))
+            if place >= skip:
+                yield query, own, seconds_of_a_pair * len(own)
 
 
 def reordered(
@@ -208,16 +244,14 @@ def _candidates(
     return {query: found.get(query, []) for query in sample_queries(dataset, settings.queries, seed=settings.seed)}
 
 
-def _scores(dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, notify: Notify) -> dict[str, Scored]:
+def _scores(
+    dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, *, at_once: int, notify: Notify
+) -> dict[str, Scored]:
     """Score the candidates of every question, going on from what the file holds."""
     done, what = resume_scores(file, run), f"{dataset.name}: reranking"
 
     def score_rest() -> Iterator[tuple[str, Scored]]:
-        for query in list(run)[len(done) :]:
-            pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in run[query]]
-            start = time.perf_counter()
-            scores = reranker.score_pairs(pairs) if pairs else []
-            seconds = time.perf_counter() - start
+        for query, scores, seconds in score_candidates(dataset, run, reranker, at_once=at_once, skip=len(done)):
             yield (
                 query,
                 Scored(

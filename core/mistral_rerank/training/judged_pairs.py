@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.evaluation.beir import load_beir
-from mistral_rerank.evaluation.run import first_stage_run
+from mistral_rerank.evaluation.run import first_stage_run, score_candidates
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,10 +75,10 @@ def judge(
     )
     logits: list[float] = []
     labels: list[int] = []
-    for done, (query, ranking) in enumerate(run.items(), start=1):
-        pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in ranking]
-        logits += [score.logit for score in (reranker.score_pairs(pairs) if pairs else [])]
-        labels += dataset.labels(query, [passage for passage, _ in ranking])
+    scored = score_candidates(dataset, run, reranker, at_once=settings.questions_at_once)
+    for done, (query, scores, _) in enumerate(scored, start=1):
+        logits += [score.logit for score in scores]
+        labels += dataset.labels(query, [passage for passage, _ in run[query]])
         notify(f"{dataset.name}: scoring", done, len(run))
     return JudgedPairs(dataset.name, tuple(logits), tuple(labels))
 

@@ -203,19 +203,21 @@ def _group(
 ) -> Group:
     """Look up the texts and judgements of a group; `logits` are the teacher's, (questions, passages)."""
     grades: list[tuple[float | None, ...]] = []
+    targets: list[tuple[float, ...]] = []
     for row, query in enumerate(cluster):
         positives, judged = set(dataset.positives(query)), dataset.qrels[query]
         known: list[float | None] = [float(passage in positives) for passage in chosen]
         if logits is not None:
-            own = [mark for mark, passage in zip(logits[row], chosen, strict=True) if passage in positives]
-            limit = SHARE_OF_POSITIVE * min(own)
+            marks = [round(float(mark), 4) for mark in logits[row]]
+            limit = SHARE_OF_POSITIVE * min(mark for mark, grade in zip(marks, known, strict=True) if grade)
             for place, passage in enumerate(chosen):
-                if passage not in judged and logits[row][place] >= limit:
+                if passage not in judged and marks[place] >= limit:
                     known[place] = None
+            targets.append(tuple(max(marks) if grade else mark for mark, grade in zip(marks, known, strict=True)))
         grades.append(tuple(known))
     return Group(
         tuple(dataset.queries[query] for query in cluster),
         tuple(dataset.corpus[passage] for passage in chosen),
         tuple(grades),
-        None if logits is None else tuple(tuple(round(float(mark), 4) for mark in row) for row in logits),
+        None if logits is None else tuple(targets),
     )
