@@ -66,3 +66,14 @@ def plain_logits(model: torch.nn.Module, sequences: list[list[int]]) -> list[flo
     """The reference: transformers' own classifier, one sequence at a time, no padding."""
     with torch.inference_mode():
         return [model(input_ids=torch.tensor([ids]), use_cache=False).logits.item() for ids in sequences]
+
+
+def split_facts(folder: Path) -> Path:
+    """Make a copy of the example corpus whose 40 judged questions are 32 to train on and 8 to test with."""
+    (folder / "qrels").mkdir(parents=True)
+    for name in ("corpus.jsonl", "queries.jsonl"):
+        (folder / name).symlink_to(FACTS / name)
+    head, *rows = next((FACTS / "qrels").glob("*.tsv")).read_text().splitlines()
+    for split, some in {"train": rows[:32], "test": rows[32:]}.items():
+        (folder / "qrels" / f"{split}.tsv").write_text("\n".join([head, *some]) + "\n")
+    return folder

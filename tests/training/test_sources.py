@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from support import FACTS
+from support import FACTS, split_facts
 
 from mistral_rerank import InvalidInputError
 from mistral_rerank.training.groups import Group, write_groups
@@ -47,15 +47,9 @@ def test_a_cap_holds_for_folders_and_for_files_of_groups(tmp_path):
 
 
 def test_of_several_splits_the_one_for_the_purpose_is_read(tmp_path):
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        (tmp_path / name).symlink_to(FACTS / name)
-    (tmp_path / "qrels").mkdir()
-    head, *rows = next((FACTS / "qrels").glob("*.tsv")).read_text().splitlines()
-    for split, some in {"train": rows[:30], "test": rows[30:]}.items():
-        (tmp_path / "qrels" / f"{split}.tsv").write_text("\n".join([head, *some]) + "\n")
-    source = Source(path=tmp_path)
-    assert len(source.load("train").queries) == 30
-    assert len(source.load("dev", "test").queries) == len(rows) - 30
+    source = Source(path=split_facts(tmp_path / "split"))
+    assert len(source.load("train").queries) == 32
+    assert len(source.load("dev", "test").queries) == 8
     with pytest.raises(InvalidInputError, match="found: test, train"):
         source.load("dev")
 

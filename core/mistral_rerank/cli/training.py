@@ -73,10 +73,10 @@ def mine(
 
     With --model they come from the upper half of what that reranker makes of the first stage's passages.
     """
-    from mistral_rerank.evaluation.beir import load_beir
     from mistral_rerank.evaluation.first_stage import open_encoder, open_first_stage
     from mistral_rerank.training.groups import check_free, write_groups
     from mistral_rerank.training.mining import mine as mine_set
+    from mistral_rerank.training.sources import Source
 
     check_free(out)
     device = encoder_device(reranker)
@@ -84,7 +84,7 @@ def mine(
     with open_reranker(**reranker) if {"model", "base_url"} & reranker.keys() else nullcontext() as opened:
         groups = []
         for folder in data:
-            dataset = load_beir(folder)
+            dataset = Source(path=folder).load("train")
             with progress_bar() as progress:
                 task = progress.add_task(
                     folder.name, total=min(len(dataset.queries), max_queries or len(dataset.queries))
