@@ -1,4 +1,4 @@
-"""Rerank in plain Python: BM25 finds ten passages for each question, mini puts the answer first.
+"""Rerank in plain Python: BM25 finds ten passages for each question, mini reorders them.
 
 pip install 'mistral-rerank[local,eval]'
 """

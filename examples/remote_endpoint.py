@@ -39,7 +39,7 @@ def compare(base_url: str) -> None:
     facts = load_beir(Path(__file__).parent / "facts")
     found = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
     before = after = 0
-    with open_reranker("mini", backend="remote", base_url=base_url) as reranker:
+    with open_reranker(backend="remote", base_url=base_url) as reranker:
         for (query_id, query), ranking in zip(facts.queries.items(), found, strict=True):
             (answer,) = facts.positives(query_id)
             passages = [passage_id for passage_id, _ in ranking]

@@ -31,7 +31,7 @@ def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path)
     read = [json.loads(line) for line in groups.read_text().splitlines()]
     assert {(len(group["queries"]), len(group["passages"])) for group in read} == {(4, 8)}
     trained = run(
-        *("train", "--base", tiny, "--layers", 2, "--data", f"{groups}@24@2x", "--validation", f"{FACTS}@6"),
+        *("train", "--base", tiny, "--layers", 2, "--data", f"{groups}@24@2x", "--validation", f"{data}@6"),
         *("--groups-per-step", 4, "--save-steps", 2, "--patience", 9, "--device", "cpu", "--out", out),
     )
     assert trained.returncode == 0, trained.stderr

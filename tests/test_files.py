@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from mistral_rerank import InvalidInputError
-from mistral_rerank.files import BLOCK, read_passages, score_file, score_lines
+from mistral_rerank import InvalidInputError, SettingsError
+from mistral_rerank.files import BLOCK, read_passages, replacing, score_file, score_lines
 
 
 def pairs_text(count):
@@ -58,7 +58,7 @@ def test_a_stopped_run_goes_on_and_equals_one_that_was_not(tmp_path, length_rera
 
     length_reranker.score_pairs = stops
     with pytest.raises(KeyboardInterrupt):
-        score_file(length_reranker, io.StringIO(pairs_text(count)), "pairs", out, progress=nothing)
+        score_file(length_reranker, io.StringIO(pairs_text(count)), "pairs", out, settings={}, progress=nothing)
     assert not out.exists()
     partial = tmp_path / "scores.jsonl.partial"
     assert len(read(partial)) == BLOCK
@@ -66,22 +66,57 @@ def test_a_stopped_run_goes_on_and_equals_one_that_was_not(tmp_path, length_rera
         file.write('{"query": "half a li')
     length_reranker.score_pairs = calls
     progress = []
-    done = score_file(length_reranker, io.StringIO(pairs_text(count)), "pairs", out, progress=progress.append)
+    done = score_file(
+        length_reranker, io.StringIO(pairs_text(count)), "pairs", out, settings={}, progress=progress.append
+    )
     assert (done, progress) == (count, [BLOCK, BLOCK, 10])
     assert read(out) == expected(count, length_reranker)
-    assert not partial.exists()
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_a_partial_file_of_other_pairs_is_not_continued(tmp_path, length_reranker):
     (tmp_path / "s.jsonl.partial").write_text('{"query": "other", "passage": "x", "logit": 1}\n')
     with pytest.raises(InvalidInputError, match="scores of other pairs"):
-        score_file(length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", progress=nothing)
+        score_file(
+            length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", settings={}, progress=nothing
+        )
+
+
+def test_a_run_does_not_go_on_with_other_settings(tmp_path, length_reranker):
+    out, bad = tmp_path / "s.jsonl", pairs_text(BLOCK) + '{"query": " ", "passage": "x"}\n'
+    with pytest.raises(InvalidInputError):
+        score_file(length_reranker, io.StringIO(bad), "p", out, settings={"dtype": "float32"}, progress=nothing)
+    with pytest.raises(SettingsError, match=r"s.jsonl.partial holds work with another dtype; remove it"):
+        score_file(length_reranker, io.StringIO(bad), "p", out, settings={"dtype": "float16"}, progress=nothing)
+    assert len(read(tmp_path / "s.jsonl.partial")) == BLOCK
+
+
+def test_half_a_surrogate_pair_is_scored_and_written_as_it_came(tmp_path, length_reranker):
+    pair, out = '{"query": "q", "passage": "cut \\ud83d"}\n', tmp_path / "s.jsonl"
+    score_file(length_reranker, io.StringIO(pair), "p", out, settings={}, progress=nothing)
+    assert [record["passage"] for record in read(out)] == ["cut \ud83d"]
+    out.rename(tmp_path / "s.jsonl.partial")
+    score_file(length_reranker, io.StringIO(pair * 2), "p", out, settings={}, progress=nothing)
+    assert len(read(out)) == 2
+
+
+def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
+    (tmp_path / "kept").write_text("old")
+
+    def write():
+        with replacing(tmp_path / "kept") as lines:
+            lines.write("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["old"]
 
 
 def test_a_wrong_pair_stops_the_run_and_keeps_what_is_done(tmp_path, length_reranker):
     text = pairs_text(BLOCK) + '{"query": " ", "passage": "x"}\n'
     with pytest.raises(InvalidInputError, match=f'p:{BLOCK + 1}: "query" is empty'):
-        score_file(length_reranker, io.StringIO(text), "p", tmp_path / "s.jsonl", progress=nothing)
+        score_file(length_reranker, io.StringIO(text), "p", tmp_path / "s.jsonl", settings={}, progress=nothing)
     assert len(read(tmp_path / "s.jsonl.partial")) == BLOCK
     assert not (tmp_path / "s.jsonl").exists()
 
@@ -89,5 +124,7 @@ def test_a_wrong_pair_stops_the_run_and_keeps_what_is_done(tmp_path, length_rera
 def test_an_existing_result_is_not_overwritten(tmp_path, length_reranker):
     (tmp_path / "s.jsonl").write_text("kept")
     with pytest.raises(InvalidInputError, match="exists"):
-        score_file(length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", progress=nothing)
+        score_file(
+            length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", settings={}, progress=nothing
+        )
     assert (tmp_path / "s.jsonl").read_text() == "kept"

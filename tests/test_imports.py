@@ -31,6 +31,21 @@ def test_without_torch_the_error_says_what_to_install():
     assert "pip install 'mistral-rerank[local]'" in found.stdout
 
 
+@pytest.mark.parametrize(
+    "command", [("info",), ("train", "--data", ".", "--out", "o"), ("evaluate", "--data", ".", "--out", "o")]
+)
+def test_without_its_extra_a_command_says_so_in_a_line(command):
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'numpy', 'bm25s', 'transformers'))\n"
+        f"sys.argv = ['mistral-rerank', *{command!r}]\n"
+        "from mistral_rerank.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert "install" in found.stderr
+    assert len(found.stderr.splitlines()) == 1
+
+
 def test_every_public_name_exists():
     import mistral_rerank
 

@@ -6,6 +6,7 @@ It knows neither framework. An adapter turns its framework's objects into texts,
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from abc import abstractmethod
 from contextlib import nullcontext
@@ -58,6 +59,10 @@ class RerankerHolder(RerankSettings):
                 found = _opened[key] = self.open()
         self._held = found
         return found
+
+    @property
+    def _is_open(self) -> bool:
+        return self.reranker is not None or self._key() in _opened
 
     def unload(self) -> None:
         """Free the weights of the shared reranker, for every holder; the next use loads them again."""
@@ -124,7 +129,10 @@ class RerankOptions(RerankerHolder):
         """`rerank` without blocking the event loop."""
         texts = self._request(query, items)
         with self._span(query, texts, overrides) as report:
-            return report(await self.use().arank(query, texts, **self._cut(overrides)) if texts else [])
+            if not texts:
+                return report([])
+            opened = self.use() if self._is_open else await asyncio.to_thread(self.use)  # it may have to import torch
+            return report(await opened.arank(query, texts, **self._cut(overrides)))
 
     @abstractmethod
     def _texts(self, items: Sequence[Any]) -> list[str]:

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
 from mistral_rerank.errors import SettingsError
+from mistral_rerank.reranker import Overflow, Quantization
 
 if TYPE_CHECKING:
     from mistral_rerank.reranker import Reranker
 
 ENV_PREFIX = "MISTRAL_RERANK_"
 DEFAULT_MODEL = "mini"
-
-Quantization = Literal["int8"]
 
 
 def environment_field(variable: str, default: object, description: str, **constraints: Any) -> Any:
@@ -61,9 +60,7 @@ class RerankSettings(BaseModel):
         "quantization", None, "int8: faster on a CPU with VNNI instructions, and not quite the same scores"
     )
     max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
-    overflow: Literal["truncate", "chunk", "error"] = _setting(
-        "overflow", "truncate", "what happens to a passage over the limit"
-    )
+    overflow: Overflow = _setting("overflow", "truncate", "what happens to a passage over the limit")
     batch_tokens: int | None = _setting("batch_tokens", None, "most padded tokens of a batch", ge=1)
     share_batches: bool | None = _setting(
         "share_batches", None, "whether concurrent calls may share batches; default: on accelerators"
@@ -156,7 +153,7 @@ def describe(error: ValidationError) -> str:
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        may_be_secret = problem["type"] == "extra_forbidden" or name == "api_key"
+        may_be_secret = problem["type"] == "extra_forbidden" or not {"api_key", "api_keys"}.isdisjoint(problem["loc"])
         given = "" if may_be_secret else f" (given: {problem['input']!r})"
         problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
     return "; ".join(problems)

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import gc
 import pickle
+import threading
 import tracemalloc
 import weakref
 
@@ -184,6 +185,20 @@ async def test_cancelling_a_call_cancels_the_scoring_at_once(adapter):
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
     assert stuck.cancelled
+
+
+@BOTH
+async def test_opening_the_reranker_does_not_block_the_event_loop(adapter, monkeypatch):
+    def opens(_):
+        opened_on.append(threading.current_thread())
+        return LengthReranker()
+
+    opened_on = []
+    monkeypatch.setattr(adapter, "open", opens)
+    mine = adapter(model="opened in another thread")
+    assert len(await acall(mine, ["a", "bb"])) == len(await acall(mine, ["a", "bb"])) == 2
+    assert len(opened_on) == 1
+    assert opened_on[0] is not threading.current_thread()
 
 
 @BOTH

@@ -50,6 +50,13 @@ def test_what_is_wrong_is_named_by_file_and_line(folder, file, content, hint):
         load_beir(folder)
 
 
+def test_a_file_that_was_cut_off_is_named(folder):
+    packed = folder / "queries.jsonl.gz"
+    packed.write_bytes(packed.read_bytes()[:-9])
+    with pytest.raises(InvalidInputError, match=r"queries.jsonl.gz is damaged or cut off"):
+        load_beir(folder)
+
+
 @pytest.mark.parametrize("missing", ["corpus.jsonl", "queries.jsonl.gz", "qrels/test.tsv"])
 def test_a_missing_file_is_named(folder, missing):
     (folder / missing).unlink()

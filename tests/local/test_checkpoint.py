@@ -4,7 +4,12 @@ import shutil
 import pytest
 import torch
 from support import plain_logits, tiny_config
-from transformers import MistralForCausalLM, MistralForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    MistralForCausalLM,
+    MistralForSequenceClassification,
+)
 
 from mistral_rerank import CheckpointError, LocalReranker
 from mistral_rerank.local.checkpoint import load_classifier, open_checkpoint, read_config, summary
@@ -74,6 +79,18 @@ def test_a_model_without_a_score_head_is_refused(folder, tokenizer):
     with (
         LocalReranker(str(folder), device="cpu") as reranker,
         pytest.raises(CheckpointError, match="no score.weight"),
+    ):
+        reranker.warmup()
+
+
+def test_an_encoder_is_refused_with_a_way_to_use_it(folder, tokenizer):
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    with (
+        LocalReranker(str(folder), device="cpu") as reranker,
+        pytest.raises(CheckpointError, match="backend='remote'"),
     ):
         reranker.warmup()
 

@@ -168,6 +168,13 @@ def test_waits_double_up_to_a_cap_and_obey_the_endpoint_up_to_another():
 
 def test_a_rate_limit_gives_each_request_a_moment_of_its_own():
     rate = RateLimit(30)
-    assert [rate.reserve(100.0) for _ in range(3)] == [0.0, 2.0, 4.0]
-    assert rate.reserve(200.0) == 0.0
-    assert [RateLimit(None).reserve(1.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+    assert [rate.reserve(100.0, before=110.0) for _ in range(3)] == [0.0, 2.0, 4.0]
+    assert rate.reserve(200.0, before=210.0) == 0.0
+    assert [RateLimit(None).reserve(1.0, before=2.0) for _ in range(3)] == [0.0, 0.0, 0.0]
+
+
+def test_a_call_that_the_rate_limit_turns_away_takes_no_moment():
+    rate = RateLimit(2)
+    assert [rate.reserve(100.0 + 10 * n, before=120.0 + 10 * n) for n in range(7)] == [
+        *(0.0, None, 10.0, None, None, 10.0, None),
+    ]

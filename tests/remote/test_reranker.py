@@ -3,6 +3,7 @@ import contextlib
 import gc
 import pickle
 import threading
+import time
 
 import httpx
 import pytest
@@ -108,6 +109,33 @@ def test_without_a_model_a_nim_is_asked_for_its_own_once(nim):
         reranker.rank("q", ["two"])
     assert [request.path for request in nim.requests] == ["/v1/models", "/v1/ranking", "/v1/ranking"]
     assert [body["model"] for body in nim.bodies] == ["served", "served"]
+
+
+def test_a_nim_that_is_not_ready_to_list_its_model_is_asked_again(nim):
+    nim.script += [gives(503, b""), gives(422, {"detail": "model: Field required"})]
+    nim.script.append(gives(200, {"object": "list", "data": [{"id": "served"}]}))
+    with open_reranker(backend="remote", base_url=nim.url, protocol="nvidia") as reranker:
+        with pytest.raises(errors.RequestRefusedError):
+            reranker.rank("q", ["one"])
+        reranker.rank("q", ["two"])
+    assert nim.bodies[-1]["model"] == "served"
+
+
+def test_without_a_model_the_first_request_goes_alone(nim):
+    listed = threading.Event()
+
+    def lists(exchange):
+        time.sleep(0.2)  # others would be there by now
+        assert len(nim.requests) == 1
+        listed.set()
+        exchange.answer(200, {"object": "list", "data": [{"id": "served"}]})
+
+    nim.script.append(lists)
+    with open_reranker(backend="remote", base_url=nim.url, protocol="nvidia") as reranker:
+        reranker.rank("q", [f"passage {n}" for n in range(100)])
+    assert listed.is_set()
+    assert {body["model"] for body in nim.bodies} == {"served"}
+    assert len(nim.bodies) > 1
 
 
 def test_without_a_model_and_without_a_list_none_is_named(nim):

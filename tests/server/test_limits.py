@@ -19,6 +19,7 @@ from support import LengthReranker
 from mistral_rerank import CheckpointError, LocalReranker, Score
 from mistral_rerank.server.middleware import OPEN_PATHS
 from mistral_rerank.server.settings import ServerSettings
+from mistral_rerank.settings import describe
 
 COMMAND = str(Path(sys.executable).with_name("mistral-rerank"))
 BODY = {"query": "q", "documents": ["a", "bbb"]}
@@ -78,6 +79,15 @@ def test_blank_keys_are_refused_rather_than_leave_the_server_open(keys: object):
         ServerSettings(api_keys=keys)
 
 
+@pytest.mark.parametrize("keys", ["", " ", "secret,,other"])
+def test_blank_keys_of_the_environment_are_refused_and_none_is_shown(keys: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("MISTRAL_RERANK_SERVER_API_KEYS", keys)
+    with pytest.raises(ValidationError, match="blank") as caught:
+        ServerSettings()
+    assert "blank" in describe(caught.value)
+    assert "secret" not in describe(caught.value)
+
+
 def test_without_keys_any_authorization_is_ignored():
     with running(LengthReranker()) as url:
         reply = httpx.post(url + "/v1/rerank", json=BODY, headers={"Authorization": "Bearer **********"})
@@ -129,6 +139,24 @@ def test_the_work_of_a_client_that_has_gone_is_dropped():
         metrics = httpx.get(url + "/metrics").text
     assert 'mistral_rerank_rejections_total{reason="disconnected"} 1.0' in metrics
     assert 'status="499"' in metrics
+
+
+def test_a_client_that_does_not_ask_gets_the_overflow_that_the_server_was_given():
+    class Noting(LengthReranker):
+        def score_pairs(self, pairs, *, overflow=None):
+            asked.append(overflow)
+            return super().score_pairs(pairs)
+
+        async def ascore_pairs(self, pairs, *, overflow=None):
+            return self.score_pairs(pairs, overflow=overflow)
+
+    asked: list[str | None] = []
+    with running(Noting()) as url:
+        asked.clear()
+        httpx.post(url + "/v1/rerank", json=BODY).raise_for_status()
+        nim = {"query": {"text": "q"}, "passages": [{"text": "a"}], "truncate": "NONE"}
+        httpx.post(url + "/v1/ranking", json=nim).raise_for_status()
+    assert asked == [None, "error"]
 
 
 def test_it_is_alive_but_not_ready_until_the_model_is_loaded():

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from support import FACTS, plain_logits
 from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
+from mistral_rerank.evaluation.beir import load_beir
 from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint, read_config
 from mistral_rerank.local.reading import Reading
 from mistral_rerank.local.tokens import PairTokenizer
@@ -45,6 +47,15 @@ def settings(tiny):
 
 
 @pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """Questions that are not trained on."""
+    folder = shutil.copytree(FACTS, tmp_path_factory.mktemp("held") / "out")
+    queries = folder / "queries.jsonl"
+    queries.write_text(queries.read_text().replace('"text": "', '"text": "Tell me: '))
+    return folder
+
+
+@pytest.fixture(scope="module")
 def trained(settings, tmp_path_factory):
     return finetune(settings, tmp_path_factory.mktemp("train") / "checkpoint")
 
@@ -62,11 +73,11 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def ndcg_of(checkpoint, settings, facts):
+def ndcg_of(checkpoint, settings, held_out):
     """Mean nDCG@10 of nine groups, ranked by the finished checkpoint."""
     found = []
     with LocalReranker(str(checkpoint), device="cpu", dtype="float32", max_length=settings.max_length) as reranker:
-        for group in mine(facts, negatives=2, random_negatives=1, max_queries=9).groups:
+        for group in mine(load_beir(held_out), negatives=2, random_negatives=1, max_queries=9).groups:
             scores = reranker.score_pairs([(group.queries[0], text) for text in group.passages])
             logits = torch.tensor([[score.logit for score in scores]])
             found.append(ndcg(logits, torch.tensor(group.grades)).item())
@@ -124,7 +135,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, 
         with pytest.raises(KeyboardInterrupt):
             finetune(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with pytest.raises(SettingsError, match="other settings"):
+    with pytest.raises(SettingsError, match="holds work with another seed; remove it"):
         finetune(settings.model_copy(update={"seed": 1}), tmp_path / "out")
     resumed = finetune(settings, tmp_path / "out")
     assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(trained).items())
@@ -133,12 +144,14 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, 
     assert list(tmp_path.iterdir()) == [resumed]
 
 
-def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the_run(settings, tmp_path, monkeypatch):
+def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the_run(
+    settings, held_out, tmp_path, monkeypatch
+):
     """Validations are made to fall after the second, so that the third and fourth use up the patience."""
     marks = iter((0.5, 0.8, 0.7, 0.6))
     monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([next(marks)]))
     chosen = settings.model_copy(
-        update={"validation": (Source(path=FACTS, max_queries=1),), "patience": 2, "epochs": 9}
+        update={"validation": (Source(path=held_out, max_queries=1),), "patience": 2, "epochs": 9}
     )
     out = finetune(chosen, tmp_path / "out")
     record = json.loads((out / "training.json").read_text())
@@ -154,11 +167,18 @@ def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the
     assert all(torch.equal(tensor, weights(six)[name]) for name, tensor in weights(out).items())
 
 
-def test_validation_ranks_groups_as_the_finished_checkpoint_does(settings, facts, tmp_path):
-    held = (Source(path=FACTS, max_queries=9),)
+def test_validation_ranks_groups_as_the_finished_checkpoint_does(settings, held_out, tmp_path):
+    held = (Source(path=held_out, max_queries=9),)
     out = finetune(settings.model_copy(update={"validation": held, "save_steps": 15}), tmp_path / "out")
     record = json.loads((out / "training.json").read_text())
-    assert record["validation"] == {"15": pytest.approx(ndcg_of(out, settings, facts), abs=2e-4)}
+    assert record["validation"] == {"15": pytest.approx(ndcg_of(out, settings, held_out), abs=2e-4)}
+
+
+def test_validation_on_what_is_trained_on_is_refused(settings, tmp_path):
+    held = (Source(path=FACTS, max_queries=3),)
+    with pytest.raises(SettingsError, match="every question of the validation is trained on"):
+        finetune(settings.model_copy(update={"validation": held}), tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 def test_patience_needs_something_to_validate_on(settings, tmp_path):
@@ -265,14 +285,14 @@ def test_the_passage_may_come_first_and_questions_may_share_it(settings, tmp_pat
     assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
 
 
-def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, facts, tmp_path):
-    held = (Source(path=FACTS, max_queries=9),)
+def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, held_out, tmp_path):
+    held = (Source(path=held_out, max_queries=9),)
     changes = {"bidirectional": True, "validation": held, "save_steps": 15}
     out = finetune(settings.model_copy(update=changes), tmp_path / "out")
     assert read_config(out).reading == Reading(bidirectional=True, mean=True)
     record = json.loads((out / "training.json").read_text())
     assert sum(record["loss"][-5:]) / 5 < 0.9 * record["loss"][0]
-    assert record["validation"] == {"15": pytest.approx(ndcg_of(out, settings, facts), abs=2e-4)}
+    assert record["validation"] == {"15": pytest.approx(ndcg_of(out, settings, held_out), abs=2e-4)}
     more = {"base": None, "layers": None, "init": str(out), "epochs": 1}
     assert read_config(finetune(settings.model_copy(update=more), tmp_path / "more")) == read_config(out)
 

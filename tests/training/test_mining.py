@@ -124,10 +124,16 @@ def test_a_corpus_of_answers_alone_has_no_negatives():
 
 
 def test_too_few_questions_for_a_group_are_an_error(ice):
-    with pytest.raises(InvalidInputError, match="1 judged questions, too few"):
+    with pytest.raises(InvalidInputError, match="1 questions with an answer in its corpus, too few"):
         mine(ice, questions=2, negatives=1)
     with pytest.raises(InvalidInputError, match="one passage teaches nothing"):
         mine(ice, negatives=0)
+
+
+def test_judgements_of_passages_that_are_not_there_are_an_error(ice):
+    ice.qrels["q"] = {"gone": 1}
+    with pytest.raises(InvalidInputError, match="0 questions with an answer in its corpus"):
+        mine(ice, negatives=2)
 
 
 def test_what_reads_as_the_answer_does_is_no_negative(ice):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.benchmark.contestants import Contestant
     from mistral_rerank.benchmark.measure import Timing
-    from mistral_rerank.settings import Quantization
+    from mistral_rerank.reranker import Quantization
 
 PACKAGES = ("mistral-rerank", "torch", "transformers", "sentence-transformers")
 

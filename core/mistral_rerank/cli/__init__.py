@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -29,6 +30,9 @@ def root(
 
 def main() -> None:
     """Run the command line; errors of the user's making end in one line and exit code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal cannot show is no reason to end
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
@@ -39,6 +43,8 @@ def main() -> None:
             sys.stdout = None
             sys.exit(1)
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is not installed; the README says which extra brings it, mistral-rerank[all] does")
     except ValidationError as error:
         _fail(describe(error))
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,10 +11,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mistral_rerank.settings import ENV_PREFIX
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # it would take "[default: 50]" for markup, and cut long names of options
+)
 stderr = Console(stderr=True)
 
 Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
@@ -57,6 +65,14 @@ def with_reranker_options(command: Callable[..., None]) -> Callable[..., None]:
 def given(values: dict[str, Any], *names: str) -> dict[str, Any]:
     """Keep the options that were given; the others are left to the environment and the defaults."""
     return {name: values[name] for name in names if values[name] is not None}
+
+
+def named(reranker: dict[str, Any]) -> dict[str, Any]:
+    """Give what was chosen for a reranker beside its model, by options or the environment."""
+    from_environment = {
+        name: value for name in RERANKER_OPTIONS if (value := os.environ.get(ENV_PREFIX + name.upper()))
+    }
+    return {name: value for name, value in (from_environment | reranker).items() if name != "model"}
 
 
 def encoder_device(reranker: dict[str, Any]) -> str | None:

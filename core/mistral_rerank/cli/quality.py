@@ -1,6 +1,5 @@
 """`evaluate` and `calibrate`: measure a reranker, and make its probabilities mean something."""
 
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +9,6 @@ from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank.cli.options import (
-    RERANKER_OPTIONS,
     Device,
     Dtype,
     Model,
@@ -18,11 +16,12 @@ from mistral_rerank.cli.options import (
     app,
     encoder_device,
     given,
+    named,
     progress_bar,
     stderr,
     with_reranker_options,
 )
-from mistral_rerank.settings import ENV_PREFIX, RerankSettings, open_reranker
+from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
 FirstStage = Annotated[
     str | None, typer.Option(help="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs  [default: bm25]")
 ]
+Split = Annotated[str | None, typer.Option(help="which qrels/SPLIT.tsv  [default: the only one]")]
 QueryPrefix = Annotated[str | None, typer.Option(help="put before questions, instead of the preset's")]
 PassagePrefix = Annotated[str | None, typer.Option(help="put before passages, instead of the preset's")]
 QUESTIONS_AT_ONCE = 64
@@ -54,7 +54,7 @@ def evaluate(
         int | None, typer.Option(help="candidates of a question that are reranked  [default: 50]")
     ] = None,
     queries: Annotated[int | None, typer.Option(help="draw so many questions of each set  [default: all]")] = None,
-    split: Annotated[str | None, typer.Option(help="which qrels/SPLIT.tsv  [default: the only one]")] = None,
+    split: Split = None,
     query_prefix: QueryPrefix = None,
     passage_prefix: PassagePrefix = None,
     questions_at_once: Annotated[
@@ -96,12 +96,10 @@ def evaluate(
         *("query_prefix", "passage_prefix", "drop_same_id"),
     )
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
-    from_environment = {
-        name: value for name in RERANKER_OPTIONS if (value := os.environ.get(ENV_PREFIX + name.upper()))
-    }
-    chosen = {name: value for name, value in (from_environment | reranker).items() if name != "model"}
     with opened, _notices() as notify:
-        found = run(opened, settings, out, reranker_settings=chosen, device=encoder_device(reranker), notify=notify)
+        found = run(
+            opened, settings, out, reranker_settings=named(reranker), device=encoder_device(reranker), notify=notify
+        )
     _print_figures(found, settings.top_k)
     stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)
 
@@ -118,6 +116,7 @@ def calibrate(
     first_stage: FirstStage = None,
     top_k: Annotated[int | None, typer.Option(help="candidates of each question  [default: 50]")] = None,
     queries: Annotated[int | None, typer.Option(help="draw so many questions of each folder  [default: all]")] = None,
+    split: Split = None,
     query_prefix: QueryPrefix = None,
     passage_prefix: PassagePrefix = None,
     device: Device = None,
@@ -137,7 +136,7 @@ def calibrate(
     from mistral_rerank.training.judged_pairs import judge
 
     method = fitting.check_choices(method, precision)
-    names = "data", "first_stage", "top_k", "queries", "query_prefix", "passage_prefix"
+    names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"
     settings = EvaluationSettings(**given(locals(), *names), questions_at_once=QUESTIONS_AT_ONCE, seed=seed)
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
     folder = kept.checkpoint_to_calibrate(chosen.named_model, out)

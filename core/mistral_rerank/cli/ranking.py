@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mistral_rerank.cli.options import app, progress_bar, with_reranker_options
+from mistral_rerank.cli.options import app, named, progress_bar, with_reranker_options
 from mistral_rerank.files import Passage, read_passages, score_file, score_lines
 from mistral_rerank.settings import open_reranker
 
@@ -68,7 +68,9 @@ def score(
             lines.seek(0)
         with progress_bar() as progress:
             task = progress.add_task("pairs", total=total)
-            score_file(opened, lines, name, out, progress=lambda n: progress.advance(task, n))
+            score_file(
+                opened, lines, name, out, settings=named(reranker), progress=lambda n: progress.advance(task, n)
+            )
 
 
 def _open(path: Path) -> Any:

@@ -65,7 +65,7 @@ def mine(
     negatives: Annotated[int, typer.Option(help="passages of a group from the first stage", min=0)] = 4,
     random_negatives: Annotated[int, typer.Option(help="passages of a group from anywhere", min=0)] = 0,
     depth: Annotated[int, typer.Option(help="how far down the ranking negatives may come from", min=1)] = 30,
-    max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most")] = None,
+    max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most", min=1)] = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same groups")] = 0,
     **reranker: Any,
 ) -> None:

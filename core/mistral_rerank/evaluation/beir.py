@@ -8,13 +8,14 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
 
@@ -106,7 +107,7 @@ def _read_jsonl(folder: Path, stem: str, needed: tuple[str, ...]) -> Iterator[di
         raise InvalidInputError(f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz; it is not a BEIR folder")
     file = plain if plain.is_file() else packed
     with gzip.open(file) if file is packed else file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(_unpacked(lines, file), start=1):
             try:
                 record = json.loads(line)
                 missing = [key for key in needed if key not in record]
@@ -115,3 +116,10 @@ def _read_jsonl(folder: Path, stem: str, needed: tuple[str, ...]) -> Iterator[di
             if missing:
                 raise InvalidInputError(f"{file}:{number}: lacks {', '.join(missing)}")
             yield record
+
+
+def _unpacked(lines: Iterable[bytes], file: Path) -> Iterator[bytes]:
+    try:
+        yield from lines
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InvalidInputError(f"{file} is damaged or cut off ({error}); fetch it again") from error

@@ -12,7 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mistral_rerank.evaluation.metrics import Interval
     from mistral_rerank.evaluation.reliability import Reliability
@@ -98,7 +98,6 @@ def line_plot(
     title: str,
     x_name: str,
     y_name: str,
-    x_label: Callable[[float], str] = "{:g}".format,
     evenly: bool = False,
 ) -> str:
     """Draw lines through points.
@@ -108,7 +107,6 @@ def line_plot(
         title: read by screen readers.
         x_name: what the x axis shows.
         y_name: what the y axis shows.
-        x_label: writes a value of x.
         evenly: whether the points of x stand at equal distances, whatever their values.
 
     """
@@ -117,11 +115,11 @@ def line_plot(
     places = {value: float(i) for i, value in enumerate(values)} if evenly else {value: value for value in values}
     x = Axis(*spread(places.values(), margin=0.04), left, width - 20)
     y = Axis(*spread(point[1] for points in series.values() for point in points), bottom, 30)
-    marks = [(places[value], x_label(value)) for value in values] if evenly else [(t, x_label(t)) for t in x.ticks()]
+    marks = [(places[value], f"{value:g}") for value in values] if evenly else [(t, f"{t:g}") for t in x.ticks()]
     parts = [_horizontal_grid(y, left, width - 20)]
     parts += [_text("tick", x.at(place), bottom + 18, words) for place, words in marks]
     for number, (name, points) in enumerate(series.items()):
-        at = [(x.at(places[a]), y.at(b), f"{name}, {x_label(a)}: {b:.4f}") for a, b in points]
+        at = [(x.at(places[a]), y.at(b), f"{name}, {a:g}: {b:.4f}") for a, b in points]
         parts.append(_series(number, name, left, at))
     parts.append(_text("axis", (left + width) / 2, height - 8, x_name))
     parts.append(_upright("axis", 14, (bottom + 30) / 2, y_name))

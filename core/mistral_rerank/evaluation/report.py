@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mistral_rerank.evaluation.metrics import HEADLINE, MEASURES
 from mistral_rerank.evaluation.pages import details, figure, page, reliability_section, row, section, table
 from mistral_rerank.evaluation.plots import gains_plot, interval_plot, line_plot
+from mistral_rerank.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +47,8 @@ def write_report(
         section("The questions that changed most", "".join(_examples(result) for result in results)),
     ]
     title = f"Evaluation of {asked['model']} over {asked['first_stage']}"
-    file.write_text(page(title, "".join(sections)), encoding="utf-8")
+    with replacing(file) as out:
+        out.write(page(title, "".join(sections)))
 
 
 def summary(mean: Figures, first_stage: str, top_k: int) -> str:

@@ -21,7 +21,8 @@ from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
 from mistral_rerank.evaluation.report import write_report
 from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, Timing, depths, figures
 from mistral_rerank.evaluation.trec import distinct, read_run, write_run
-from mistral_rerank.evaluation.workspace import Scored, Workspace, append_scores, resume_scores, write_json
+from mistral_rerank.evaluation.workspace import Scored, Workspace, append_scores, resume_scores
+from mistral_rerank.files import replacing, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -289,7 +290,7 @@ def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -
 
 
 def _write_queries(results: Sequence[SetResult], file: Path) -> None:
-    with file.open("w", encoding="utf-8") as lines:
+    with replacing(file) as lines:
         for result in results:
             for query, reranked in result.reranked.items():
                 values = {"first_stage": result.first_stage[query], "reranked": reranked}

@@ -8,12 +8,12 @@ Source of the format: https://github.com/usnistgov/trec_eval
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,12 +45,10 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], file: Path, *, tag
     ids = (name for query, ranking in run.items() for name in (query, *(passage for passage, _ in ranking)))
     if wrong := next((name for name in ids if len(name.split()) != 1), None):
         raise InvalidInputError(f"the id {wrong!r} holds white space, which a TREC run cannot express; rename it")
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8", newline="\n") as lines:
+    with replacing(file) as lines:
         for query, ranking in run.items():
             for rank, (passage, score) in enumerate(ranking, start=1):
                 lines.write(f"{query} Q0 {passage} {rank} {np.float32(score)!s} {tag}\n")
-    beside.replace(file)
 
 
 def read_run(file: Path) -> Run:

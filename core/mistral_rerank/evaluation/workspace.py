@@ -14,12 +14,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
+from mistral_rerank.files import appending, claim, whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -64,16 +64,9 @@ class Workspace:
         if out.exists():
             raise SettingsError(f"{out} exists; give another --out, or remove it")
         self.out, self.folder = out, out.with_name(f"{out.name}.partial")
-        file = self.folder / SETTINGS
-        old = json.loads(file.read_text("utf-8")) if file.is_file() else asked
-        if differs := sorted(key for key in {*old, *asked} if old.get(key) != asked.get(key)):
-            raise SettingsError(
-                f"{self.folder} holds an evaluation with another {', '.join(differs)}; "
-                "remove it, or give another --out"
-            )
+        claim(self.folder / SETTINGS, asked, holder=self.folder)
         for name in ("first_stage", "scores", "reranked"):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        write_json(file, asked)
+            (self.folder / name).mkdir(exist_ok=True)
 
     def candidates(self, name: str) -> Path:
         """Give the run file of a set's first stage."""
@@ -106,15 +99,8 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
         InvalidInputError: they are of other candidates.
 
     """
-    if not file.exists():
-        return {}
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) != len(content):
-        with file.open("r+b") as rest:
-            rest.truncate(len(whole))
     done = {}
-    for query, line in zip(run, whole.splitlines(), strict=False):
+    for query, line in zip(run, whole_lines(file), strict=False):
         record = json.loads(line)
         if (record["query"], record["passages"]) != (query, [passage for passage, _ in run[query]]):
             raise InvalidInputError(f"{file} holds scores of other candidates; remove {file.parent.parent}")
@@ -125,16 +111,9 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
 
 def append_scores(file: Path, run: Run, scored: Iterable[tuple[str, Scored]]) -> Iterator[tuple[str, Scored]]:
     """Write each question's scores as a line before handing them on."""
-    with file.open("a", encoding="utf-8") as lines:
+    with appending(file) as lines:
         for query, scores in scored:
             record = {"query": query, "passages": [passage for passage, _ in run[query]], **asdict(scores)}
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")
             lines.flush()
             yield query, scores
-
-
-def write_json(file: Path, content: object) -> None:
-    """Write a file, whole or not at all."""
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(file)

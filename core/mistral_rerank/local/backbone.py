@@ -22,7 +22,7 @@ from mistral_rerank.local.packing import sequence_means
 
 if TYPE_CHECKING:
     from mistral_rerank.local.packing import Pack
-    from mistral_rerank.settings import Quantization
+    from mistral_rerank.reranker import Quantization
 
 
 def is_known(backbone: Any) -> bool:

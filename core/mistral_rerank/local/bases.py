@@ -91,6 +91,13 @@ def base_folder(base: PretrainedBase | WheelBase, *, relative_to: Path | None = 
     return pretrained_folder(base.name, revision=base.revision)
 
 
+def independent(base: PretrainedBase | WheelBase, *, relative_to: Path | None) -> PretrainedBase | WheelBase:
+    """Give the same base under a name that means the same in every checkpoint's folder."""
+    if isinstance(base, PretrainedBase) and relative_to is not None and (relative_to / base.name).is_dir():
+        return base.model_copy(update={"name": str((relative_to / base.name).resolve())})
+    return base
+
+
 def pretrained_folder(name: str, *, revision: str | None = None) -> Path:
     """Give a folder of weights: `name` itself, or the snapshot of that hub id.
 

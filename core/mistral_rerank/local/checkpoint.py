@@ -274,6 +274,11 @@ def load_classifier(
         raise CheckpointError(f"{folder} holds no usable model in safetensors: {error}") from error
     finally:
         logging.set_verbosity(verbosity)
+    if not hasattr(model, "score"):
+        raise CheckpointError(
+            f"{folder} is a {config.model_type}, whose head is no `score`; decoders such as Mistral or Llama are "
+            "read here. Serve it with TEI or vLLM, and use backend='remote'"
+        )
     missing = set(report["missing_keys"])
     if missing - {"score.weight"}:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(missing)[:3])} ...")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.settings import Quantization
+from mistral_rerank.reranker import Quantization
 
 LARGEST = 127
 """What the largest magnitude of a token, or of a row of weights, becomes."""

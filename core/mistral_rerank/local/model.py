@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mistral_rerank.local.packing import PackedCost
-    from mistral_rerank.settings import Quantization
+    from mistral_rerank.reranker import Quantization
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

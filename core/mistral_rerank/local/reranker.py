@@ -12,7 +12,7 @@ from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
-from mistral_rerank.reranker import Observer, Overflow, Pair, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, check_pairs
 
 try:
     from mistral_rerank.local import checkpoint as checkpoints
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.packing import PackedCost
     from mistral_rerank.local.plan import PaddedCost
-    from mistral_rerank.settings import Quantization
 
 logger = logging.getLogger(__name__)
 

@@ -109,7 +109,7 @@ class Endpoint:
         self._status_url = status_url
         self._poll_wait = poll_wait
         self._secret = secret
-        self._asked_for_model = model is not None
+        self._knows_model = model is not None
 
     @property
     def contract(self) -> Contract:
@@ -118,8 +118,8 @@ class Endpoint:
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known which contract is spoken."""
-        return len(self._candidates) == 1
+        """Whether it is known which contract is spoken, and which model is served where that has to be asked."""
+        return len(self._candidates) == 1 and not self._has_to_ask_for_model(*self._candidates[0])
 
     def score(self, batch: Batch, deadline: float) -> Steps[list[Score]]:
         """Score one batch.
@@ -158,6 +158,7 @@ class Endpoint:
                 refusals.append(error)
             else:
                 self._candidates = ((contract, url),)
+                self._knows_model = True  # or does without
                 return scores
         understood = [error for error in refusals if error.status not in (404, 405)]
         if understood:
@@ -172,7 +173,7 @@ class Endpoint:
     def _ask(self, contract: Contract, url: str, batch: Batch, deadline: float) -> Steps[list[Score]]:
         """Send one request, again where that may help."""
         headers = {**self._headers, "X-Request-Id": uuid.uuid4().hex}
-        if not self._asked_for_model and contract.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA:
+        if self._has_to_ask_for_model(contract, url):
             yield from self._find_model(url, headers, deadline)
         unit = self._unit or contract.unit
         request = RerankRequest(
@@ -206,11 +207,12 @@ class Endpoint:
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, deadline: float
     ) -> Steps[Answer]:
-        if wait := self._rate.reserve(time.monotonic()):
-            if time.monotonic() + wait >= deadline:
-                raise DeadlineExceededError(
-                    "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
-                )
+        wait = self._rate.reserve(time.monotonic(), before=deadline)
+        if wait is None:
+            raise DeadlineExceededError(
+                "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
+            )
+        if wait:
             yield Pause(wait)
         left = deadline - time.monotonic()
         if left <= 0:
@@ -240,13 +242,16 @@ class Endpoint:
             named = answer.headers.get("x-request-id", headers["X-Request-Id"])
             raise InvalidReplyError(f"{url} answered 200 with {error}", status=200, request_id=named) from None
 
+    def _has_to_ask_for_model(self, contract: Contract, url: str) -> bool:
+        return not self._knows_model and contract.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA
+
     def _find_model(self, url: str, headers: Mapping[str, str], deadline: float) -> Steps[None]:
-        """Ask once which model is served; an endpoint that does not say may know without its name."""
-        self._asked_for_model = True
+        """Ask which model is served; an endpoint that does not say may know without its name."""
         try:
             answer = yield from self._send("GET", f"{url.rsplit('/', 1)[0]}/models", headers, None, deadline)
             listed = json.loads(answer.content)["data"] if answer.status == 200 else []
             self._model = next((entry["id"] for entry in listed if isinstance(entry["id"], str)), None)
+            self._knows_model = self._model is not None
         except DeadlineExceededError:
             raise
         except (RemoteError, ValueError, LookupError, TypeError, RecursionError):

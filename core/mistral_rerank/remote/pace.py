@@ -42,9 +42,11 @@ class RateLimit:
         self._lock = threading.Lock()
         self._next = 0.0
 
-    def reserve(self, now: float) -> float:
-        """Take the next free moment; returns the seconds until then."""
+    def reserve(self, now: float, *, before: float) -> float | None:
+        """Take the next free moment; give the seconds until then. None if that is too late, and nothing is taken."""
         with self._lock:
             moment = max(now, self._next)
+            if moment > now and moment >= before:
+                return None
             self._next = moment + self._gap
         return moment - now

@@ -92,7 +92,7 @@ class Service:
         self._check_model(asked.model)
         most = self.settings.max_passages
         if len(asked.passages) > most:
-            raise self._rejection("passages", 422, f"{len(asked.passages)} passages; send at most {most} at once")
+            raise self._rejection("passages", 422, f"send at most {most} passages at once, not {len(asked.passages)}")
         try:
             "".join((asked.query, *asked.passages)).encode()
         except UnicodeEncodeError:
@@ -113,7 +113,7 @@ class Service:
         return RerankReply(tuple(ranking[: asked.top_n]), self.model_id, uuid.uuid4().hex, tokens)
 
     async def _rank(self, asked: RerankRequest) -> list[RankedPassage]:
-        overflow: Overflow = "truncate" if asked.truncate else "error"
+        overflow: Overflow | None = None if asked.truncate else "error"  # None: as whoever runs the server chose
         if not self.settings.telemetry:
             return await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
         with rerank_span(

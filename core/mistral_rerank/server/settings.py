@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from mistral_rerank.settings import environment_field
 
@@ -22,7 +23,13 @@ class ServerSettings(BaseModel):
 
     model_id: str | None = _setting("model_id", None, "what clients call the model; default: its own name")
     aliases: tuple[str, ...] = _setting("aliases", (), "further names that requests may give the model")
-    api_keys: tuple[SecretStr, ...] = _setting("api_keys", (), "who sends one of them may rerank; none: everybody")
+    api_keys: tuple[SecretStr, ...] = Field(
+        default_factory=lambda: os.environ.get(
+            f"{ENV_PREFIX}API_KEYS", ()
+        ),  # set and empty is a mistake, refused below
+        validate_default=True,
+        description="who sends one of them may rerank; none: everybody",
+    )
     cors_origins: tuple[str, ...] = _setting("cors_origins", (), "origins whose pages may call the server")
     max_body_bytes: int = _setting("max_body_bytes", 8_000_000, "longest body of a request", ge=1)
     max_passages: int = _setting("max_passages", 1000, "most passages of a request", ge=1)

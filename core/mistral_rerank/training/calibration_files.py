@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.evaluation.pages import page, reliability_section, section
+from mistral_rerank.files import replacing
+from mistral_rerank.local.bases import independent
 from mistral_rerank.local.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
 
 if TYPE_CHECKING:
@@ -59,16 +61,17 @@ def store(calibration: Calibration, folder: Path, out: Path | None) -> Path:
     try:
         if out is not None:
             shutil.copytree(folder, target)
-            if config.base is not None and config.base.kind == "pretrained" and (folder / config.base.name).is_dir():
-                absolute = str((folder / config.base.name).resolve())
-                config = config.model_copy(update={"base": config.base.model_copy(update={"name": absolute})})
-        beside = target / f"{RERANK_JSON}.{os.getpid()}"
-        beside.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        beside.replace(target / RERANK_JSON)
+            if config.base is not None:
+                config = config.model_copy(update={"base": independent(config.base, relative_to=folder)})
+        with replacing(target / RERANK_JSON) as file:
+            file.write(config.model_dump_json(indent=2) + "\n")
         if out is not None:
             target.replace(out)
     except OSError as error:
         raise CheckpointError(f"the calibration cannot be written to {out or folder}: {error.strerror}") from error
+    finally:
+        if out is not None:
+            shutil.rmtree(target, ignore_errors=True)
     return out or folder
 
 
@@ -83,4 +86,5 @@ def write_report(found: Sequence[Outcome], calibration: Calibration, file: Path)
         )
         for of in found
     ]
-    file.write_text(page("Calibration", lead + "".join(parts)), encoding="utf-8")
+    with replacing(file) as out:
+        out.write(page("Calibration", lead + "".join(parts)))

@@ -26,9 +26,10 @@ from mistral_rerank.errors import (
     MissingDependencyError,
     SettingsError,
 )
+from mistral_rerank.files import claim
 from mistral_rerank.local.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.backbone import is_known
-from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
+from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, independent, named_base
 from mistral_rerank.local.checkpoint import (
     Calibration,
     Checkpoint,
@@ -137,12 +138,13 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         raise SettingsError(f"{out} exists; give another folder, or remove it")
     state = out.with_name(out.name + ".training")
     groups, validation = _training_groups(settings), _validation_groups(settings)
+    _check_apart(groups, validation)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
     init = None if settings.init is None else find_checkpoint(settings.init)
     config, base = _start(settings, init)
     arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
-    folder = base_folder(base, relative_to=init)
+    folder = base_folder(base)
     shape = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     lora = _lora(settings, init, base.layers or shape.num_hidden_layers)
     tokenizer = PairTokenizer(
@@ -153,7 +155,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     )
     _check_questions(tokenizer, [*groups, *validation])
     collator = GroupCollator(tokenizer, settings.batch_tokens, config.reading)
-    _claim(state, settings)
+    claim(state / "settings.json", settings.model_dump(mode="json"), holder=state)
     transformers.set_seed(settings.seed)
     memory = estimate(
         shape,
@@ -218,7 +220,8 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     for name, value in kept.items():
         if getattr(settings, name) not in (None, False, value):
             raise SettingsError(f"{settings.init} was trained with {name} {value!r}; leave {name} out")
-    return before.model_copy(update={"calibration": Calibration()}), before.base
+    base = independent(before.base, relative_to=init)
+    return before.model_copy(update={"calibration": Calibration(), "base": base}), base
 
 
 def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:
@@ -314,18 +317,6 @@ def _last_whole_state(state: Path) -> Path | None:
     return steps[max(whole)] if whole else None
 
 
-def _claim(state: Path, settings: TrainSettings) -> None:
-    """Make the folder of a run's state, or check that it belongs to the same run."""
-    file = state / "settings.json"
-    wanted = settings.model_dump_json(indent=2)
-    if file.is_file() and file.read_text("utf-8") != wanted:
-        raise SettingsError(f"{state} holds a run with other settings; remove it, or give another --out")
-    state.mkdir(parents=True, exist_ok=True)
-    beside = file.with_suffix(f".{os.getpid()}")
-    beside.write_text(wanted, "utf-8")
-    beside.replace(file)
-
-
 def _training_groups(settings: TrainSettings) -> list[Group]:
     """Give what one epoch sees, in its order."""
     groups = [group for source in settings.data for group in _groups(source, settings, "train")]
@@ -343,6 +334,15 @@ def _validation_groups(settings: TrainSettings) -> list[Group]:
         raise SettingsError("patience counts validations; give a data set for validation, or leave patience out")
     splits = "dev", "validation", "test"
     return [group for source in settings.validation for group in _groups(source, settings, *splits)]
+
+
+def _check_apart(groups: Sequence[Group], validation: Sequence[Group]) -> None:
+    """See that validation says something of questions that were not trained on."""
+    trained = {query for group in groups for query in group.queries}
+    if validation and trained.issuperset(query for group in validation for query in group.queries):
+        raise SettingsError(
+            "every question of the validation is trained on; give another data set, or a folder with a split for each"
+        )
 
 
 def _groups(source: Source, settings: TrainSettings, *splits: str) -> list[Group]:

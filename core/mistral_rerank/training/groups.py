@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
+from mistral_rerank.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -104,8 +104,6 @@ def write_groups(groups: Iterable[Group], out: Path) -> None:
 
     """
     check_free(out)
-    beside = out.with_name(f"{out.name}.{os.getpid()}")
-    with beside.open("w", encoding="utf-8") as lines:
+    with replacing(out) as lines:
         for group in groups:
             lines.write(json.dumps(asdict(group), ensure_ascii=False) + "\n")
-    beside.replace(out)

@@ -98,6 +98,10 @@ def mine(
     ids = [query for query in dataset.queries if answers[query]]
     chance.shuffle(ids)
     ids = ids[:max_queries]
+    if len(ids) < questions:
+        raise InvalidInputError(
+            f"{dataset.name} has {len(ids)} questions with an answer in its corpus, too few for groups of {questions}"
+        )
     rankings = (first_stage or BM25Stage()).search(dataset, ids, k=depth, progress=lambda *_: None)
     found = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
     if reranker is not None:
@@ -107,8 +111,6 @@ def mine(
         (cluster, _passages(dataset, {q: answers[q] for q in cluster}, found, corpus, negatives, size, chance))
         for cluster in _clusters(answers, ids, found, questions)
     ]
-    if not drawn:
-        raise InvalidInputError(f"{dataset.name} has {len(ids)} judged questions, too few for groups of {questions}")
     if teacher is None:
         groups, teaching = [_group(dataset, *group, None) for group in drawn], None
         progress(len(drawn) * questions)

@@ -112,7 +112,8 @@ def card(name: str, config: CheckpointConfig, record: TrainingRecord, *, rank: i
             f"\nOn {record.validation_groups} groups kept out of training ({names}) nDCG@10 went from {first:.4f},"
             f"\nwhen first looked at, to {best:.4f} after step {record.best_step} of {record.steps}: these weights."
         )
-    trained = f"with LoRA matrices of rank {rank} and a binary head on the last token's hidden state"
+    pooled = "the last token's hidden state" if config.pooling == "last" else "the mean of all hidden states"
+    trained = f"with LoRA matrices of rank {rank} and a binary head on {pooled}"
     data = f"{', '.join(settings['data'])}: {record.groups} groups an epoch"
     chosen = "\n".join(f"| {key} | `{value}` |" for key, value in settings.items() if value not in (None, [], ""))
     return f"""---
