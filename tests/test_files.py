@@ -89,6 +89,9 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path, length_reranker):
     with pytest.raises(SettingsError, match=r"s.jsonl.partial holds work with another dtype; remove it"):
         score_file(length_reranker, io.StringIO(bad), "p", out, settings={"dtype": "float16"}, progress=nothing)
     assert len(read(tmp_path / "s.jsonl.partial")) == BLOCK
+    (tmp_path / "s.jsonl.partial").unlink()  # as it was told to
+    good, other = pairs_text(1), {"dtype": "float16"}
+    assert score_file(length_reranker, io.StringIO(good), "p", out, settings=other, progress=nothing) == 1
 
 
 def test_half_a_surrogate_pair_is_scored_and_written_as_it_came(tmp_path, length_reranker):

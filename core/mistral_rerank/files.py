@@ -142,6 +142,8 @@ def score_file(
     if out.exists():
         raise InvalidInputError(f"{out} exists; give another --out, or remove it")
     partial, kept = (out.with_name(out.name + end) for end in (".partial", ".settings"))
+    if not partial.exists():
+        kept.unlink(missing_ok=True)  # of work that was thrown away
     claim(kept, {"model": reranker.model_name, **settings}, holder=partial)
     records = _pair_records(pairs, name)
     done = _skip_done(partial, records)

@@ -2,8 +2,10 @@ import json
 from datetime import UTC, datetime
 
 import pytest
+from server.running import running
+from support import LengthReranker
 
-from mistral_rerank import InputTooLongError, errors
+from mistral_rerank import InputTooLongError, RemoteReranker, errors
 from mistral_rerank.remote.failures import failure, is_retryable, retry_after
 from mistral_rerank.remote.pace import RateLimit, Retries
 from mistral_rerank.remote.transport import Answer
@@ -164,6 +166,11 @@ def test_waits_double_up_to_a_cap_and_obey_the_endpoint_up_to_another():
     assert retries.wait(0, 10.0) == 10.0
     assert retries.wait(0, 10.1) is None
     assert retries.wait(6, None) is None
+
+
+def test_our_own_servers_limit_of_passages_is_understood():
+    with running(LengthReranker(), max_passages=10) as url, RemoteReranker(base_url=url, protocol="jina") as reranker:
+        assert len(reranker.rank("q", [f"passage {n}" for n in range(64)])) == 64
 
 
 def test_a_rate_limit_gives_each_request_a_moment_of_its_own():

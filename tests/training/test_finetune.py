@@ -301,6 +301,19 @@ def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, held_ou
     assert read_config(finetune(settings.model_copy(update=more), tmp_path / "more")) == read_config(out)
 
 
+def test_a_base_that_is_named_from_its_adapter_is_found_from_the_new_one(settings, trained, tiny, tmp_path):
+    start = shutil.copytree(trained, tmp_path / "models" / "start")
+    shutil.copytree(tiny, tmp_path / "models" / "base")
+    config = json.loads((start / "rerank.json").read_text())
+    config["base"]["name"] = "../base"
+    (start / "rerank.json").write_text(json.dumps(config))
+    out = finetune(
+        settings.model_copy(update={"base": None, "layers": None, "init": str(start), "epochs": 1}), tmp_path / "out"
+    )
+    with LocalReranker(str(out), device="cpu") as reranker:
+        assert len(reranker.score_pairs([("who?", "me")])) == 1
+
+
 def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(settings, trained, tmp_path):
     going_on = settings.model_copy(update={"base": None, "layers": None, "init": str(trained), "epochs": 1})
     more = finetune(going_on, tmp_path / "more")
