@@ -7,7 +7,7 @@ import zlib
 import pytest
 from command import assert_refused, run
 from remote.endpoint import Endpoint, speaks
-from support import FACTS
+from support import FACTS, split_facts
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,15 @@ def test_evaluate_prints_the_figures_and_writes_a_folder(evaluated):
     assert rows[2][0] == "Recall@5"
     assert rows[2][-1] == f"{figures['ceiling']:.4f}"
     assert {file.name for file in out.iterdir()} == {"first_stage", "scores", "reranked", "queries.jsonl", "results.json", "timing.json", "report.html"}  # fmt: skip
+
+
+def test_calibrate_takes_the_split_that_it_is_told(tiny, tmp_path):
+    data, copy = split_facts(tmp_path / "facts"), tmp_path / "copy"
+    chosen = ("--model", tiny, "--out", copy, "--top-k", 3, "--device", "cpu", "--dtype", "float32")
+    assert_refused(run("calibrate", "--data", data, *chosen), "found: test, train")
+    assert_refused(run("calibrate", "--data", data, "--split", "dev", *chosen), "qrels/dev.tsv (found: none)")
+    read = run("calibrate", "--data", data, "--split", "test", *chosen)  # a random model may order nothing
+    assert read.returncode == 0 or "do not score higher" in read.stderr
 
 
 def test_calibrate_goes_on_from_an_evaluation(evaluated, tiny, tmp_path):
