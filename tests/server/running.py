@@ -1,15 +1,19 @@
-"""A real server on loopback, in a thread of the test, or replicas of it on Ray."""
+"""A real server on loopback: in a thread of the test, as the command, or replicas of it on Ray."""
 
 import os
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 
+import httpx
 import pytest
 import uvicorn
+from command import COMMAND
 
 from mistral_rerank import Reranker
 from mistral_rerank.server.app import create_app
@@ -36,15 +40,46 @@ def running(reranker: Reranker, **settings: object) -> Iterator[str]:
         thread.join()
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextmanager
+def commanded(*options: str) -> Iterator[subprocess.Popen[str]]:
+    """Run `mistral-rerank serve` as a process; yields it, with its `url`, when it is ready."""
+    port = free_port()
+    environment = os.environ | {"MISTRAL_RERANK_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
+    command = [COMMAND, "serve", "--port", str(port), *options]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process.url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(process.url)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_until_ready(url: str) -> None:
+    for _ in range(1200):
+        try:
+            if httpx.get(url + "/v1/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server was not ready within a minute")
+
+
 @cache
 def ray_cluster() -> str:
     """Start Ray and its proxy once for all tests, on a free port; gives the base URL. Skips where Ray is not installed."""
     ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mistral-rerank[cluster]'")
     from ray import serve
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     path = os.pathsep.join(sys.path)  # so that the replicas find the tests' modules
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": path}})
     serve.start(http_options={"host": "127.0.0.1", "port": port})

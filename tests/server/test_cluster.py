@@ -1,7 +1,8 @@
-"""Replicas on Ray Serve: what happens to requests when one dies. That each answers as one process does, test_routes shows."""
+"""Replicas on Ray Serve: what happens to requests when one dies, or all are told to stop. That each answers as one process does, test_routes shows."""
 
 import asyncio
 import os
+import signal
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from pydantic import ValidationError
-from server.running import replicated
+from server.running import commanded, replicated
 from support import LengthReranker
 
 from mistral_rerank import RemoteReranker, Score
@@ -82,6 +83,19 @@ def test_our_client_completes_what_a_dead_replica_was_answering(held):
             os.kill(wait_for_all(folder, calls)[QUERIES[0]], 9)
             (folder / "go").touch()
             assert [[place.index for place in call.result()] for call in calls] == [[1, 2, 0]] * len(QUERIES)
+
+
+def test_sigterm_answers_what_the_replicas_have_begun(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_ADDRESS", "local")  # a cluster of its own
+    monkeypatch.setenv("MISTRAL_RERANK_CLUSTER_CPUS", "0.1")
+    body = {"query": "q", "documents": [f"{number} words of a passage " * 30 for number in range(300)]}
+    with commanded("--cluster", "--model", str(tiny)) as server, ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(httpx.post, server.url + "/v1/rerank", json=body, timeout=60) for _ in range(4)]
+        while "mistral_rerank_queue_size 4.0" not in httpx.get(server.url + "/metrics").text:
+            assert not any(call.done() for call in calls), "answered before the signal"
+        server.send_signal(signal.SIGTERM)
+        assert [len(call.result().json()["results"]) for call in calls] == [300] * 4
+        assert server.wait(30) == 0
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,17 @@
 """Keys, queue, time, disconnects and the way down."""
 
 import asyncio
-import os
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+from command import COMMAND
 from pydantic import ValidationError
-from server.running import running
+from server.running import commanded, running
 from support import LengthReranker
 
 from mistral_rerank import CheckpointError, LocalReranker, Score
@@ -21,7 +19,6 @@ from mistral_rerank.server.middleware import OPEN_PATHS
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import describe
 
-COMMAND = str(Path(sys.executable).with_name("mistral-rerank"))
 BODY = {"query": "q", "documents": ["a", "bbb"]}
 
 
@@ -214,31 +211,11 @@ def test_metrics_tell_of_every_stage(tiny: Path):
 @pytest.fixture
 def process(tiny: Path):
     """The command itself, serving a tiny model on a free port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [COMMAND, "serve", "--model", str(tiny), "--port", str(port)]
-    environment = os.environ | {"MISTRAL_RERANK_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    server.url = f"http://127.0.0.1:{port}"
-    yield server
-    server.kill()
-    server.communicate()
-
-
-def wait_until_ready(url: str) -> None:
-    for _ in range(1200):
-        try:
-            if httpx.get(url + "/v1/health/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError("the server was not ready within a minute")
+    with commanded("--model", str(tiny)) as server:
+        yield server
 
 
 def test_sigterm_answers_what_was_begun_and_ends(process):
-    wait_until_ready(process.url)
     documents = [f"{number} words of a passage " * 30 for number in range(900)]
     body = {"query": "q", "documents": documents}
     reply = in_background(lambda: httpx.post(process.url + "/v1/rerank", json=body, timeout=60))
@@ -255,7 +232,6 @@ def test_sigterm_answers_what_was_begun_and_ends(process):
 
 
 def test_a_taken_port_is_one_clear_line(process, tiny: Path):
-    wait_until_ready(process.url)
     port = process.url.rsplit(":", 1)[1]
     command = [COMMAND, "serve", "--model", str(tiny), "--port", port]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -4,7 +4,7 @@ import pytest
 from mistral_rerank import InvalidInputError
 from mistral_rerank.evaluation.beir import BeirDataset
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.training.mining import SHARE_OF_POSITIVE, mine
+from mistral_rerank.training.mining import JUDGED_BELOW, SHARE_OF_POSITIVE, mine
 
 
 class Marks:
@@ -99,7 +99,19 @@ def test_the_teacher_never_puts_a_passage_before_one_that_is_judged_to_answer(ic
 
 def test_a_judged_negative_stays_one_however_close(ice):
     ice.qrels["q"]["twin"] = 0
-    assert all(None not in mine(ice, Marks(), negatives=8, seed=seed).groups[0].grades[0] for seed in range(5))
+    for seed in range(5):
+        (group,) = mine(ice, Marks(), negatives=8, seed=seed).groups
+        assert None not in group.grades[0]
+        (scores,) = group.teacher
+        assert scores[group.passages.index(ice.corpus["twin"])] == pytest.approx(scores[0] - JUDGED_BELOW, abs=1e-3)
+
+
+def test_a_judged_negative_is_taken_before_what_the_first_stage_finds(ice):
+    ice.corpus["far"] = "nothing of the kind 0.1"
+    ice.qrels["q"] |= {"far": 0, "not there": 0}
+    for seed in range(5):
+        (group,) = mine(ice, negatives=1, seed=seed).groups
+        assert group.passages == (ice.corpus["p"], ice.corpus["far"])
 
 
 def test_the_seed_decides_the_groups(facts):

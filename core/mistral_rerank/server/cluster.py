@@ -157,6 +157,7 @@ def serve_cluster(
             signal.signal(number, lambda *_: stop.set())
         logger.warning("serving at http://%s:%d", host, port)
         stop.wait()
+        serve.delete(NAME)  # returns when the replicas have answered what they had; shutdown alone would not wait
     except RuntimeError as error:
         raise SettingsError(f"the replicas cannot be started: {_why()}") from error
     finally:

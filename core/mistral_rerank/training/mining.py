@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 SHARE_OF_POSITIVE = 0.95
 """A passage at or over this share of the positive's score by the teacher may answer too."""
+JUDGED_BELOW = 5.0
+"""A passage judged not to answer lies at least so far below the best in the teacher's logits: under 1% of the best's
+probability, whatever the teacher thinks of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,16 +178,21 @@ def _passages(
 ) -> list[str]:
     """Give the passage ids of a group: an answer of each question, then hard negatives, then random ones.
 
-    What answers a question of the group, or reads the same, is no negative.
+    Passages judged not to answer are the hard negatives to take first. What answers a question of the group, or reads
+    the same, is no negative.
     """
     chosen: list[str] = []
     for own in answers.values():
         if not any(passage in chosen for passage in own):
             chosen.append(chance.choice(own))
+    most = len(chosen) + negatives
     answering = {dataset.corpus[passage] for own in answers.values() for passage in own}
-    near = dict.fromkeys(passage for query in answers for passage in found[query])
-    hard = [passage for passage in near if dataset.corpus[passage] not in answering]
-    chosen += chance.sample(hard, min(negatives, len(hard)))
+    for near in (
+        dict.fromkeys(passage for query in answers for passage in dataset.qrels[query] if passage in dataset.corpus),
+        dict.fromkeys(passage for query in answers for passage in found[query]),
+    ):
+        hard = [passage for passage in near if passage not in chosen and dataset.corpus[passage] not in answering]
+        chosen += chance.sample(hard, min(most - len(chosen), len(hard)))
     tries = chance.choices(corpus, k=20 * size)
     for passage in itertools.chain(
         tries, corpus
@@ -215,7 +223,13 @@ def _group(
             for place, passage in enumerate(chosen):
                 if passage not in judged and marks[place] >= limit:
                     known[place] = None
-            targets.append(tuple(max(marks) if grade else mark for mark, grade in zip(marks, known, strict=True)))
+            best = max(marks)
+            targets.append(
+                tuple(
+                    best if grade else min(mark, best - JUDGED_BELOW) if passage in judged else mark
+                    for passage, mark, grade in zip(chosen, marks, known, strict=True)
+                )
+            )
         grades.append(tuple(known))
     return Group(
         tuple(dataset.queries[query] for query in cluster),
