@@ -33,7 +33,7 @@ def test_the_faster_dtype_is_kept_in_the_cache_folder(kept: Path):
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("damage", ["{", "[1]", '{"another machine": "float32"}'])
+@pytest.mark.parametrize("damage", ["{", "[1]", '{"here": []}', '{"another machine": "float32"}'])
 def test_an_answer_that_is_not_there_is_found_again(kept: Path, damage: str):
     kept.parent.mkdir()
     kept.write_text(damage)

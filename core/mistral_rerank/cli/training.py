@@ -27,7 +27,7 @@ def train(
     init: Annotated[str | None, typer.Option(help="instead of a base: go on from this adapter, or mini")] = None,
     template: Annotated[str | None, typer.Option(help="the prompt, with {query} and {passage}")] = None,
     questions: Annotated[int | None, typer.Option(help="questions that share their passages  [default: 1]")] = None,
-    negatives: Annotated[int | None, typer.Option(help="BM25 negatives of a group  [default: 4]")] = None,
+    negatives: Annotated[int | None, typer.Option(help="hard negatives of a group  [default: 4]")] = None,
     random_negatives: Annotated[int | None, typer.Option(help="random ones  [default: 1]")] = None,
     max_length: Annotated[int | None, typer.Option(help="tokens of a pair while training  [default: 512]")] = None,
     bidirectional: Annotated[bool, typer.Option(help="tokens look ahead too, and their mean is pooled")] = False,
@@ -62,7 +62,7 @@ def mine(
         str, typer.Option(help="finds the negatives: bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
     ] = "bm25",
     questions: Annotated[int, typer.Option(help="questions that share their passages", min=1)] = 1,
-    negatives: Annotated[int, typer.Option(help="passages of a group from the first stage", min=0)] = 4,
+    negatives: Annotated[int, typer.Option(help="hard negatives of a group: judged 0, or found", min=0)] = 4,
     random_negatives: Annotated[int, typer.Option(help="passages of a group from anywhere", min=0)] = 0,
     depth: Annotated[int, typer.Option(help="how far down the ranking negatives may come from", min=1)] = 30,
     max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most", min=1)] = None,

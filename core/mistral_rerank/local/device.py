@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from contextlib import suppress
+from typing import Literal
 
 import torch
+from pydantic import TypeAdapter
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.files import write_json
 from mistral_rerank.local.bases import cache_dir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Probed = Literal["bfloat16", "float32"]
+_ANSWERS = TypeAdapter(dict[str, Probed])
 
 
 def pick_device(name: str) -> torch.device:
@@ -33,7 +37,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Give the dtype of that name; "auto" is bfloat16 where the hardware multiplies it, a CPU faster than float32.
+    """Give the dtype of that name; "auto" is bfloat16 where the hardware multiplies it, else float32.
+
+    A CPU must also be faster in it.
 
     Raises:
         SettingsError: no such dtype.
@@ -63,22 +69,23 @@ def _faster_on_cpu() -> str:
     file = cache_dir() / "dtypes.json"
     able = torch.cpu.get_capabilities()
     here = f"{able.get('cpu_name', able.get('architecture'))}, torch {torch.__version__}"
-    kept: dict[str, str] = {}
-    with suppress(OSError, TypeError, ValueError):
-        kept = dict(json.loads(file.read_text("utf-8")))
-    if kept.get(here) not in DTYPES:
-        kept[here] = min(("bfloat16", "float32"), key=_seconds_of_a_product)
-        with suppress(OSError):  # then it is timed again next time
+    kept: dict[str, Probed] = {}
+    with suppress(OSError, ValueError):  # not there yet, or damaged: it is timed and written anew
+        kept = _ANSWERS.validate_json(file.read_bytes())
+    if here not in kept:
+        kept[here] = _faster()
+        with suppress(OSError):  # a folder that cannot be written: it is timed again next time
             file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, kept)
     return kept[here]
 
 
-def _seconds_of_a_product(dtype: str) -> float:
-    rows, columns = torch.ones(512, 1024, dtype=DTYPES[dtype]), torch.ones(1024, 1024, dtype=DTYPES[dtype])
-    times = []
+def _faster() -> Probed:
+    best: dict[Probed, float] = {"bfloat16": math.inf, "float32": math.inf}
+    factors = {name: torch.ones(1024, 1024, dtype=DTYPES[name]) for name in best}
     for _ in range(6):
-        start = time.perf_counter()
-        torch.mm(rows, columns)
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for name, factor in factors.items():  # in turn, so that what else the machine does meets both
+            start = time.perf_counter()
+            torch.mm(factor, factor)
+            best[name] = min(best[name], time.perf_counter() - start)
+    return "bfloat16" if best["bfloat16"] < best["float32"] else "float32"

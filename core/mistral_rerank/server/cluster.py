@@ -148,16 +148,16 @@ def serve_cluster(
     """
     if not server.api_keys and host not in LOOPBACK:
         logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
-    stop = threading.Event()
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the replicas answer: both signals stop alike
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(deployment(reranker.open, server, cluster), name=NAME)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
         logger.warning("serving at http://%s:%d", host, port)
-        stop.wait()
-        serve.delete(NAME)  # returns when the replicas have answered what they had; shutdown alone would not wait
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        if NAME in serve.status().applications:
+            serve.delete(NAME)  # returns when the replicas have answered what they had; shutdown does not wait
     except RuntimeError as error:
         raise SettingsError(f"the replicas cannot be started: {_why()}") from error
     finally:

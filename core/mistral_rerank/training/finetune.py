@@ -91,7 +91,7 @@ class TrainSettings(BaseModel):
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
     questions: int = Field(default=1, ge=1, description="questions of a group, all compared with its passages")
-    negatives: int = Field(default=4, ge=0, description="BM25 negatives in a group")
+    negatives: int = Field(default=4, ge=0, description="passages of a group judged 0, or else from BM25")
     random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
     max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
     template: str | None = Field(default=None, description="the prompt; None for NVIDIA's, or that of `init`")

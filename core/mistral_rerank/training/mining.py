@@ -77,8 +77,9 @@ def mine(
         first_stage: finds the negatives; None for BM25.
         reranker: reorders the `depth` passages that the first stage found, and negatives come from its upper half.
         questions: of a group. What is left over at the end, fewer than these, is left out.
-        negatives: passages of a group, beside its questions' own, that the first stage finds for them. Where it finds
-            too few, and where two questions share a passage, random ones fill up.
+        negatives: passages of a group, beside its questions' own, that are judged not to answer one of them, or else
+            that the first stage finds for them. Where there are too few, and where two questions share a passage,
+            random ones fill up.
         random_negatives: passages of a group drawn from the whole corpus.
         depth: how far down the ranking negatives may come from.
         max_queries: take this many questions at most.
