@@ -61,7 +61,7 @@ class RerankSettings(BaseModel):
     )
     max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
     overflow: Overflow = _setting("overflow", "truncate", "what happens to a passage over the limit")
-    batch_tokens: int | None = _setting("batch_tokens", None, "most padded tokens of a batch", ge=1)
+    batch_tokens: int | None = _setting("batch_tokens", None, "most tokens that a batch computes", ge=1)
     share_batches: bool | None = _setting(
         "share_batches", None, "whether concurrent calls may share batches; default: on accelerators"
     )

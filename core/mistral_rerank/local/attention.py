@@ -1,11 +1,12 @@
 """Attention in a row of sequences without padding: who sees whom, and the kernels that compute it.
 
-It is used by our own forward, and by transformers' modules in training, under a name of its own.
+It is used by our own forward, as a `RowAttention`, and by transformers' modules in training, under a name of its own.
+Here a span is a call of `scaled_dot_product_attention`, on any device; `flash` needs one call for a row, on CUDA.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -20,6 +21,63 @@ PACKED_ATTENTION = "mistral_rerank_packed"
 
 PLAIN_SCORES = 400**2
 """With so many pairs of a query and a key, all scores still fit into a core's cache."""
+
+
+class RowAttention(Protocol):
+    """Attention in one row, whose sequences see themselves and what they share.
+
+    Queries are (1, heads, tokens, width), keys and values (1, key heads, tokens, width); `scaling` is that of the
+    scores before the softmax, None for 1 / sqrt(width).
+    """
+
+    def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None: ...
+
+    def everywhere(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Give (tokens, heads, width)."""
+
+    def at_the_ends(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """Give (members, heads, width) for queries of the members' last tokens alone."""
+
+
+class SpanAttention:
+    """A call of `scaled_dot_product_attention` for each span of a row.
+
+    Args:
+        packed: the row, on the CPU.
+        window: the most positions that a token looks back, itself included; None for all.
+        device: where queries, keys and values are.
+
+    """
+
+    def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None:
+        self._spans, self._ends = packed.spans, packed.last.tolist()
+        self._masks = span_masks(packed.to(device), window=window)
+
+    def everywhere(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """See `RowAttention.everywhere`."""
+        return attend_spans(query, key, value, self._spans, self._masks, scaling)
+
+    def at_the_ends(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
+    ) -> torch.Tensor:
+        """See `RowAttention.at_the_ends`."""
+        done, mixed = 0, []
+        for span, mask in zip(self._spans, self._masks, strict=True):
+            ends = [place - span.start for place in self._ends[done:] if place < span.stop]
+            if not ends:
+                continue  # a prefix: no sequence ends in it
+            own = span.apart(query[:, :, done : done + len(ends)])
+            seen = None if mask is None else mask[ends[: own.shape[2]]]
+            found = attend(own, span.seen(key), span.seen(value), seen, scaling)
+            mixed.append(found.transpose(1, 2).flatten(0, 1))
+            done += len(ends)
+        return torch.cat(mixed)
 
 
 def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor | None]:

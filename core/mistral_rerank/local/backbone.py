@@ -16,11 +16,12 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
-from mistral_rerank.local.attention import attend, attend_spans, span_masks
+from mistral_rerank.local.attention import SpanAttention
 from mistral_rerank.local.int8 import Int8Linear, Rounding
 from mistral_rerank.local.packing import sequence_means
 
 if TYPE_CHECKING:
+    from mistral_rerank.local.attention import RowAttention
     from mistral_rerank.local.packing import Pack
     from mistral_rerank.reranker import Quantization
 
@@ -44,12 +45,18 @@ class PackedBackbone:
         backbone: one that `is_known`, on its device. Its layers are taken out of it one by one, so that weights that
             are stored anew are not held twice.
         quantization: how the linears are stored; None for as they are.
+        attention: what computes it.
 
     """
 
-    def __init__(self, backbone: Any, quantization: Quantization | None = None) -> None:
+    def __init__(
+        self,
+        backbone: Any,
+        quantization: Quantization | None = None,
+        attention: type[RowAttention] = SpanAttention,
+    ) -> None:
         self._embed, self._rotary, self._norm = backbone.embed_tokens, backbone.rotary_emb, _Norm(backbone.norm)
-        self._window = window_of(backbone)
+        self._window, self._attention = window_of(backbone), attention
         self._inner: int = backbone.config.intermediate_size
         self._layers: list[_Layer] = []
         while backbone.layers:
@@ -59,16 +66,18 @@ class PackedBackbone:
         """Run one row.
 
         Args:
-            packed: the row, on any device.
+            packed: the row, on the CPU.
             mean: whether all hidden states of a sequence are pooled, and not the last one.
 
         Returns:
             (members, hidden): the pooled final hidden state of each sequence.
 
         """
-        packed = packed.filled().to(self._embed.weight.device)
+        packed, device = packed.filled(), self._embed.weight.device
+        attention = self._attention(packed, self._window, device)
+        packed = packed.to(device)
         hidden: Tensor = self._embed(packed.ids)[0]
-        row = _Row(packed, self._window, self._rotary(hidden, packed.positions), hidden, self._inner)
+        row = _Row(packed.last, attention, self._rotary(hidden, packed.positions), hidden, self._inner)
         for layer in self._layers if mean else self._layers[:-1]:
             hidden = layer(hidden, row)
         if mean:
@@ -80,8 +89,8 @@ class _Row:
     """What the layers of a forward share: the row, and memory for one result after another.
 
     Attributes:
-        packed: the row.
-        masks: what `span_masks` says of it.
+        last: (members,) int64, where each member has its last token.
+        attention: of the row.
         cosines: (tokens, 1, width of a head), of the rotary embedding.
         sines: likewise.
         wide: (tokens, hidden) float32.
@@ -94,9 +103,9 @@ class _Row:
     """
 
     def __init__(
-        self, packed: Pack, window: int | None, turns: tuple[Tensor, Tensor], hidden: Tensor, inner: int
+        self, last: Tensor, attention: RowAttention, turns: tuple[Tensor, Tensor], hidden: Tensor, inner: int
     ) -> None:
-        self.packed, self.masks = packed, span_masks(packed, window=window)
+        self.last, self.attention = last, attention
         self.cosines, self.sines = turns[0][0, :, None], turns[1][0, :, None]
         self.wide = torch.empty_like(hidden, dtype=torch.float32)
         self.normed, self.output = torch.empty_like(hidden), torch.empty_like(hidden)
@@ -177,25 +186,16 @@ class _Layer:
         normed = self._before(hidden, row)
         query = self._turned(self._query(normed, row), row.cosines, row.sines)
         key, value = self._keys(normed, row)
-        mixed = attend_spans(query, key, value, row.packed.spans, row.masks, self._scaling)
+        mixed = row.attention.everywhere(query, key, value, self._scaling)
         return self._finish(hidden, mixed.flatten(1), row)
 
     def at_the_ends(self, hidden: Tensor, row: _Row) -> Tensor:
         """Run the last token of each sequence, which looks at all others: (members, hidden)."""
-        last, normed = row.packed.last, self._before(hidden, row)
+        last, normed = row.last, self._before(hidden, row)
         query = self._turned(self._query(normed[last], row), row.cosines[last], row.sines[last])
         key, value = self._keys(normed, row)
-        places, done, mixed = last.tolist(), 0, []
-        for span, mask in zip(row.packed.spans, row.masks, strict=True):
-            ends = [place - span.start for place in places[done:] if place < span.stop]
-            if not ends:
-                continue  # a prefix: no sequence ends in it
-            own = span.apart(query[:, :, done : done + len(ends)])
-            seen = None if mask is None else mask[ends[: own.shape[2]]]
-            found = attend(own, span.seen(key), span.seen(value), seen, self._scaling)
-            mixed.append(found.transpose(1, 2).flatten(0, 1))
-            done += len(ends)
-        return self._finish(hidden[last], torch.cat(mixed).flatten(1), row)
+        mixed = row.attention.at_the_ends(query, key, value, self._scaling)
+        return self._finish(hidden[last], mixed.flatten(1), row)
 
     def _keys(self, normed: Tensor, row: _Row) -> tuple[Tensor, Tensor]:
         """Give keys and values: (1, key heads, tokens, width)."""

@@ -1,7 +1,7 @@
 """The forward pass: token ids in, one logit a sequence out.
 
-Two ways, the same scores. On a CPU a batch is one row of tokens without padding, with shared prefixes computed
-once (`packing`). On other devices, and for architectures other than Mistral's and Llama's, it is rows of similar
+Two ways, the same scores. For a Mistral or a Llama on a CPU, and on CUDA where its flash attention `agrees`, a batch
+is one row of tokens without padding, with shared prefixes computed once (`packing`). Elsewhere it is rows of similar
 length padded on the right: a causal model never looks ahead, so every real token is computed as if the padding were
 not there, and no attention mask is passed.
 
@@ -12,13 +12,15 @@ attention), or that the mean of all hidden states is pooled.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from mistral_rerank.errors import CheckpointError
+from mistral_rerank.local.attention import SpanAttention
 from mistral_rerank.local.backbone import PackedBackbone, is_known, window_of
+from mistral_rerank.local.flash import FlashAttention, agrees
 from mistral_rerank.local.packing import pack, packed_cost, plan_packs, row_room, trees_of
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
@@ -26,6 +28,7 @@ from mistral_rerank.local.reading import LAST_TOKEN, Reading
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mistral_rerank.local.attention import RowAttention
     from mistral_rerank.local.packing import PackedCost
     from mistral_rerank.reranker import Quantization
 
@@ -79,6 +82,17 @@ def apply_head(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | None:
+    """Choose what computes attention in rows without padding; None where batches are padded instead."""
+    if not is_known(backbone):
+        return None
+    if device.type == "cuda":
+        attention, heads = backbone.layers[0].self_attn, backbone.config.num_attention_heads
+        shape = heads, backbone.config.num_key_value_heads, attention.head_dim
+        return FlashAttention if agrees(*shape, device, attention.q_proj.weight.dtype) else None
+    return SpanAttention if device.type == "cpu" else None
+
+
 class RerankModel:
     """A backbone and its head on one device, for inference only.
 
@@ -87,7 +101,7 @@ class RerankModel:
         head: maps (rows, hidden) to (rows, 1), on `device`.
         device: where to run.
         reading: how it reads a sequence.
-        packed: whether batches have no padding; None: on a CPU, for architectures that are known here.
+        packed: whether batches have no padding; None: where `row_attention` knows how.
         quantization: of a backbone for batches without padding.
 
     Raises:
@@ -110,8 +124,9 @@ class RerankModel:
         self._device = device
         self._reading = reading
         self._packed: PackedBackbone | None = None
-        if (device.type == "cpu" and is_known(backbone)) if packed is None else packed:
-            self._packed = PackedBackbone(backbone, quantization)
+        attention = row_attention(backbone, device) if packed is None else SpanAttention if packed else None
+        if attention is not None:
+            self._packed = PackedBackbone(backbone, quantization, attention)
         elif quantization is not None:
             raise CheckpointError(
                 f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
