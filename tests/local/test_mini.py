@@ -59,13 +59,29 @@ def test_mini_tells_an_answer_from_passages_about_other_things(mini, facts):
     assert answered_first(mini, facts, candidates) >= 34
 
 
-@pytest.mark.xfail(
-    strict=True, reason="this training of mini still prefers shared words to answers; its card has the figures"
-)
-def test_mini_beats_bm25_where_word_overlap_misleads(mini, facts):
+@pytest.fixture(scope="module")
+def misleading(facts):
+    """BM25's ten passages for each question, among which word overlap misleads."""
     rankings = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
-    candidates = {
-        query: [passage for passage, _ in ranking] for query, ranking in zip(facts.queries, rankings, strict=True)
-    }
-    by_bm25 = sum(ids[0] == facts.positives(query)[0] for query, ids in candidates.items())
-    assert answered_first(mini, facts, candidates) >= by_bm25 + 8
+    return {query: [passage for passage, _ in found] for query, found in zip(facts.queries, rankings, strict=True)}
+
+
+def test_mini_puts_answers_higher_where_word_overlap_misleads(mini, facts, misleading):
+    places = []
+    for query, ids in misleading.items():
+        order = [ids[place.index] for place in mini.rank(facts.queries[query], [facts.corpus[i] for i in ids])]
+        (answer,) = facts.positives(query)
+        places.append((ids.index(answer), order.index(answer)))
+    higher, lower = sum(after < before for before, after in places), sum(after > before for before, after in places)
+    assert higher >= 4 * lower, "16 and 2 of 40 when it was trained"
+    gain = sum(1 / (1 + after) - 1 / (1 + before) for before, after in places) / len(places)
+    assert gain >= 0.08, "of the mean reciprocal rank: 0.11 when it was trained"
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="this training of mini often puts the answer second, after shared words; its card has the figures",
+)
+def test_mini_beats_bm25_where_word_overlap_misleads(mini, facts, misleading):
+    by_bm25 = sum(ids[0] == facts.positives(query)[0] for query, ids in misleading.items())
+    assert answered_first(mini, facts, misleading) >= by_bm25 + 8
