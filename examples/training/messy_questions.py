@@ -8,7 +8,7 @@ techdocs_faq. OUT gets two new BEIR folders, to `mine` in turn, and the three fi
 - requests: a piece of an abstract asks for the other abstracts that answer the same question;
 - double: two questions in one, so that each of two passages answers half;
 - medquad: its questions from templates as a patient would ask them;
-- all three: often in lower case, without a question mark, or with a slip of the keys.
+- medquad, stackexchange_small and techdocs_faq: often in lower case, without a question mark, or mistyped.
 
 The teacher's scores stay those of the question as it was.
 """
@@ -26,24 +26,8 @@ from mistral_rerank.evaluation.beir import BeirDataset, load_beir
 REQUESTS = 320
 DOUBLES = 420
 
-NOT_NAMES = {
-    "what",
-    "who",
-    "when",
-    "where",
-    "how",
-    "why",
-    "which",
-    "whose",
-    "in",
-    "to",
-    "at",
-    "on",
-    "from",
-    "by",
-    "for",
-}
-NOT_NAMES |= {"did", "is", "was", "were", "are", "the", "does", "do"}
+NOT_NAMES = {"what", "who", "when", "where", "how", "why", "which", "whose", "did", "is", "was", "were", "are"}
+NOT_NAMES |= {"does", "do", "in", "to", "at", "on", "from", "by", "for", "the"}
 """Words that lose their capital in the middle of a sentence."""
 
 FORMS = {

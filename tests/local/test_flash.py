@@ -10,10 +10,11 @@ from support import plain_logits, tiny_config
 from torch.nn.attention import varlen
 from transformers import MistralForSequenceClassification
 
+from mistral_rerank.local import model as models
 from mistral_rerank.local.attention import SpanAttention
 from mistral_rerank.local.backbone import PackedBackbone
 from mistral_rerank.local.flash import FlashAttention, agrees
-from mistral_rerank.local.model import apply_head
+from mistral_rerank.local.model import apply_head, row_attention
 from mistral_rerank.local.packing import pack, trees_of
 
 CPU = torch.device("cpu")
@@ -118,6 +119,18 @@ def test_without_a_kernel_for_the_device_batches_are_padded(caplog):
     assert not agrees(4, 2, 16, CPU, torch.bfloat16), "PyTorch has none for a CPU"
     assert "no flash attention on cpu in torch.bfloat16" in caplog.text
     agrees.cache_clear()
+
+
+@pytest.mark.parametrize(("right", "expected"), [(True, FlashAttention), (False, None)])
+def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, right, expected):
+    asked = []
+    monkeypatch.setattr(models, "agrees", lambda *shape: asked.append(shape) or right)
+    backbone = MistralForSequenceClassification(tiny_config(100, head_dim=32)).to(torch.bfloat16).base_model
+    cuda = torch.device("cuda")
+    assert row_attention(backbone, cuda) is expected
+    config = backbone.config
+    assert asked == [(config.num_attention_heads, config.num_key_value_heads, 32, cuda, torch.bfloat16)]
+    assert row_attention(backbone, CPU) is SpanAttention
 
 
 def test_pytorchs_own_kernel_takes_what_it_is_given():

@@ -45,8 +45,7 @@ class FlashAttention:
         back = -1 if window is None else window - 1
         self._every = _Call(stretches, [len(keys[-1]) for keys in stretches], device)
         self._ends = _Call(members, [1] * len(members), device)
-        self._reach = (back, 0 if packed.spans[0].causal else back)
-        self._reach_of_ends = (back, 0)
+        self._reach = (back, 0 if packed.spans[0].causal else back)  # nothing is ahead of an end
 
     def everywhere(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
@@ -58,7 +57,7 @@ class FlashAttention:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """See `RowAttention.at_the_ends`."""
-        return self._ends(query, key, value, scaling, self._reach_of_ends)
+        return self._ends(query, key, value, scaling, self._reach)
 
 
 def _stretches(packed: Pack) -> Iterator[tuple[range, ...]]:
