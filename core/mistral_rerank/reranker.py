@@ -24,7 +24,7 @@ Pair = tuple[str, str]
 Overflow = Literal["truncate", "chunk", "error"]
 """What happens to a pair over the model's limit: the passage is cut, scored in pieces, or refused."""
 
-Quantization = Literal["int8"]
+Quantization = Literal["int8", "nf4"]
 """How the linears of a model on this machine may be rounded."""
 
 

@@ -2,9 +2,11 @@
 
 import copy
 import weakref
+from typing import get_args
 
 import pytest
 import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from support import plain_logits, tiny_config
 from transformers import (
     GPT2Config,
@@ -20,6 +22,7 @@ from mistral_rerank import CheckpointError
 from mistral_rerank.local.backbone import is_known
 from mistral_rerank.local.int8 import multiplies_bytes
 from mistral_rerank.local.model import RerankModel
+from mistral_rerank.reranker import Quantization
 
 here = pytest.mark.skipif(not multiplies_bytes(), reason="this CPU has no VNNI instructions")
 SEQUENCES = [[n % 90 + 3 for n in range(start, start + length)] for start, length in enumerate((5, 40, 40, 3, 80))]
@@ -94,7 +97,7 @@ def test_bfloat16_costs_no_more_than_in_transformers(name):
     assert ours < 1.5 * usual
 
 
-@pytest.mark.parametrize("quantization", [None, pytest.param("int8", marks=here)])
+@pytest.mark.parametrize("quantization", [None, pytest.param("int8", marks=here), "nf4"])
 def test_weights_are_not_held_twice(quantization):
     model = made("window")
     held = [weakref.ref(layer.mlp.down_proj.weight) for layer in model.base_model.layers]
@@ -107,13 +110,14 @@ def test_what_has_no_layers_is_not_known():
     assert not is_known(GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1, vocab_size=9)))
 
 
-def test_another_architecture_runs_in_its_own_way_and_not_in_8_bits():
+def test_another_architecture_runs_in_its_own_way_and_not_in_fewer_bits():
     torch.manual_seed(0)
     model = Qwen2(Qwen2Config(**SHAPE | {"initializer_range": 0.2})).eval()
     assert not is_known(model.base_model)
     assert packed(model).logits(SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
-    with pytest.raises(CheckpointError, match="leave it out"):
-        packed(model, quantization="int8")
+    for quantization in get_args(Quantization):
+        with pytest.raises(CheckpointError, match="leave it out"):
+            packed(model, quantization=quantization)
 
 
 @here
@@ -123,3 +127,14 @@ def test_scores_in_8_bits_are_near(name, dtype):
     model = made(name)
     spread, error = errors(model, packed(model, dtype, quantization="int8"))
     assert 0.02 * spread < error < 0.2 * spread
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_in_4_bits_are_those_of_the_rounded_weights(name):
+    model = made(name)
+    ours = packed(model, quantization="nf4")
+    for module in model.base_model.modules():
+        if isinstance(module, torch.nn.Linear):
+            rounded = quantize_4bit(module.weight.detach(), quant_type="nf4", compress_statistics=True)
+            module.weight.data = dequantize_4bit(*rounded)
+    assert ours.logits(SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)

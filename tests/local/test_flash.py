@@ -79,7 +79,7 @@ def test_scores_equal_transformers_own_one_at_a_time(window, data):
     rests = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
     sequences = [prefix + rest for prefix, rest in rests]
     packed = pack(sequences, trees_of(sequences))
-    ours = PackedBackbone(copy.deepcopy(reference.base_model), attention=FlashAttention)
+    ours = PackedBackbone(copy.deepcopy(reference.base_model), CPU, attention=FlashAttention)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(varlen, "varlen_attn", plain_kernel)
         found = apply_head(reference.score, ours(packed)).tolist()

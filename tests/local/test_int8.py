@@ -32,7 +32,7 @@ def test_a_linear_is_the_product_of_rounded_factors(dtype, bias):
     wanted = rounded(states.float(), int8.LARGEST) @ rounded(linear.weight.detach().float(), 127).T
     wanted = wanted + linear.bias.detach().float() if bias else wanted
     with torch.inference_mode():
-        found = Int8Linear(linear)(*Rounding()(states))
+        found = Int8Linear(linear)(states, Rounding())
     assert (found.dtype, found.shape) == (dtype, (7, 40))
     allowed = (2e-2 if dtype == torch.bfloat16 else 1e-2) * wanted.abs().amax(-1, keepdim=True)
     assert ((found.float() - wanted).abs() <= allowed).all()
@@ -44,7 +44,7 @@ def test_a_token_of_zeros_gives_the_bias_and_one_that_is_no_number_stays_none():
     states = torch.zeros(2, 32)
     states[1, 3] = float("nan")
     with torch.inference_mode():
-        found = Int8Linear(linear)(*Rounding()(states))
+        found = Int8Linear(linear)(states, Rounding())
     assert torch.equal(found[0], linear.bias)
     assert found[1].isnan().all()
 

@@ -262,7 +262,6 @@ def test_activation_checkpointing_gives_the_same_losses(settings, trained, tmp_p
 
 
 def test_a_base_in_four_bits_learns_too(settings, trained, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="the extra qlora is not installed")
     told = []
     out = finetune(settings.model_copy(update={"four_bit": True}), tmp_path / "out", notice=told.append)
     full, four = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, out))

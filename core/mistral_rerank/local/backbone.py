@@ -9,7 +9,7 @@ ends, and nowhere else. For a base cut to 16 layers that is a sixteenth of the w
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,13 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
 from mistral_rerank.local.attention import SpanAttention
-from mistral_rerank.local.int8 import Int8Linear, Rounding
+from mistral_rerank.local.int8 import Rounding
+from mistral_rerank.local.linears import store
 from mistral_rerank.local.packing import sequence_means
 
 if TYPE_CHECKING:
     from mistral_rerank.local.attention import RowAttention
+    from mistral_rerank.local.linears import Linear
     from mistral_rerank.local.packing import Pack
     from mistral_rerank.reranker import Quantization
 
@@ -43,8 +45,9 @@ class PackedBackbone:
     """A backbone for rows without padding.
 
     Args:
-        backbone: one that `is_known`, on its device. Its layers are taken out of it one by one, so that weights that
-            are stored anew are not held twice.
+        backbone: one that `is_known`. Its layers are taken out of it and moved one by one, so that weights that are
+            stored anew are not held twice, and all of them whole never on the device.
+        device: where to run.
         quantization: how the linears are stored; None for as they are.
         attention: what computes it.
 
@@ -53,15 +56,17 @@ class PackedBackbone:
     def __init__(
         self,
         backbone: Any,
+        device: torch.device,
         quantization: Quantization | None = None,
         attention: type[RowAttention] = SpanAttention,
     ) -> None:
-        self._embed, self._rotary, self._norm = backbone.embed_tokens, backbone.rotary_emb, _Norm(backbone.norm)
+        self._embed, self._rotary = backbone.embed_tokens.to(device), backbone.rotary_emb.to(device)
+        self._norm = _Norm(backbone.norm.to(device))
         self._window, self._attention = window_of(backbone), attention
         self._inner: int = backbone.config.intermediate_size
         self._layers: list[_Layer] = []
         while backbone.layers:
-            self._layers.append(_Layer(backbone.layers.pop(0), quantization))
+            self._layers.append(_Layer(backbone.layers.pop(0).to(device), quantization))
 
     def __call__(self, packed: Pack, *, mean: bool = False) -> Tensor:
         """Run one row.
@@ -115,35 +120,6 @@ class _Row:
         self.rounding = Rounding()
 
 
-class _Linear(Protocol):
-    """Multiplies (tokens, inputs) to (tokens, outputs), which may lie in `out`."""
-
-    def __call__(self, states: Tensor, row: _Row, /, out: Tensor | None = None) -> Tensor: ...
-
-
-class _WholeLinear:
-    """A linear with the weights that it has."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self._weight = linear.weight.detach().T
-        self._bias = None if linear.bias is None else linear.bias.detach()
-
-    def __call__(self, states: Tensor, _: _Row, out: Tensor | None = None) -> Tensor:
-        if self._bias is None:
-            return torch.mm(states, self._weight, out=out)
-        return torch.addmm(self._bias, states, self._weight, out=out)
-
-
-class _RoundedLinear:
-    """A linear in 8 bits."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self._linear = Int8Linear(linear)
-
-    def __call__(self, states: Tensor, row: _Row, out: Tensor | None = None) -> Tensor:  # noqa: ARG002 - it cannot
-        return self._linear(*row.rounding(states))
-
-
 class _Norm:
     """Root mean square normalization of tokens, in float32."""
 
@@ -162,8 +138,8 @@ class _Layer:
     """One decoder layer."""
 
     def __init__(self, layer: Any, quantization: Quantization | None) -> None:
-        def linear(module: Any, name: str) -> _Linear:
-            return (_WholeLinear if quantization is None else _RoundedLinear)(getattr(module, name))
+        def linear(module: Any, name: str) -> Linear:
+            return store(getattr(module, name), quantization)
 
         attention, mlp = layer.self_attn, layer.mlp
         self._width, self._scaling = attention.head_dim, attention.scaling
@@ -186,7 +162,7 @@ class _Layer:
 
         """
         normed = self._before(hidden, row)
-        query = self._turned(self._query(normed, row), row.cosines, row.sines)
+        query = self._turned(self._query(normed, row.rounding), row.cosines, row.sines)
         key, value = self._keys(normed, row)
         mixed = row.attention.everywhere(query, key, value, self._scaling)
         return self._finish(hidden, mixed.flatten(1), row)
@@ -194,14 +170,14 @@ class _Layer:
     def at_the_ends(self, hidden: Tensor, row: _Row) -> Tensor:
         """Run the last token of each sequence, which looks at all others: (members, hidden)."""
         last, normed = row.last, self._before(hidden, row)
-        query = self._turned(self._query(normed[last], row), row.cosines[last], row.sines[last])
+        query = self._turned(self._query(normed[last], row.rounding), row.cosines[last], row.sines[last])
         key, value = self._keys(normed, row)
         mixed = row.attention.at_the_ends(query, key, value, self._scaling)
         return self._finish(hidden[last], mixed.flatten(1), row)
 
     def _keys(self, normed: Tensor, row: _Row) -> tuple[Tensor, Tensor]:
         """Give keys and values: (1, key heads, tokens, width)."""
-        key, value = self._key(normed, row), self._value(normed, row)
+        key, value = self._key(normed, row.rounding), self._value(normed, row.rounding)
         return self._turned(key, row.cosines, row.sines), self._heads(value).transpose(0, 1)[None]
 
     def _heads(self, states: Tensor) -> Tensor:
@@ -219,7 +195,8 @@ class _Layer:
     def _finish(self, hidden: Tensor, mixed: Tensor, row: _Row) -> Tensor:
         """Add the attention's output, (tokens, heads x width), to `hidden`, and then that of the MLP."""
         output, gate, up = row.output[: len(hidden)], row.gate[: len(hidden)], row.up[: len(hidden)]
-        hidden.add_(self._output(mixed, row, output))
+        hidden.add_(self._output(mixed, row.rounding, output))
         normed = self._between(hidden, row)
-        gated: Tensor = self._activation(self._gate(normed, row, gate)).mul_(self._up(normed, row, up))
-        return hidden.add_(self._down(gated, row, output))
+        gated: Tensor = self._activation(self._gate(normed, row.rounding, gate))
+        gated.mul_(self._up(normed, row.rounding, up))
+        return hidden.add_(self._down(gated, row.rounding, output))

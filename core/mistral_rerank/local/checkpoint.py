@@ -291,7 +291,7 @@ def load_classifier(
 def summary(model: str, *, device: str, dtype: str, quantization: str | None = None) -> dict[str, str]:
     """Say what a checkpoint is made of and how it would run here, for people to read."""
     from mistral_rerank.local.device import pick_device, pick_dtype
-    from mistral_rerank.local.int8 import check_quantization
+    from mistral_rerank.local.linears import check_quantization
 
     checkpoint = open_checkpoint(model)
     config, place = checkpoint.config, pick_device(device)

@@ -5,35 +5,13 @@ Weights are rounded once, with a scale for each output; inputs as they come, wit
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import nn
-
-from mistral_rerank.errors import SettingsError
-from mistral_rerank.reranker import Quantization
 
 LARGEST = 127
 """What the largest magnitude of a token, or of a row of weights, becomes."""
 MIDDLE = 128
 """What stands for zero in an unsigned byte, whose products are faster than a signed one's: its sign bit, flipped."""
-
-
-def check_quantization(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """See that this machine does it.
-
-    Raises:
-        SettingsError: it does not, or there is no such quantization.
-
-    """
-    if name is None:
-        return
-    if name not in get_args(Quantization):
-        raise SettingsError(f"quantization {name!r} is not known; give 'int8', or leave it out")
-    if device.type != "cpu" or not multiplies_bytes():
-        raise SettingsError("quantization 'int8' runs on a CPU with VNNI instructions, not here; leave it out")
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise SettingsError("quantization 'int8' goes with dtype 'float32' or 'bfloat16'")
 
 
 def multiplies_bytes() -> bool:
@@ -92,8 +70,9 @@ class Int8Linear:
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach()
 
-    def __call__(self, rounded: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-        """Multiply what `Rounding` gives to (tokens, outputs)."""
+    def __call__(self, states: torch.Tensor, rounding: Rounding, _out: torch.Tensor | None = None) -> torch.Tensor:
+        """Multiply (tokens, inputs) to (tokens, outputs), in memory of its own."""
+        rounded, largest = rounding(states)
         products: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             rounded,
             1 / LARGEST,

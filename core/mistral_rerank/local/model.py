@@ -97,9 +97,9 @@ class RerankModel:
     """A backbone and its head on one device, for inference only.
 
     Args:
-        backbone: a causal transformers model without its vocabulary head, on `device`.
-        head: maps (rows, hidden) to (rows, 1), on `device`.
-        device: where to run.
+        backbone: a causal transformers model without its vocabulary head; it is taken over.
+        head: maps (rows, hidden) to (rows, 1).
+        device: where to run; both are moved there.
         reading: how it reads a sequence.
         packed: whether batches have no padding; None: where `row_attention` knows how.
         quantization: of a backbone for batches without padding.
@@ -120,14 +120,18 @@ class RerankModel:
         quantization: Quantization | None = None,
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
-        self._head = head.float().eval().requires_grad_(False)
+        self._head = head.float().to(device).eval().requires_grad_(False)
         self._device = device
         self._reading = reading
         self._packed: PackedBackbone | None = None
         attention = row_attention(backbone, device) if packed is None else SpanAttention if packed else None
+        if attention is None and quantization is not None and is_known(backbone):
+            attention = SpanAttention  # a call for each sequence: slower, and on every device
         if attention is not None:
-            self._packed = PackedBackbone(backbone, quantization, attention)
-        elif quantization is not None:
+            self._packed = PackedBackbone(backbone, device, quantization, attention)
+        elif quantization is None:
+            self._backbone.to(device)
+        else:
             raise CheckpointError(
                 f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
             )

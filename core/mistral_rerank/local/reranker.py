@@ -17,7 +17,7 @@ from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Rera
 try:
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.device import pick_device, pick_dtype
-    from mistral_rerank.local.int8 import check_quantization
+    from mistral_rerank.local.linears import check_quantization
     from mistral_rerank.local.model import RerankModel
     from mistral_rerank.local.tokens import EncodedPair, PairTokenizer
 except ImportError as error:
@@ -47,8 +47,9 @@ class LocalReranker(Reranker):
         model: "mini", a checkpoint folder or a hub id.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
-        quantization: "int8" for weights and inputs of the linears in bytes, on a CPU with VNNI instructions; the
-            scores are not quite the same. None for neither.
+        quantization: of the linears: "int8" for weights and inputs in bytes, faster on a CPU with VNNI instructions;
+            "nf4" for weights in 4 bits, a quarter of the memory (extra `nf4`); with either the scores are not quite
+            the same. None for neither.
         max_length: the most tokens of a pair; None for the checkpoint's own limit.
         overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts
             ("chunk"), or refused ("error"). The question is never cut.
@@ -59,6 +60,7 @@ class LocalReranker(Reranker):
 
     Raises:
         SettingsError: the device is not here, the dtype is not known, or the quantization cannot be done here.
+        MissingDependencyError: the extra of the quantization is not installed.
 
     """
 
@@ -172,8 +174,9 @@ class LoadedCheckpoint:
             max_length=min(limit, max_length or limit),
             overflow=overflow,
         )
-        backbone, head = loaded.base_model.to(device), loaded.score.to(device)
-        self._model = RerankModel(backbone, head, device, reading=config.reading, quantization=quantization)
+        self._model = RerankModel(
+            loaded.base_model, loaded.score, device, reading=config.reading, quantization=quantization
+        )
         self._calibration = config.calibration
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)
 

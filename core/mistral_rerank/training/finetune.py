@@ -13,7 +13,6 @@ import random
 import shutil
 import sys
 from functools import partial
-from importlib import import_module
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -41,6 +40,7 @@ from mistral_rerank.local.checkpoint import (
     read_config,
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
+from mistral_rerank.local.nf4 import import_bitsandbytes
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss
@@ -269,10 +269,7 @@ def _most_tokens(settings: TrainSettings, groups: Sequence[Group], collator: Gro
 
 def _four_bits(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
     """Give QLoRA's quantization, arXiv 2305.14314: NF4, with the scales quantized too."""
-    try:
-        import_module("bitsandbytes")
-    except ImportError as error:
-        raise MissingDependencyError.of("qlora", error) from error
+    import_bitsandbytes()
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
