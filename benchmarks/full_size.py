@@ -2,7 +2,7 @@
 
 The weights are random: this measures memory and speed, not quality. It writes 7 GB to a temporary folder.
 
-python benchmarks/full_size.py [--layers 16] [--pairs 8]
+python benchmarks/full_size.py [--layers 16] [--pairs 8] [--quantization nf4]
 """
 
 import argparse
@@ -39,10 +39,10 @@ def write_checkpoint(folder: str, **shape: int) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def peak_gib() -> float:
-    """Give the largest resident memory of this process so far."""
+def memory_gib(which: str = "VmHWM") -> float:
+    """Give the resident memory of this process, the largest so far ("VmHWM") or that of now ("VmRSS")."""
     status = Path("/proc/self/status").read_text()
-    (line,) = [line for line in status.splitlines() if line.startswith("VmHWM")]
+    (line,) = [line for line in status.splitlines() if line.startswith(which)]
     return int(line.split()[1]) / 2**20
 
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--quantization")
     options = parser.parse_args()
     import torch
     import transformers
@@ -63,18 +64,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write_apart(scratch, num_hidden_layers=options.layers)
         weights = sum(file.stat().st_size for file in Path(scratch).glob("*.safetensors")) / 2**30
-        before = peak_gib()
-        with open_reranker(scratch, device="cpu", dtype="bfloat16") as reranker:
+        before = memory_gib()
+        settings = {"device": "cpu", "dtype": "bfloat16", "quantization": options.quantization}
+        with open_reranker(scratch, **settings) as reranker:
             start = time.perf_counter()
             reranker.score_pairs([("warm", "up")])
-            loaded = time.perf_counter() - start
+            loaded, peak_of_load = time.perf_counter() - start, memory_gib()
             start = time.perf_counter()
             scores = reranker.score_pairs([("Why does bread rise?", passage) for passage in passages])
             seconds = time.perf_counter() - start
+            now = memory_gib("VmRSS")
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}")
     print(f"weights {weights:.2f} GiB; loaded in {loaded:.1f} s; {len(scores) / seconds:.2f} pairs/s")
-    print(f"peak memory {peak_gib():.2f} GiB, of which {before:.2f} GiB before the model")
-    print(f"above weights: {100 * ((peak_gib() - before) / weights - 1):.1f} %")
+    print(f"before the model {before:.2f} GiB; at most {peak_of_load:.2f} while loading, {memory_gib():.2f} in all")
+    print(f"after scoring {now:.2f} GiB: {now - before:.2f} of the model")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Of mini; of its shape with the question first in the prompt, as NVIDIA's has it, so that passages share it; and of
 four layers of Mistral-7B's width. The weights of the last two are random: speed depends on shapes, not on sense. It
-takes about a quarter of an hour on two cores that have nothing else to do, and 4 GB.
+takes about half an hour on two cores that have nothing else to do, and 4 GB.
 
 python benchmarks/local.py [--rounds 5] [--model mini] [--model question-first] [--model full-width]
 """
@@ -10,14 +10,18 @@ python benchmarks/local.py [--rounds 5] [--model mini] [--model question-first] 
 import argparse
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
+import torch
 from full_size import write_apart
 
-from mistral_rerank.benchmark.run import bench
+from mistral_rerank.benchmark.contestants import Ours, Transformers
+from mistral_rerank.benchmark.run import bench, kendall_tau
 from mistral_rerank.benchmark.workloads import SHAPES as LENGTHS
 from mistral_rerank.benchmark.workloads import make_pairs
 from mistral_rerank.cli.bench import print_report
+from mistral_rerank.local.export import export_merged
 from mistral_rerank.local.int8 import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 
@@ -33,6 +37,13 @@ SHAPES = {
     "full-width": {"num_hidden_layers": 4},
 }
 PASSAGES = {"mini": 20, "question-first": 20, "full-width": 8}
+PEERS = ["sentence-transformers", "transformers"]
+BESIDE = [
+    ("ours", "the loop in float32"),
+    ("the loop, 16 rows", "the loop in float32"),
+    ("the loop, 16 rows", "the loop, 1 row"),
+    ("ours", "the loop, 16 rows"),
+]
 
 
 def measure(title: str, name: str, folder: str, *, passages: int, **settings: object) -> None:
@@ -69,6 +80,30 @@ def many_calls(calls: int = 1000) -> None:
         print(f"mini: a score from the cache takes {1e6 * each:.1f} microseconds")
 
 
+def rounding() -> None:
+    """Print how far bfloat16 takes mini's scores, ours and a plain loop's, from float32 and from one another."""
+    with tempfile.TemporaryDirectory() as scratch:
+        merged = Path(scratch) / "merged"
+        export_merged("mini", merged)
+        reranker = LocalReranker(str(merged), device="cpu", dtype="bfloat16")
+        contestants = {
+            "ours": Ours(reranker),
+            "the loop, 16 rows": Transformers(merged, torch.bfloat16),
+            "the loop, 1 row": Transformers(merged, torch.bfloat16, rows=1),
+            "the loop in float32": Transformers(merged, torch.float32),
+        }
+        print(f"\nmini in bfloat16: {'':36}  tau    max diff  max diff / max(1, |logit|)")
+        for workload in ("nq", "hotpotqa", "fiqa"):
+            pairs = make_pairs(LENGTHS[workload], questions=1, passages=100)
+            logits = {name: contestant.score(pairs) for name, contestant in contestants.items()}
+            for one, other in BESIDE:
+                apart = [(abs(a - b), max(1, abs(b))) for a, b in zip(logits[one], logits[other], strict=True)]
+                far, relative = max(a for a, _ in apart), max(a / size for a, size in apart)
+                tau = kendall_tau(logits[one], logits[other])
+                print(f"{workload:9} {one + ' beside ' + other:42}  {tau:.3f}  {far:<8.2g}  {relative:.2g}")
+        reranker.close()
+
+
 def main() -> None:
     """Measure one model after another."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -80,13 +115,18 @@ def main() -> None:
             if name in SHAPES:
                 write_apart(scratch, **SHAPES[name])
             of_model = {"name": name, "folder": scratch, "passages": PASSAGES[name], "rounds": options.rounds}
-            measure("the default dtype", against=["sentence-transformers", "transformers"], **of_model)
+            measure("the default dtype", against=PEERS, **of_model)
             if multiplies_bytes():
                 measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)
+            if find_spec("bitsandbytes"):
+                measure("nf4", quantization="nf4", workloads=["nq"], **of_model)
             if name != "full-width":  # float32 would take minutes a round there
                 beside = ["sentence-transformers-float32"]
                 measure("beside float32", against=beside, workloads=["nq"], **of_model)
             if name == "mini":
+                many = of_model | {"passages": 100}
+                measure("100 passages", against=PEERS, workloads=["nq", "hotpotqa", "fiqa"], **many)
+                rounding()
                 one = of_model | {"passages": 1, "rounds": 10 * options.rounds}
                 measure("one pair, beside a bare forward", against=["transformers"], workloads=["nq"], **one)
                 many_calls()
