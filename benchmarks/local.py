@@ -92,7 +92,7 @@ def rounding() -> None:
             "the loop, 1 row": Transformers(merged, torch.bfloat16, rows=1),
             "the loop in float32": Transformers(merged, torch.float32),
         }
-        print(f"\nmini in bfloat16: {'':36}  tau    max diff  max diff / max(1, |logit|)")
+        print(f"\nmini in bfloat16: {'':38}  tau    max diff  max diff / max(1, |logit|)")
         for workload in ("nq", "hotpotqa", "fiqa"):
             pairs = make_pairs(LENGTHS[workload], questions=1, passages=100)
             logits = {name: contestant.score(pairs) for name, contestant in contestants.items()}
@@ -100,7 +100,7 @@ def rounding() -> None:
                 apart = [(abs(a - b), max(1, abs(b))) for a, b in zip(logits[one], logits[other], strict=True)]
                 far, relative = max(a for a, _ in apart), max(a / size for a, size in apart)
                 tau = kendall_tau(logits[one], logits[other])
-                print(f"{workload:9} {one + ' beside ' + other:42}  {tau:.3f}  {far:<8.2g}  {relative:.2g}")
+                print(f"{workload:9} {one + ' beside ' + other:46}  {tau:.3f}  {far:<8.2g}  {relative:.2g}")
         reranker.close()
 
 

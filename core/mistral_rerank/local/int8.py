@@ -68,7 +68,7 @@ class Int8Linear:
         rounded = (weight / scales[:, None]).round_().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def __call__(self, states: torch.Tensor, rounding: Rounding, _out: torch.Tensor | None = None) -> torch.Tensor:
         """Multiply (tokens, inputs) to (tokens, outputs), in memory of its own."""

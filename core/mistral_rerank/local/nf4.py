@@ -48,7 +48,7 @@ class NF4Linear:
         self._weight, self._scales = functional.quantize_4bit(
             linear.weight.detach(), blocksize=64, quant_type="nf4", compress_statistics=True
         )
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def __call__(self, states: torch.Tensor, _: Rounding, out: torch.Tensor | None = None) -> torch.Tensor:
         """Multiply (tokens, inputs) to (tokens, outputs), which may lie in `out`."""
