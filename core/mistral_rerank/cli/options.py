@@ -28,7 +28,7 @@ Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hu
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 Quantization = Annotated[
-    str | None, typer.Option(help="int8: faster on a CPU; nf4: a quarter of the memory; other scores")
+    str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")
 ]
 RERANKER_OPTIONS: dict[str, Any] = {
     "model": Model,

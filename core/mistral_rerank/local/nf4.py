@@ -1,4 +1,4 @@
-"""Linears whose weights are kept in 4 bits: a quarter of the memory of bfloat16.
+"""Linears whose weights are kept in 4 bits, in a quarter of the memory of bfloat16.
 
 The format is QLoRA's (arXiv 2305.14314): the 16 values of NF4, a scale for each 64 weights, and the scales in 8 bits.
 Each product widens its weights again, which costs little where there are many tokens.

@@ -48,7 +48,7 @@ class LocalReranker(Reranker):
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
         quantization: of the linears: "int8" for weights and inputs in bytes, faster on a CPU with VNNI instructions;
-            "nf4" for weights in 4 bits, a quarter of the memory (extra `nf4`); with either the scores are not quite
+            "nf4" for weights in 4 bits, for less memory (extra `nf4`); with either the scores are not quite
             the same. None for neither.
         max_length: the most tokens of a pair; None for the checkpoint's own limit.
         overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts
