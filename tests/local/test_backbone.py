@@ -138,3 +138,12 @@ def test_scores_in_4_bits_are_those_of_the_rounded_weights(name):
             rounded = quantize_4bit(module.weight.detach(), quant_type="nf4", compress_statistics=True)
             module.weight.data = dequantize_4bit(*rounded)
     assert ours.logits(SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
+
+
+def test_a_rounded_model_lets_go_of_the_memory_that_its_weights_were_read_into():
+    model = made("window")
+    read_into = {parameter.data_ptr() for parameter in model.base_model.parameters()}
+    RerankModel(model.base_model, model.score, torch.device("cpu"), quantization="nf4")
+    left = list(model.base_model.parameters())
+    assert len(left) == 2, "the embeddings and the last norm"
+    assert read_into.isdisjoint(parameter.data_ptr() for parameter in left)

@@ -27,9 +27,7 @@ stderr = Console(stderr=True)
 Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
-Quantization = Annotated[
-    str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")
-]
+Quantization = Annotated[str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")]
 RERANKER_OPTIONS: dict[str, Any] = {
     "model": Model,
     "backend": Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")],
