@@ -6,7 +6,6 @@ Each product widens its weights again, which costs little where there are many t
 
 from __future__ import annotations
 
-import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,6 @@ def import_bitsandbytes() -> Any:
         MissingDependencyError: the extra `nf4` is not installed.
 
     """
-    # on a CPU it warns that it found no kernel of the hub's, which nothing here would use
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return import_module("bitsandbytes")
     except ImportError as error:
