@@ -119,7 +119,7 @@ def main() -> None:
             if multiplies_bytes():
                 measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)
             if find_spec("bitsandbytes"):
-                measure("nf4", quantization="nf4", workloads=["nq"], **of_model)
+                measure("nf4", quantization="nf4", workloads=["nq", "equal"], **of_model)
             if name != "full-width":  # float32 would take minutes a round there
                 beside = ["sentence-transformers-float32"]
                 measure("beside float32", against=beside, workloads=["nq"], **of_model)

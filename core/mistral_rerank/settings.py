@@ -57,9 +57,7 @@ class RerankSettings(BaseModel):
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
     )
     quantization: Quantization | None = _setting(
-        "quantization",
-        None,
-        "int8: faster on a CPU with VNNI instructions; nf4: weights in 4 bits; other scores",
+        "quantization", None, "int8: faster on a CPU with VNNI instructions; nf4: weights in 4 bits; other scores"
     )
     max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
     overflow: Overflow = _setting("overflow", "truncate", "what happens to a passage over the limit")

@@ -67,9 +67,8 @@ class PackedBackbone:
         self._layers: list[_Layer] = []
         while backbone.layers:
             self._layers.append(_Layer(backbone.layers.pop(0).to(device), quantization))
-        if (
-            quantization is not None
-        ):  # the file that the weights are mapped from stays mapped as long as one of them is
+        if quantization is not None:
+            # the file that the weights are mapped from stays mapped as long as one of them is
             for parameter in backbone.parameters():
                 parameter.data = parameter.data.clone()
 
