@@ -120,7 +120,7 @@ def test_a_yardstick_reranks_the_same_candidates(tmp_path):
             ("evaluate", "--data", FACTS, "--out", "OUT", "--first-stage", "dense:x@http://127.0.0.1:9"),
             "check base_url",
         ),
-        (("calibrate", "--data", FACTS), "give --out, and a calibrated copy"),
+        (("calibrate", "--data", FACTS), "give --out, and a changed copy"),
         (("calibrate", "--data", FACTS, "--out", "OUT", "--precision", 80), "it is a share"),
         (("calibrate", "--data", FACTS, "--out", "OUT", "--method", "x"), "give platt or temperature"),
         (("calibrate", "--data", "/not/there.jsonl", "--out", "OUT"), "/not/there.jsonl"),

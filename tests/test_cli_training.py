@@ -45,11 +45,32 @@ def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path)
     }
 
 
+def test_an_early_exit_is_fitted_used_and_priced(tiny, tmp_path):
+    out, on_cpu = tmp_path / "out", ("--device", "cpu", "--dtype", "float32")
+    fitted = run("early-exit", "--model", tiny, "--data", f"{FACTS}@30", "--epochs", 2, "--out", out, *on_cpu)
+    assert fitted.returncode == 0, fitted.stderr
+    what, how_well = fitted.stdout.splitlines()
+    assert what == "early exit after layer 1, fitted on 27 questions of facts@30"
+    assert how_well.startswith("of 3 questions that it was not fitted on, ")
+    assert fitted.stderr.splitlines()[-1].startswith(f"wrote {out}; ")
+    assert what.removeprefix("early exit ") in run("info", "--model", out, *on_cpu).stdout
+    ranked = run("rank", "who?", "--json", "--model", out, "--contenders", 2, *on_cpu, stdin="me\nyou\nher\nhim\n")
+    assert len({json.loads(line)["text"] for line in ranked.stdout.splitlines()}) == 4
+    bench = ("bench", "--workload", "nq", "--rounds", 1, "--passages", 4, "--json", "--model", out, *on_cpu)
+    report = json.loads(run(*bench, "--contenders", 2).stdout)
+    ((peer,),) = (row["against"] for row in report["rows"])
+    assert peer["name"] == "without 2 contenders"
+    assert peer["largest_difference"] > 1e-3
+    assert report["machine"]["model"].endswith("on cpu in float32, 2 contenders")
+
+
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
         (("mine", "--data", FACTS, "--teacher", "nobody", "--out", "OUT"), "no embedding model 'nobody'"),
         (("mine", "--data", FACTS, "--teacher", "nobody", "--out", FACTS), "exists; give another file"),
+        (("early-exit", "--data", FACTS), "give --out"),
+        (("early-exit", "--data", f"{FACTS}@9", "--out", "OUT"), "9 questions to fit on; give at least 20"),
         (("train", "--data", FACTS, "--out", "OUT"), "give a base to train on"),
         (("train", "--base", "smollm2-135m", "--data", f"{FACTS}@0", "--out", "OUT"), "max_queries"),
         (("train", "--base", "smollm2-135m", "--data", FACTS, "--patience", 1, "--out", "OUT"), "patience counts"),

@@ -65,6 +65,9 @@ class RerankSettings(BaseModel):
     share_batches: bool | None = _setting(
         "share_batches", None, "whether concurrent calls may share batches; default: on accelerators"
     )
+    contenders: int | None = _setting(
+        "contenders", None, "passages of a question that are read to the end, chosen by the lower layers", ge=1
+    )
     cache_size: int = _setting("cache_size", 0, "pairs whose scores are kept for the next time", ge=0)
     base_url: str | None = _setting("base_url", None, "the endpoint's; default: the vendor's own")
     protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = _setting(
@@ -111,7 +114,17 @@ class RerankSettings(BaseModel):
         return state | {"__dict__": state["__dict__"] | {"api_key": None}}
 
 
-LOCAL = ("device", "dtype", "quantization", "max_length", "overflow", "batch_tokens", "share_batches", "cache_size")
+LOCAL = (
+    "device",
+    "dtype",
+    "quantization",
+    "max_length",
+    "overflow",
+    "batch_tokens",
+    "share_batches",
+    "contenders",
+    "cache_size",
+)
 REMOTE = (
     "base_url",
     "protocol",

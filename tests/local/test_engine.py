@@ -25,10 +25,11 @@ class Lengths:
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, pairs, overflow=None):
+    def encode(self, pairs, overflow=None, *, locate=False):
         if any(passage == "bad" for _, passage in pairs):
             raise ValueError("bad passage")
-        return [EncodedPair(tuple([ord(c) for c in part] for part in passage.split("|"))) for _, passage in pairs]
+        sequences = [tuple([ord(c) for c in part] for part in passage.split("|")) for _, passage in pairs]
+        return [EncodedPair(parts, tuple(range(len(part) if locate else 0) for part in parts)) for parts in sequences]
 
     def plan(self, sequences, budget):
         return plan_batches([len(ids) for ids in sequences], budget)
@@ -42,6 +43,10 @@ class Lengths:
         if len(sequences) * max(map(len, sequences)) > self.memory:
             raise MemoryError("too big")
         return [float(len(ids)) for ids in sequences]
+
+    def estimates(self, sequences, passages):
+        assert list(map(len, passages)) == list(map(len, sequences))
+        return [-logit for logit in self.logits(sequences)]
 
     def score(self, logit, tokens=0):
         return Score.from_logit(logit)
@@ -97,6 +102,21 @@ def test_jobs_keep_batches_of_their_own_otherwise():
     first, second = queued(scorer, engine(scorer), ["aaaa"], ["aa", "aaa"])
     assert (logits(first), logits(second)) == ([4], [2, 3])
     assert scorer.batches[1:] == [[4], [3, 2]]
+
+
+WAITING = [("aaaa", True), ("aaaa", False), ("aa", True), ("aaa", False), ("aaa", True)]
+
+
+def test_estimates_have_batches_of_their_own_and_halve_them_like_others():
+    scorer = Lengths(memory=10)
+    made = engine(scorer, share_batches=True)
+    scorer.gate.clear()
+    first = submit(made, "b" * 10)
+    waiting = [made.submit([("q", passage)], estimate=flag) for passage, flag in WAITING]
+    scorer.gate.set()
+    assert logits(first) == [10]
+    assert [logits(future) for future in waiting] == [[-4], [4], [-2], [3], [-3]]
+    assert scorer.batches[1:] == [[4, 2, 3], [4, 2], [3], [4, 3]]
 
 
 def test_a_small_job_does_not_wait_for_a_big_one():

@@ -55,6 +55,23 @@ def test_chunks_cover_the_whole_passage_and_overlap(tokenizer):
     assert joined == whole[head:-1]
 
 
+@pytest.mark.parametrize("template", ["question:{query} \n passage:{passage}", "about {passage} \n asks {query}?"])
+@pytest.mark.parametrize("options", [{}, {"max_length": 60}, {"max_length": 60, "overflow": "chunk"}])
+def test_the_passage_is_found_among_the_ids(tokenizer, template, options):
+    maker = make(tokenizer, template=template, **options)
+    for passage in (LONG, "me", "two words", " spaced ", ""):
+        plain, located = (maker.encode([("who moved?", passage)], locate=flag)[0] for flag in (False, True))
+        assert located.sequences == plain.sequences
+        pieces = [
+            tokenizer.decode(ids[place.start : place.stop])
+            for ids, place in zip(located.sequences, located.passages, strict=True)
+        ]
+        assert all(piece.strip() in passage for piece in pieces)
+        assert any(pieces) == bool(passage)
+        if len(pieces) == 1 and not located.tokens_left_out:
+            assert pieces[0].strip() == passage.strip()
+
+
 def test_a_pair_at_the_limit_is_left_alone(tokenizer):
     whole = only(make(tokenizer).encode([("who?", LONG)]))
     for overflow in ("truncate", "chunk", "error"):

@@ -65,7 +65,7 @@ class Row:
         computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
         share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
             here; what is left out of the last layer does not count. None on other devices than a CPU, and with
-            quantization.
+            quantization or contenders.
         against: the peers.
 
     """
@@ -157,6 +157,7 @@ def bench(
     device: str = "auto",
     dtype: str = "auto",
     quantization: Quantization | None = None,
+    contenders: int | None = None,
     workloads: Sequence[str] = tuple(SHAPES),
     against: Sequence[str] = (),
     rounds: int = 5,
@@ -171,7 +172,9 @@ def bench(
         model: "mini", a checkpoint folder or a hub id.
         device: as in `LocalReranker`; peers run on a CPU alone.
         dtype: as in `LocalReranker`; peers get the same.
-        quantization: as in `LocalReranker`; the same model without it is a peer then, so that its price shows.
+        quantization: as in `LocalReranker`, like the next one; the same model without both is a peer then, so that
+            their price shows.
+        contenders: of each question.
         workloads: names of `SHAPES`.
         against: names of `PEERS`.
         rounds: how often each contestant scores each workload; the median counts.
@@ -186,9 +189,13 @@ def bench(
     """
     if unknown := sorted(set(workloads) - SHAPES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not a workload; the workloads are {', '.join(SHAPES)}")
+    prices: list[str] = [quantization] if quantization else []
+    if contenders is not None:
+        prices.append(f"{contenders} contenders")
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
-        reranker = stack.enter_context(LocalReranker(model, device=device, dtype=dtype, quantization=quantization))
+        opened = LocalReranker(model, device=device, dtype=dtype, quantization=quantization, contenders=contenders)
+        reranker = stack.enter_context(opened)
         if against and reranker.device.type != "cpu":
             raise SettingsError("peers are compared on a CPU alone; add --device cpu")
         merged = Path(scratch) / "merged"
@@ -197,14 +204,14 @@ def bench(
             # sentence-transformers would fill the chat template, and leave out the end token
             (merged / "chat_template.jinja").unlink()
         contestants: list[Contestant] = [Ours(reranker)]
-        if quantization is not None:
+        if prices:
             whole = stack.enter_context(LocalReranker(model, device=device, dtype=dtype))
-            contestants.append(Ours(whole, name=f"without {quantization}"))
+            contestants.append(Ours(whole, name=f"without {' and '.join(prices)}"))
         contestants += open_peers(against, merged, reranker.dtype)
         linears = _Linears.of(model)
         peak = (
             matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
-            if reranker.device.type == "cpu" and quantization is None
+            if reranker.device.type == "cpu" and not prices
             else None
         )
         rows = []
@@ -233,7 +240,7 @@ def bench(
             progress(f"calls of {size} passages")
             made = [make_pairs(SHAPES[workloads[0]], questions=1, passages=size, seed=1 + n) for n in range(calls)]
             latency[size] = latencies(reranker.score_pairs, made)
-        return Report(_machine(model, reranker, quantization), tuple(rows), latency, _peak_memory())
+        return Report(_machine(model, reranker, prices), tuple(rows), latency, _peak_memory())
 
 
 def _compare(ours: Timing, other: Timing) -> Against:
@@ -252,7 +259,7 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
     return agreement / count if count else 1.0
 
 
-def _machine(model: str, reranker: LocalReranker, quantization: str | None) -> dict[str, str]:
+def _machine(model: str, reranker: LocalReranker, prices: Sequence[str]) -> dict[str, str]:
     versions, dtype = [], str(reranker.dtype).removeprefix("torch.")
     for package in PACKAGES:
         try:
@@ -262,7 +269,7 @@ def _machine(model: str, reranker: LocalReranker, quantization: str | None) -> d
     return {
         "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
         "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
-        "model": f"{model} on {reranker.device} in {' and '.join(filter(None, (quantization, dtype)))}",
+        "model": f"{model} on {reranker.device} in {', '.join((dtype, *prices))}",
     }
 
 

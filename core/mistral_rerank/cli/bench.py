@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mistral_rerank.cli.options import Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.options import Contenders, Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def bench(
     device: Device = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
+    contenders: Contenders = None,
     workload: Annotated[
         list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
     ] = None,
@@ -41,12 +42,14 @@ def bench(
     from mistral_rerank.benchmark.run import bench as measure
     from mistral_rerank.benchmark.workloads import SHAPES
 
-    settings = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
+    names = "model", "device", "dtype", "quantization", "contenders"
+    settings = RerankSettings(backend="local", **given(locals(), *names))
     report = measure(
         settings.named_model,
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
+        contenders=settings.contenders,
         workloads=workload or tuple(SHAPES),
         against=against.split(",") if against else (),
         rounds=rounds,

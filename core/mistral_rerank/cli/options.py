@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from contextlib import contextmanager
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mistral_rerank.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    from rich.progress import TaskID
+
+    from mistral_rerank.evaluation.run import Notify
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +33,9 @@ Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hu
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 Quantization = Annotated[str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")]
+Contenders = Annotated[
+    int | None, typer.Option(help="passages of a question read to the end; the lower layers choose them")
+]
 RERANKER_OPTIONS: dict[str, Any] = {
     "model": Model,
     "backend": Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")],
@@ -36,6 +44,7 @@ RERANKER_OPTIONS: dict[str, Any] = {
     "device": Device,
     "dtype": Dtype,
     "quantization": Quantization,
+    "contenders": Contenders,
     "max_length": Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")],
     "overflow": Annotated[
         str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")
@@ -84,3 +93,17 @@ def progress_bar() -> Progress:
     """Make a bar that shows on a terminal alone."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+
+
+@contextmanager
+def notices() -> Iterator[Notify]:
+    """Show a bar for each thing that is being done."""
+    with progress_bar() as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def notify(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield notify

@@ -1,6 +1,5 @@
 """`evaluate` and `calibrate`: measure a reranker, and make its probabilities mean something."""
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,19 +16,16 @@ from mistral_rerank.cli.options import (
     encoder_device,
     given,
     named,
-    progress_bar,
+    notices,
     stderr,
     with_reranker_options,
 )
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from rich.progress import TaskID
+    from collections.abc import Sequence
 
     from mistral_rerank.evaluation.results import Figures
-    from mistral_rerank.evaluation.run import Notify
     from mistral_rerank.reranker import Reranker
     from mistral_rerank.training.calibration import Outcome
 
@@ -96,7 +92,7 @@ def evaluate(
         *("query_prefix", "passage_prefix", "drop_same_id"),
     )
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
-    with opened, _notices() as notify:
+    with opened, notices() as notify:
         found = run(
             opened, settings, out, reranker_settings=named(reranker), device=encoder_device(reranker), notify=notify
         )
@@ -131,50 +127,38 @@ def calibrate(
     """
     from mistral_rerank.evaluation.first_stage import open_first_stage
     from mistral_rerank.evaluation.run import EvaluationSettings
+    from mistral_rerank.local.checkpoint import read_config
     from mistral_rerank.training import calibration as fitting
-    from mistral_rerank.training import calibration_files as kept
+    from mistral_rerank.training.amend import checkpoint_to_amend, store_calibration
+    from mistral_rerank.training.calibration_report import write_report
     from mistral_rerank.training.judged_pairs import judge
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"
     settings = EvaluationSettings(**given(locals(), *names), questions_at_once=QUESTIONS_AT_ONCE, seed=seed)
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
-    folder = kept.checkpoint_to_calibrate(chosen.named_model, out)
+    folder = checkpoint_to_amend(chosen.named_model, out)
     stage = open_first_stage(
         settings.first_stage,
         query_prefix=query_prefix,
         passage_prefix=passage_prefix,
         device=None if device == "auto" else device,
     )
-    with chosen.open() as opened, _notices() as notify:
+    with chosen.open() as opened, notices() as notify:
         fitted, others = (
             [judge(source, opened, stage, settings, notify=notify) for source in sources]
             for sources in (data, held_out or [])
         )
     result = fitting.calibrate(fitted, method=method, precision=precision)
-    outcomes = fitting.outcomes(fitted, others, kept.stored(folder), result)
-    written = kept.store(result, folder, out)
+    outcomes = fitting.outcomes(fitted, others, read_config(folder).calibration, result)
+    written = store_calibration(result, folder, out)
     _print_outcomes(outcomes)
     print(f"probability: {result}")  # noqa: T201
     if result.threshold is not None:
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
-        kept.write_report(outcomes, result, report)
+        write_report(outcomes, result, report)
     stderr.print(f"wrote {written / 'rerank.json'}", soft_wrap=True)
-
-
-@contextmanager
-def _notices() -> "Iterator[Notify]":
-    """Show a bar for each thing that is being done."""
-    with progress_bar() as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def notify(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield notify
 
 
 def _print_figures(found: "Sequence[Figures]", top_k: int) -> None:

@@ -1,4 +1,4 @@
-"""`train` and `mine`: make a reranker."""
+"""`train`, `mine` and `early-exit`: make a reranker."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -7,8 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
-from mistral_rerank.cli.options import Device, app, encoder_device, given, progress_bar, stderr, with_reranker_options
-from mistral_rerank.settings import open_reranker
+from mistral_rerank.cli.options import (
+    Device,
+    Dtype,
+    Model,
+    app,
+    encoder_device,
+    given,
+    notices,
+    progress_bar,
+    stderr,
+    with_reranker_options,
+)
+from mistral_rerank.settings import RerankSettings, open_reranker
 
 
 @app.command()
@@ -108,3 +119,55 @@ def mine(
                 f"; {mined.teaching}"
             )
     write_groups(groups, out)
+
+
+@app.command()
+def early_exit(
+    data: Annotated[
+        list[str], typer.Option(help="a BEIR folder or a .jsonl of groups, with @500 for a cap of questions")
+    ],
+    model: Model = None,
+    layer: Annotated[
+        int | None, typer.Option(help="how many layers choose the contenders  [default: 3 of 8]", min=1)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="write a copy with it here  [default: change MODEL]")] = None,
+    epochs: Annotated[int, typer.Option(help="times every question is seen", min=1)] = 6,
+    max_length: Annotated[int, typer.Option(help="tokens of a pair that are read", min=16)] = 512,
+    device: Device = None,
+    dtype: Dtype = None,
+    seed: Annotated[int, typer.Option(help="the same seed draws the same passages and weights")] = 0,
+) -> None:
+    """Fit what `--contenders` needs: estimates of a model's scores by its lower layers. The model does not change."""
+    from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.early_exit import EarlyExitConfig
+    from mistral_rerank.local.reranker import LoadedCheckpoint
+    from mistral_rerank.training.amend import checkpoint_to_amend, store_early_exit
+    from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
+    from mistral_rerank.training.sources import Source
+
+    chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
+    folder = checkpoint_to_amend(chosen.named_model, out)
+    sources = [Source.model_validate(written) for written in data]
+    questions = draw_questions(sources, seed=seed)
+    where = pick_device(chosen.device)
+    loaded = LoadedCheckpoint(
+        chosen.named_model,
+        device=where,
+        dtype=pick_dtype(chosen.dtype, where),
+        quantization=None,
+        max_length=max_length,
+        overflow="truncate",
+        states=True,
+    )
+    layer = layer or max(1, loaded.layers * 3 // 8)
+    with notices() as notify:
+        fitted = fit_early_exit(loaded, questions, layer=layer, epochs=epochs, seed=seed, notify=notify)
+    config = EarlyExitConfig(
+        layer=layer, fitted_on=tuple(source.name for source in sources), questions=fitted.questions
+    )
+    written = store_early_exit(fitted.early_exit, config, folder, out)
+    print(f"early exit {config}")  # noqa: T201
+    print(fitted)  # noqa: T201
+    stderr.print(
+        f"wrote {written}; see what it costs: mistral-rerank bench --model {written} --contenders 5", soft_wrap=True
+    )

@@ -83,17 +83,31 @@ class PackedBackbone:
             (members, hidden): the pooled final hidden state of each sequence.
 
         """
+        hidden, row, packed = self._run(packed, len(self._layers) - (not mean))
+        if mean:
+            return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
+        return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
+
+    @property
+    def layers(self) -> int:
+        """How many layers there are."""
+        return len(self._layers)
+
+    def states(self, packed: Pack, layers: int) -> Tensor:
+        """Run one row through the first layers: (tokens, hidden) float32, with the tokens that fill the row up."""
+        return self._run(packed, layers)[0]
+
+    def _run(self, packed: Pack, layers: int) -> tuple[Tensor, _Row, Pack]:
+        """Fill a row up and run it through the first layers."""
         packed, device = packed.filled(), self._embed.weight.device
         attention = self._attention(packed, self._window, device)
         packed = packed.to(device)
         embedded: Tensor = self._embed(packed.ids)[0]
         row = _Row(packed.last, attention, self._rotary(embedded, packed.positions), embedded, self._inner)
         hidden = embedded.float()
-        for layer in self._layers if mean else self._layers[:-1]:
+        for layer in self._layers[:layers]:
             hidden = layer(hidden, row)
-        if mean:
-            return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
-        return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
+        return hidden, row, packed
 
 
 class _Row:

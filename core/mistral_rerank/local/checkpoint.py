@@ -291,6 +291,7 @@ def load_classifier(
 def summary(model: str, *, device: str, dtype: str, quantization: str | None = None) -> dict[str, str]:
     """Say what a checkpoint is made of and how it would run here, for people to read."""
     from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.early_exit import read_early_exit_config
     from mistral_rerank.local.linears import check_quantization
 
     checkpoint = open_checkpoint(model)
@@ -310,6 +311,7 @@ def summary(model: str, *, device: str, dtype: str, quantization: str | None = N
         "longest input": f"{config.max_length} tokens",
         "calibration": str(config.calibration),
         "threshold": config.calibration.described_threshold,
+        "early exit": str(read_early_exit_config(checkpoint.folder) or "none"),
         "runs on": f"{place} in {' and '.join(filter(None, (quantization, str(number).removeprefix('torch.'))))}",
     }
 

@@ -45,8 +45,8 @@ class Cost(Protocol):
 class Scorer(Protocol):
     """What the worker needs of a loaded model."""
 
-    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None) -> list[EncodedPair]:
-        """Tokenize pairs; `overflow` None for the model's own choice."""
+    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> list[EncodedPair]:
+        """Tokenize pairs, and `locate` their passages; `overflow` None for the model's own choice."""
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Put sequences into batches that compute at most `budget` tokens: lists of positions."""
@@ -56,6 +56,9 @@ class Scorer(Protocol):
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch of sequences; MemoryError when it does not fit."""
+
+    def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> list[float]:
+        """Estimate the logits of one batch, likewise; `passages` says where the passage is in each sequence."""
 
     def score(self, logit: float, tokens: int) -> Score:
         """Make a score of a logit and the tokens read for it; ScoringError when it is not finite."""
@@ -68,6 +71,7 @@ class _Item:
     job: _Job
     pairs: tuple[int, ...]
     ids: list[int]
+    passage: range
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +85,8 @@ class _Batch:
 class _Job:
     """What one caller asked for. `waiting` holds its batches not scored yet."""
 
-    def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None) -> None:
-        self.pairs, self.overflow = pairs, overflow
+    def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None, *, estimate: bool) -> None:
+        self.pairs, self.overflow, self.estimate = pairs, overflow, estimate
         self.future: Future[list[Score]] = Future()
         self.waiting: deque[_Batch] = deque()
         self.logits: list[float] = []
@@ -90,12 +94,12 @@ class _Job:
         self.came: float | None = time.perf_counter()
 
     def encode(self, scorer: Scorer, budget: int) -> None:
-        encoded = scorer.encode(self.pairs, self.overflow)
-        owners: dict[tuple[int, ...], list[int]] = {}
+        encoded = scorer.encode(self.pairs, self.overflow, locate=self.estimate)
+        owners: dict[tuple[tuple[int, ...], range], list[int]] = {}
         for position, pair in enumerate(encoded):
-            for ids in pair.sequences:
-                owners.setdefault(tuple(ids), []).append(position)
-        items = [_Item(self, tuple(pairs), list(ids)) for ids, pairs in owners.items()]
+            for ids, passage in zip(pair.sequences, pair.passages, strict=True):
+                owners.setdefault((tuple(ids), passage), []).append(position)
+        items = [_Item(self, tuple(pairs), list(ids), passage) for (ids, passage), pairs in owners.items()]
         self.waiting = deque(_batches(scorer, items, budget))
         self.logits = [float("-inf")] * len(encoded)
         self.tokens = [sum(map(len, pair.sequences)) for pair in encoded]
@@ -150,14 +154,21 @@ class Engine:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def submit(self, pairs: Sequence[Pair], overflow: Overflow | None = None) -> Future[list[Score]]:
+    def submit(
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, estimate: bool = False
+    ) -> Future[list[Score]]:
         """Queue pairs; the future gives one score a pair, in input order. Cancelling it frees its place.
+
+        Args:
+            pairs: questions with passages.
+            overflow: as in `Scorer.encode`.
+            estimate: whether estimates of the scores will do.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = _Job(pairs, overflow)
+        job = _Job(pairs, overflow, estimate=estimate)
         with self._lock:
             if self._closed:
                 raise RerankerClosedError("the reranker is closed; open a new one")
@@ -245,7 +256,7 @@ class Engine:
                 if job.came is not None:
                     self.observer.started(begun - job.came)
                     job.came = None
-            logits = self._logits(scorer, [item.ids for item in batch.items])
+            logits = self._logits(scorer, batch.items)
             self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - begun)
         except BaseException as error:
             if len(jobs) == 1:
@@ -270,7 +281,7 @@ class Engine:
         if not self._share:
             return batch
         items, cost = list(batch.items), batch.cost
-        for other in list(self._jobs)[1:]:
+        for other in (other for other in list(self._jobs)[1:] if other.estimate == job.estimate):
             while other.waiting and not other.future.cancelled():
                 together = cost + other.waiting[0].cost
                 if together.tokens > self._batch_tokens:
@@ -279,9 +290,12 @@ class Engine:
                 cost = together
         return _Batch(items, cost)
 
-    def _logits(self, scorer: Scorer, sequences: list[list[int]]) -> list[float]:
+    def _logits(self, scorer: Scorer, items: list[_Item]) -> list[float]:
         """Score a batch, in halves where memory is short; later batches then start at the smaller size."""
+        sequences = [item.ids for item in items]
         try:
+            if items[0].job.estimate:
+                return scorer.estimates(sequences, [item.passage for item in items])
             return scorer.logits(sequences)
         except MemoryError as error:
             if len(sequences) == 1:
@@ -291,7 +305,7 @@ class Engine:
                 ) from error
         half = (len(sequences) + 1) // 2
         self._batch_tokens = max(1, min(self._batch_tokens, scorer.cost(sequences[:half]).tokens))
-        return self._logits(scorer, sequences[:half]) + self._logits(scorer, sequences[half:])
+        return self._logits(scorer, items[:half]) + self._logits(scorer, items[half:])
 
     def _fail_all(self, error: BaseException) -> None:
         for job in self._jobs:

@@ -8,6 +8,7 @@ longest input as the tokenizer's, and a padding token that the pooling of transf
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ try:
 
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.device import DTYPES
+    from mistral_rerank.local.early_exit import EARLY_EXIT_FILE
     from mistral_rerank.local.reading import LAST_TOKEN
     from mistral_rerank.local.tokens import PairTokenizer
 except ImportError as error:
@@ -72,6 +74,8 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16") -> None:
         merged = Path(scratch) / "merged"
         loaded.save_pretrained(merged)
         tokenizer.save_pretrained(merged)
+        if (early_exit := checkpoint.folder / EARLY_EXIT_FILE).is_file():
+            shutil.copyfile(early_exit, merged / EARLY_EXIT_FILE)
         config = checkpoint.config.model_copy(update={"base": None})
         (merged / checkpoints.RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
         for file in merged.glob("*.safetensors"):  # they come readable by their owner alone

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from mistral_rerank.local.attention import SpanAttention
-from mistral_rerank.local.packing import pack, share_prefixes
+from mistral_rerank.local.packing import member_places, pack, share_prefixes, stretches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mistral_rerank.local.packing import Pack
 
@@ -40,10 +40,9 @@ class FlashAttention:
     """
 
     def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None:
-        stretches, ends = list(_stretches(packed)), set(packed.last.tolist())
-        members = [keys for keys in stretches if keys[-1].stop - 1 in ends]
+        every, members = list(stretches(packed)), member_places(packed)
         back = -1 if window is None else window - 1
-        self._every = _Call(stretches, [len(keys[-1]) for keys in stretches], device)
+        self._every = _Call(every, [len(keys[-1]) for keys in every], device)
         self._ends = _Call(members, [1] * len(members), device)
         self._reach = (back, 0 if packed.spans[0].causal else back)  # nothing is ahead of an end
 
@@ -58,17 +57,6 @@ class FlashAttention:
     ) -> torch.Tensor:
         """See `RowAttention.at_the_ends`."""
         return self._ends(query, key, value, scaling, self._reach)
-
-
-def _stretches(packed: Pack) -> Iterator[tuple[range, ...]]:
-    """Give the places of each stretch's keys: those of its prefix, if it has one, and its own, as its queries."""
-    for span in packed.spans:
-        each = (span.stop - span.start) // span.sequences
-        start = span.start
-        for length in span.rests or (each,) * span.sequences:
-            own = range(start, start + length)
-            yield (own,) if span.prefix is None else (range(*span.prefix), own)
-            start += length
 
 
 class _Call:

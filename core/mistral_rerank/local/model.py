@@ -21,15 +21,16 @@ from mistral_rerank.errors import CheckpointError
 from mistral_rerank.local.attention import SpanAttention
 from mistral_rerank.local.backbone import PackedBackbone, is_known, window_of
 from mistral_rerank.local.flash import FlashAttention, agrees
-from mistral_rerank.local.packing import pack, packed_cost, plan_packs, row_room, trees_of
+from mistral_rerank.local.packing import member_places, pack, packed_cost, plan_packs, row_room, trees_of
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from mistral_rerank.local.attention import RowAttention
-    from mistral_rerank.local.packing import PackedCost
+    from mistral_rerank.local.early_exit import EarlyExit, Member
+    from mistral_rerank.local.packing import Pack, PackedCost
     from mistral_rerank.reranker import Quantization
 
 
@@ -103,9 +104,10 @@ class RerankModel:
         reading: how it reads a sequence.
         packed: whether batches have no padding; None: where `row_attention` knows how.
         quantization: of a backbone for batches without padding.
+        estimates: whether `states` and `estimates` will be asked for, which need batches without padding.
 
     Raises:
-        CheckpointError: the quantization is not for this architecture.
+        CheckpointError: the quantization, or what gives estimates, is not for this architecture.
 
     """
 
@@ -118,6 +120,7 @@ class RerankModel:
         reading: Reading = LAST_TOKEN,
         packed: bool | None = None,
         quantization: Quantization | None = None,
+        estimates: bool = False,
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
         self._head = head.float().to(device).eval().requires_grad_(False)
@@ -125,16 +128,15 @@ class RerankModel:
         self._reading = reading
         self._packed: PackedBackbone | None = None
         attention = row_attention(backbone, device) if packed is None else SpanAttention if packed else None
-        if attention is None and quantization is not None and is_known(backbone):
+        if attention is None and (quantization is not None or estimates) and is_known(backbone):
             attention = SpanAttention  # a call for each sequence: slower, and on every device
         if attention is not None:
             self._packed = PackedBackbone(backbone, device, quantization, attention)
-        elif quantization is None:
-            self._backbone.to(device)
+        elif quantization is not None or estimates:
+            what = f"quantization {quantization!r}" if quantization is not None else "an early exit"
+            raise CheckpointError(f"{what} is for rows without padding of a Mistral or a Llama; leave it out")
         else:
-            raise CheckpointError(
-                f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
-            )
+            self._backbone.to(device)
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""
@@ -149,7 +151,6 @@ class RerankModel:
             return packed_cost(sequences, share=self._reading.shares)
         return PaddedCost(len(sequences), max(map(len, sequences)))
 
-    @torch.inference_mode()
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch, in input order.
 
@@ -157,8 +158,58 @@ class RerankModel:
             MemoryError: the batch does not fit; what it had taken is free again.
 
         """
+        return self._within_memory(lambda: self._forward(sequences))
+
+    def estimates(
+        self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
+    ) -> list[float]:
+        """Estimate the logits of one batch with the first layers alone, in input order.
+
+        Args:
+            early_exit: on the device.
+            layer: how many layers it needs.
+            sequences: token ids.
+            passages: where in each of them the passage is.
+
+        Raises:
+            MemoryError: the batch does not fit; what it had taken is free again.
+
+        """
+        return self._within_memory(lambda: self._estimate(early_exit, layer, sequences, passages))
+
+    def states(
+        self, sequences: Sequence[Sequence[int]], passages: Sequence[range], layer: int
+    ) -> tuple[torch.Tensor, list[Member]]:
+        """Run one batch through the first layers.
+
+        Args:
+            sequences: token ids.
+            passages: where in each of them the passage is.
+            layer: how many layers.
+
+        Returns:
+            What `EarlyExit` needs: states, and the tokens of each sequence in them, in input order.
+
+        Raises:
+            CheckpointError: the model has no more layers than that, or was not made for estimates.
+
+        """
+        if self._packed is None:
+            raise CheckpointError("this model was not made for estimates")
+        if layer >= self._packed.layers:
+            raise CheckpointError(f"an early exit after layer {layer} of {self._packed.layers} is none")
+        packed = self._pack(sequences)
+        members: dict[int, Member] = {}
+        for member, places in zip(packed.members, member_places(packed), strict=True):
+            every, passage = torch.cat([torch.arange(part.start, part.stop) for part in places]), passages[member]
+            asks = torch.cat([every[: passage.start], every[passage.stop :]])
+            members[member] = asks.to(self._device), every[passage.start : passage.stop].to(self._device)
+        return self._packed.states(packed, layer), [members[position] for position in range(len(sequences))]
+
+    @torch.inference_mode()
+    def _within_memory(self, compute: Callable[[], list[float]]) -> list[float]:
         try:
-            return self._forward(sequences)
+            return compute()
         except torch.OutOfMemoryError as error:
             message = str(error)
         except RuntimeError as error:
@@ -174,8 +225,17 @@ class RerankModel:
             ids, lengths = pad(sequences)
             on_device = ids.to(self._device), lengths.to(self._device)
             return pooled_logits(self._backbone, self._head, *on_device, self._reading).tolist()
-        trees = trees_of(sequences, share=self._reading.shares)
-        packed = pack(sequences, trees, causal=not self._reading.bidirectional)
+        packed = self._pack(sequences)
         found = apply_head(self._head, self._packed(packed, mean=self._reading.mean)).tolist()
         logits = dict(zip(packed.members, found, strict=True))
         return [logits[position] for position in range(len(sequences))]
+
+    def _estimate(
+        self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
+    ) -> list[float]:
+        estimates: torch.Tensor = early_exit(*self.states(sequences, passages, layer))
+        return estimates.tolist()
+
+    def _pack(self, sequences: Sequence[Sequence[int]]) -> Pack:
+        trees = trees_of(sequences, share=self._reading.shares)
+        return pack(sequences, trees, causal=not self._reading.bidirectional)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 SHORTEST_PREFIX = 8
 """A shared prefix of fewer tokens saves less than its own attention call costs."""
@@ -279,6 +279,23 @@ def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: b
         spans.append(Span(start, len(ids), prefix=prefix, rests=tuple(rests)))
     members = tuple(member for tree in trees for member in tree.members)
     return Pack(torch.tensor([ids]), torch.tensor([positions]), members, torch.tensor(last), tuple(spans))
+
+
+def stretches(packed: Pack) -> Iterator[tuple[range, ...]]:
+    """Give the places of each stretch's keys: those of its prefix, if it has one, and its own, as its queries."""
+    for span in packed.spans:
+        each = (span.stop - span.start) // span.sequences
+        start = span.start
+        for length in span.rests or (each,) * span.sequences:
+            own = range(start, start + length)
+            yield (own,) if span.prefix is None else (range(*span.prefix), own)
+            start += length
+
+
+def member_places(packed: Pack) -> list[tuple[range, ...]]:
+    """Give the places of each member's tokens: those of its prefix, if it has one, and the others."""
+    ends = set(packed.last.tolist())
+    return [places for places in stretches(packed) if places[-1].stop - 1 in ends]
 
 
 def sequence_means(hidden: torch.Tensor, packed: Pack) -> torch.Tensor:

@@ -8,7 +8,7 @@ import logging
 import weakref
 from typing import TYPE_CHECKING
 
-from mistral_rerank.errors import MissingDependencyError
+from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
@@ -16,7 +16,9 @@ from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Rera
 
 try:
     from mistral_rerank.local import checkpoint as checkpoints
+    from mistral_rerank.local.cascade import Cascade
     from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.early_exit import EarlyExit, read_early_exit, read_early_exit_config
     from mistral_rerank.local.linears import check_quantization
     from mistral_rerank.local.model import RerankModel
     from mistral_rerank.local.tokens import EncodedPair, PairTokenizer
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mistral_rerank.local.early_exit import Member
     from mistral_rerank.local.packing import PackedCost
     from mistral_rerank.local.plan import PaddedCost
 
@@ -56,6 +59,8 @@ class LocalReranker(Reranker):
         batch_tokens: the most tokens that a batch computes, padding included; None for a size that suits the device.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
+        contenders: how many passages of a question are read to the end, where it has more: those that the lower
+            layers take for the best. The others come after them, with estimated scores. None for all.
         cache_size: keep the scores of so many pairs for the next time they are asked for; 0 for none.
 
     Raises:
@@ -75,6 +80,7 @@ class LocalReranker(Reranker):
         overflow: Overflow = "truncate",
         batch_tokens: int | None = None,
         share_batches: bool | None = None,
+        contenders: int | None = None,
         cache_size: int = 0,
     ) -> None:
         self._model_name = model
@@ -86,8 +92,12 @@ class LocalReranker(Reranker):
             "overflow": overflow,
             "batch_tokens": batch_tokens,
             "share_batches": share_batches,
+            "contenders": contenders,
             "cache_size": cache_size,
         }
+        if contenders is not None and contenders < 1:
+            raise SettingsError(f"contenders is {contenders}; give at least 1, or leave it out")
+        self._contenders = contenders
         self._cache = ScoreCache(cache_size)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -101,6 +111,7 @@ class LocalReranker(Reranker):
                 quantization=quantization,
                 max_length=max_length,
                 overflow=overflow,
+                early_exit=contenders is not None,
             ),
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
@@ -119,17 +130,23 @@ class LocalReranker(Reranker):
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`."""
         check_pairs(pairs)
-        lookup = self._cache.look_up(pairs, overflow)
-        return lookup.complete(self._engine.submit(lookup.missing, overflow).result() if lookup.missing else [])
+        cascade = Cascade(pairs, self._contenders)
+        crowd = cascade.crowded
+        estimates = self._engine.submit(crowd, overflow, estimate=True).result() if crowd else []
+        lookup = self._cache.look_up(cascade.choose(estimates), overflow)
+        scores = self._engine.submit(lookup.missing, overflow).result() if lookup.missing else []
+        return cascade.complete(lookup.complete(scores))
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
         check_pairs(pairs)
-        lookup = self._cache.look_up(pairs, overflow)
-        if not lookup.missing:
-            return lookup.complete([])
-        scores = await asyncio.wrap_future(self._engine.submit(lookup.missing, overflow))
-        return lookup.complete(scores)
+        cascade = Cascade(pairs, self._contenders)
+        crowd = cascade.crowded
+        estimates = await asyncio.wrap_future(self._engine.submit(crowd, overflow, estimate=True)) if crowd else []
+        lookup = self._cache.look_up(cascade.choose(estimates), overflow)
+        missing = lookup.missing
+        scores = await asyncio.wrap_future(self._engine.submit(missing, overflow)) if missing else []
+        return cascade.complete(lookup.complete(scores))
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -148,8 +165,21 @@ class LocalReranker(Reranker):
 class LoadedCheckpoint:
     """A checkpoint's tokenizer, model and calibration together: what the engine's worker holds.
 
+    Args:
+        model: as in `LocalReranker`, like the next ones.
+        device: where to run.
+        dtype: of the backbone.
+        quantization: of its linears.
+        max_length: None for the checkpoint's own.
+        overflow: what `encode` does where its call does not say.
+        early_exit: whether `estimates` will be asked for.
+        states: whether `states` will be asked for.
+
+    Attributes:
+        layers: how many it has.
+
     Raises:
-        CheckpointError: the checkpoint cannot be found, fetched or read.
+        CheckpointError: the checkpoint cannot be found, fetched or read, or has no early exit.
 
     """
 
@@ -162,10 +192,19 @@ class LoadedCheckpoint:
         quantization: Quantization | None,
         max_length: int | None,
         overflow: Overflow,
+        early_exit: bool = False,
+        states: bool = False,
     ) -> None:
         checkpoint = checkpoints.open_checkpoint(model)
         config = checkpoint.config
+        exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
+        if early_exit and exit_config is None:
+            raise CheckpointError(
+                f"{model} has no early exit to choose contenders with; fit one with `mistral-rerank early-exit`, "
+                "or leave contenders out"
+            )
         loaded = checkpoints.load_model(checkpoint, dtype=dtype)
+        self.layers: int = loaded.config.num_hidden_layers
         limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", config.max_length))
         self._tokenizer = PairTokenizer(
             checkpoints.load_tokenizer(checkpoint),
@@ -175,14 +214,25 @@ class LoadedCheckpoint:
             overflow=overflow,
         )
         self._model = RerankModel(
-            loaded.base_model, loaded.score, device, reading=config.reading, quantization=quantization
+            loaded.base_model,
+            loaded.score,
+            device,
+            reading=config.reading,
+            quantization=quantization,
+            estimates=early_exit or states,
         )
         self._calibration = config.calibration
+        self._early_exit: tuple[EarlyExit, int] | None = None
+        if exit_config is not None:
+            fitted = read_early_exit(checkpoint.folder, loaded.config.hidden_size)
+            self._early_exit = fitted.to(device), exit_config.layer
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)
 
-    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None) -> list[EncodedPair]:
+    def encode(
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+    ) -> list[EncodedPair]:
         """Tokenize pairs, and say in the log how many passages had to be cut."""
-        encoded = self._tokenizer.encode(pairs, overflow)
+        encoded = self._tokenizer.encode(pairs, overflow, locate=locate)
         if cut := sum(pair.tokens_left_out > 0 for pair in encoded):
             logger.info("%d of %d passages were over the limit and were cut", cut, len(encoded))
         return encoded
@@ -198,6 +248,18 @@ class LoadedCheckpoint:
     def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Score one batch."""
         return self._model.logits(sequences)
+
+    def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> list[float]:
+        """Estimate the logits of one batch, with the checkpoint's early exit."""
+        if self._early_exit is None:
+            raise CheckpointError("the early exit was not loaded")
+        return self._model.estimates(*self._early_exit, sequences, passages)
+
+    def states(
+        self, sequences: Sequence[Sequence[int]], passages: Sequence[range], layer: int
+    ) -> tuple[torch.Tensor, list[Member]]:
+        """See `RerankModel.states`."""
+        return self._model.states(sequences, passages, layer)
 
     def score(self, logit: float, tokens: int) -> Score:
         """Apply the calibration."""

@@ -17,6 +17,7 @@ from mistral_rerank.errors import CheckpointError, InputTooLongError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
     from mistral_rerank.prompts import Prompt, PromptText
@@ -28,9 +29,17 @@ CHUNK_OVERLAP = 64
 
 @dataclass(frozen=True, slots=True)
 class EncodedPair:
-    """The token ids of one pair: one sequence, or several when its passage was chunked."""
+    """The token ids of one pair.
+
+    Attributes:
+        sequences: one, or several when its passage was chunked.
+        passages: where in each of them the passage is; where that was not asked for, an empty range each.
+        tokens_left_out: how many tokens of the passage are in none of them.
+
+    """
 
     sequences: tuple[list[int], ...]
+    passages: tuple[range, ...]
     tokens_left_out: int = 0
 
 
@@ -71,12 +80,15 @@ class PairTokenizer:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
 
-    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None = None) -> list[EncodedPair]:
+    def encode(
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+    ) -> list[EncodedPair]:
         """Give the ids of every pair, in input order.
 
         Args:
             pairs: questions with passages.
             overflow: what happens to longer ones in this call; None for the tokenizer's own choice.
+            locate: whether to say where the passages are.
 
         Raises:
             InputTooLongError: a question leaves no room for its passage, or `overflow` is "error" and a pair
@@ -84,21 +96,27 @@ class PairTokenizer:
 
         """
         texts = [self._prompt.format(_clean(query), _clean(passage)) for query, passage in pairs]
-        encodings = self._backend.encode_batch_fast([text.text for text in texts], add_special_tokens=False)
+        encode = self._backend.encode_batch if locate else self._backend.encode_batch_fast
+        encodings = encode([text.text for text in texts], add_special_tokens=False)
         room = self._max_length - len(self._start) - len(self._end)
         return [
-            EncodedPair((self._start + encoding.ids + self._end,))
+            EncodedPair((self._start + encoding.ids + self._end,), (self._place(encoding, text, locate=locate),))
             if len(encoding.ids) <= room
             else self._fit(position, text, room, overflow or self._overflow)
             for position, (text, encoding) in enumerate(zip(texts, encodings, strict=True))
         ]
 
+    def _place(self, encoding: Encoding, text: PromptText, *, locate: bool) -> range:
+        """Say where the passage is among the ids of a pair that fits."""
+        if not locate:
+            return range(0)
+        first, last = _passage_tokens(encoding, text)
+        return range(len(self._start) + first, len(self._start) + last)
+
     def _fit(self, position: int, text: PromptText, room: int, overflow: Overflow) -> EncodedPair:
         """Bring one over-long pair under the limit."""
         encoding = self._backend.encode(text.text, add_special_tokens=False)
-        ids, spans = encoding.ids, encoding.offsets
-        first = next((i for i, (start, _) in enumerate(spans) if start >= text.passage_start), len(ids))
-        last = next((i for i in range(first, len(ids)) if spans[i][1] > text.passage_end), len(ids))
+        ids, (first, last) = encoding.ids, _passage_tokens(encoding, text)
         before, passage, after = ids[:first], ids[first:last], ids[last:]
         window = room - len(before) - len(after)
         if window < 1:
@@ -113,10 +131,25 @@ class PairTokenizer:
             )
         head, tail = self._start + before, after + self._end
         if overflow == "truncate":
-            return EncodedPair((head + passage[:window] + tail,), len(passage) - window)
-        step = window - min(CHUNK_OVERLAP, window // 4)
-        starts = range(0, max(1, len(passage) - window + step), step)
-        return EncodedPair(tuple(head + passage[start : start + window] + tail for start in starts))
+            pieces, left_out = [passage[:window]], len(passage) - window
+        else:
+            step = window - min(CHUNK_OVERLAP, window // 4)
+            starts = range(0, max(1, len(passage) - window + step), step)
+            pieces, left_out = [passage[start : start + window] for start in starts], 0
+        return EncodedPair(
+            tuple(head + piece + tail for piece in pieces),
+            tuple(range(len(head), len(head) + len(piece)) for piece in pieces),
+            left_out,
+        )
+
+
+def _passage_tokens(encoding: Encoding, text: PromptText) -> tuple[int, int]:
+    """Give the first token of the passage, with which a space before it may be one, and the first behind it."""
+    spans, begin = encoding.offsets, len(text.text[: text.passage_start].rstrip())
+    first = next(
+        (i for i, (start, end) in enumerate(spans) if start >= begin and end > text.passage_start), len(spans)
+    )
+    return first, next((i for i in range(first, len(spans)) if spans[i][1] > text.passage_end), len(spans))
 
 
 def _special_tokens_around(backend: Tokenizer) -> tuple[list[int], list[int]]:

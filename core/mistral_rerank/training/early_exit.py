@@ -1,0 +1,216 @@
+"""Fit an early exit: teach it what the whole model says of pairs, from what the lower layers make of them.
+
+The model itself does not change, and no judgement is needed. It reads every pair once; the states after the layer
+wait in files until the last epoch is over, and only the exit, which is small, is trained on them.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import kl_div
+
+from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.local.early_exit import EarlyExit, normalized
+from mistral_rerank.local.reranker import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from mistral_rerank.local.early_exit import Member
+    from mistral_rerank.local.reranker import LoadedCheckpoint
+    from mistral_rerank.reranker import Pair
+    from mistral_rerank.training.groups import Group
+    from mistral_rerank.training.sources import Source
+
+    Notify = Callable[[str, int, int], None]
+
+HELD_OUT = 10
+"""One question of so many is not trained on, and measured."""
+FEWEST_QUESTIONS = 2 * HELD_OUT
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class FittedEarlyExit:
+    """An early exit, and how well it does on the questions that it was not trained on.
+
+    Attributes:
+        early_exit: on the CPU, for inference.
+        questions: how many it was trained on.
+        held_out: how many others.
+        best_kept: the share of them whose best passage, by the whole model, is in the better half by the
+            estimates.
+        correlation: of estimates and logits, over their pairs.
+
+    """
+
+    early_exit: EarlyExit
+    questions: int
+    held_out: int
+    best_kept: float
+    correlation: float
+
+    def __str__(self) -> str:
+        return (
+            f"of {self.held_out} questions that it was not fitted on, {self.best_kept:.0%} have their best passage "
+            f"in the better half by the estimates, whose correlation with the logits is {self.correlation:.2f}"
+        )
+
+
+def draw_questions(
+    data: Sequence[Source], *, negatives: int = 11, random_negatives: int = 4, seed: int
+) -> list[Group]:
+    """Give questions of data sets with passages, in an order that the seed decides.
+
+    Args:
+        data: BEIR folders, or files of groups, which hold the passages that they hold.
+        negatives: passages of a question that BM25 finds, beside one that answers.
+        random_negatives: passages from anywhere.
+        seed: the same seed draws the same.
+
+    Raises:
+        InvalidInputError: a data set cannot be read, or there are too few questions.
+
+    """
+    groups = [
+        group
+        for source in data
+        for group in source.groups(
+            "train", questions=1, negatives=negatives, random_negatives=random_negatives, seed=seed
+        )
+    ]
+    if len(groups) < FEWEST_QUESTIONS:
+        raise InvalidInputError(f"there are {len(groups)} questions to fit on; give at least {FEWEST_QUESTIONS}")
+    random.Random(seed).shuffle(groups)  # noqa: S311 - no security
+    return groups
+
+
+def fit_early_exit(
+    model: LoadedCheckpoint,
+    questions: Sequence[Group],
+    *,
+    layer: int,
+    epochs: int = 6,
+    seed: int = 0,
+    notify: Notify = lambda _what, _done, _total: None,
+) -> FittedEarlyExit:
+    """Fit an early exit on questions with passages; their judgements play no part.
+
+    Args:
+        model: was loaded for `states`.
+        questions: as `draw_questions` gives them.
+        layer: how many layers the estimates may use.
+        epochs: times every question is seen.
+        seed: the same seed gives the same weights on one thread.
+        notify: told what is being done, how much of it is, and of how much.
+
+    Raises:
+        CheckpointError: the model has no more layers than that.
+
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        files = []
+        for place, group in enumerate(questions):
+            files.append(Path(scratch) / f"{place}.safetensors")
+            _read(model, _pairs(group), layer).write(files[-1])
+            notify("reading", place + 1, len(questions))
+        held_out, train = files[::HELD_OUT], [file for place, file in enumerate(files) if place % HELD_OUT]
+        early_exit = _train(train, epochs=epochs, seed=seed, notify=notify)
+        best_kept, correlation = _measure(early_exit, held_out)
+    return FittedEarlyExit(early_exit, len(train), len(held_out), best_kept, correlation)
+
+
+@dataclass(frozen=True, slots=True)
+class _Example:
+    """A question with passages.
+
+    Attributes:
+        states: (tokens, hidden), after the layer, with a mean square of 1; float16 in a file.
+        members: where the pairs are in it.
+        logits: (passages,) float32, of the whole model.
+
+    """
+
+    states: Tensor
+    members: list[Member]
+    logits: Tensor
+
+    def write(self, file: Path) -> None:
+        places = {f"{kind}.{i}": part for i, m in enumerate(self.members) for kind, part in zip("qp", m, strict=True)}
+        save_file({"states": self.states.half(), "logits": self.logits, **places}, file)
+
+    @classmethod
+    def of(cls, file: Path) -> _Example:
+        kept = load_file(file)
+        members = [(kept[f"q.{i}"], kept[f"p.{i}"]) for i in range(len(kept["logits"]))]
+        return cls(kept["states"].float(), members, kept["logits"])
+
+
+def _pairs(group: Group) -> list[Pair]:
+    return [(query, passage) for query in group.queries for passage in group.passages]
+
+
+def _read(model: LoadedCheckpoint, pairs: Sequence[Pair], layer: int) -> _Example:
+    """Let the model read pairs, as far as the layer and to the end."""
+    encoded = model.encode(pairs, "truncate", locate=True)
+    sequences, passages = [pair.sequences[0] for pair in encoded], [pair.passages[0] for pair in encoded]
+    rows, members, logits, length = [], [], [], 0
+    for batch in model.plan(sequences, BATCH_TOKENS["cpu"]):
+        row = [sequences[place] for place in batch]
+        with torch.inference_mode():
+            states, found = model.states(row, [passages[place] for place in batch], layer)
+            rows.append(normalized(states).cpu())
+        members += [(asks.cpu() + length, tells.cpu() + length) for asks, tells in found]
+        length += len(states)
+        logits += model.logits(row)
+    return _Example(torch.cat(rows), members, torch.tensor(logits))
+
+
+def _loss(estimates: Tensor, logits: Tensor) -> Tensor:
+    """Miss the logits, and their softmax over a question's passages, which is what a choice of the best rests on."""
+    missed = kl_div(estimates.log_softmax(0), logits.log_softmax(0), log_target=True, reduction="sum")
+    return (estimates - logits).square().mean() / 4 + missed
+
+
+def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> EarlyExit:
+    first = _Example.of(files[0])
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        early_exit = EarlyExit(first.states.shape[1])
+    with torch.no_grad():
+        early_exit.around.bias.add_((first.logits - early_exit(first.states, first.members)).mean())
+    optimizer = torch.optim.AdamW(early_exit.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    steps, chance = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
+    for step in range(steps):
+        if step % len(files) == 0:
+            order = chance.sample(files, len(files))
+        example = _Example.of(order[step % len(files)])
+        optimizer.zero_grad()
+        _loss(early_exit(example.states, example.members), example.logits).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        notify("fitting", step + 1, steps)
+    return early_exit.eval().requires_grad_(False)
+
+
+def _measure(early_exit: EarlyExit, files: Sequence[Path]) -> tuple[float, float]:
+    """Give the share of questions that keep their best passage, and the correlation."""
+    kept, estimated, wanted = 0, [], []
+    for file in files:
+        example = _Example.of(file)
+        estimates = early_exit(example.states, example.members)
+        kept += int(example.logits.argmax() in estimates.topk(len(estimates) // 2).indices)
+        estimated.append(estimates)
+        wanted.append(example.logits)
+    both = torch.stack([torch.cat(estimated), torch.cat(wanted)])
+    return kept / len(files), float(both.corrcoef()[0, 1])

@@ -1,0 +1,85 @@
+"""Fitting an early exit: it learns, the same seed gives the same, and a checkpoint keeps it."""
+
+import shutil
+
+import pytest
+import torch
+from support import FACTS
+
+from mistral_rerank import InvalidInputError
+from mistral_rerank.local.early_exit import EarlyExitConfig, read_early_exit_config
+from mistral_rerank.local.reranker import LoadedCheckpoint
+from mistral_rerank.training.amend import store_early_exit
+from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
+from mistral_rerank.training.sources import Source
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return LoadedCheckpoint(
+        str(tiny),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        quantization=None,
+        max_length=None,
+        overflow="truncate",
+        states=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=1)
+
+
+def test_every_question_comes_with_as_many_passages(questions, facts):
+    assert len(questions) == len(facts.queries)
+    assert {group.shape for group in questions} == {(1, 8)}
+    again = draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=1)
+    assert again == questions
+    assert draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=2) != questions
+
+
+def test_too_few_questions_are_refused():
+    with pytest.raises(InvalidInputError, match="there are 19 questions"):
+        draw_questions([Source(path=FACTS, max_queries=19)], seed=0)
+
+
+def test_fitting_brings_estimates_near_to_the_logits(model, questions):
+    told = []
+    short, long = (
+        fit_early_exit(model, questions, layer=2, epochs=epochs, notify=lambda *what: told.append(what))
+        for epochs in (1, 20)
+    )
+    assert (long.questions, long.held_out) == (36, 4)
+    assert long.correlation > max(0.3, short.correlation)
+    assert 0 <= long.best_kept <= 1
+    assert [what for what in told if what[1] == what[2]] == [
+        *(("reading", 40, 40), ("fitting", 36, 36)),
+        *(("reading", 40, 40), ("fitting", 720, 720)),
+    ]
+
+
+def test_the_same_seed_gives_the_same_weights_and_leaves_other_chance_alone(model, questions):
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    first, second, other = (
+        fit_early_exit(model, questions[:20], layer=1, epochs=1, seed=seed).early_exit.state_dict()
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(torch.rand(1), wanted)
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    assert not torch.allclose(first["passage.weight"], other["passage.weight"], atol=1e-3)
+
+
+def test_it_is_stored_in_a_copy_or_in_the_checkpoint(model, questions, tiny, tmp_path):
+    mine = shutil.copytree(tiny, tmp_path / "mine")
+    fitted = fit_early_exit(model, questions[:20], layer=1, epochs=1)
+    first, second = EarlyExitConfig(layer=1, questions=18), EarlyExitConfig(layer=1, questions=17)
+    assert store_early_exit(fitted.early_exit, first, mine, tmp_path / "copy") == tmp_path / "copy"
+    assert read_early_exit_config(tmp_path / "copy") == first
+    assert read_early_exit_config(mine) is None
+    for config in (first, second):
+        assert store_early_exit(fitted.early_exit, config, mine, None) == mine
+        assert read_early_exit_config(mine) == config
