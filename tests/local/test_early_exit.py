@@ -50,7 +50,7 @@ def local(folder, **options):
 @pytest.mark.parametrize("reading", [Reading(), Reading(bidirectional=True, mean=True)])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_estimates_are_those_of_transformers_own_states(layer, reading):
-    """Of sequences that share a beginning, that share none, and of one without a passage."""
+    """Of sequences that share a beginning, of one that does not and has no passage; and what is begun is gone on from."""
     torch.manual_seed(0)
     model = MistralForSequenceClassification(tiny_config(100)).eval()
     ours = RerankModel(copy.deepcopy(model).base_model, model.score, CPU, reading=reading, estimates=True)
@@ -67,11 +67,14 @@ def test_estimates_are_those_of_transformers_own_states(layer, reading):
             states = model.base_model(
                 input_ids=torch.tensor([ids]), attention_mask=mask, output_hidden_states=True, use_cache=False
             ).hidden_states[layer][0]
-            asks = [place for place in range(len(ids)) if place not in passage]
-            members = [(torch.tensor(asks), torch.tensor(list(passage), dtype=torch.int64))]
-            wanted.append(early_exit(states, members).item())
+            wanted.append(early_exit([states], [passage]).item())
     assert max(wanted) - min(wanted) > 0.1
-    assert ours.estimates(early_exit, layer, sequences, passages) == pytest.approx(wanted, abs=1e-4)
+    estimates, begun = ours.estimates(early_exit, layer, sequences, passages)
+    assert estimates == pytest.approx(wanted, abs=1e-4)
+    some = [3, 1]
+    logits = ours.logits(sequences)
+    gone_on = ours.logits([sequences[place] for place in some], [begun[place] for place in some])
+    assert gone_on == pytest.approx([logits[place] for place in some], abs=1e-4)
 
 
 def test_contenders_have_the_whole_models_scores_and_come_first(checkpoint, pairs, tiny_reranker):

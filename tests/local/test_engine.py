@@ -10,6 +10,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 import pytest
 
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
+from mistral_rerank.local import engine as module
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.tokens import EncodedPair
@@ -22,6 +23,7 @@ class Lengths:
     def __init__(self, *, memory: int = 10**9) -> None:
         self.memory = memory
         self.batches: list[list[int]] = []
+        self.begun = 0
         self.gate = threading.Event()
         self.gate.set()
 
@@ -37,7 +39,9 @@ class Lengths:
     def cost(self, sequences):
         return PaddedCost(len(sequences), max(map(len, sequences)))
 
-    def logits(self, sequences):
+    def logits(self, sequences, begun=()):
+        assert not begun or begun == ["".join(map(chr, ids)) for ids in sequences]
+        self.begun += len(begun)
         self.gate.wait(10)
         self.batches.append([len(ids) for ids in sequences])
         if len(sequences) * max(map(len, sequences)) > self.memory:
@@ -46,7 +50,7 @@ class Lengths:
 
     def estimates(self, sequences, passages):
         assert list(map(len, passages)) == list(map(len, sequences))
-        return [-logit for logit in self.logits(sequences)]
+        return [-logit for logit in self.logits(sequences)], ["".join(map(chr, ids)) for ids in sequences]
 
     def score(self, logit, tokens=0):
         return Score.from_logit(logit)
@@ -112,11 +116,27 @@ def test_estimates_have_batches_of_their_own_and_halve_them_like_others():
     made = engine(scorer, share_batches=True)
     scorer.gate.clear()
     first = submit(made, "b" * 10)
-    waiting = [made.submit([("q", passage)], estimate=flag) for passage, flag in WAITING]
+    waiting = [(made.estimate if flag else made.submit)([("q", passage)]) for passage, flag in WAITING]
     scorer.gate.set()
     assert logits(first) == [10]
-    assert [logits(future) for future in waiting] == [[-4], [4], [-2], [3], [-3]]
+    found = [future.result(timeout=10) for future in waiting]
+    assert [one.scores[0].logit for one in found[::2]] == [-4, -2, -3]
+    assert [one[0].logit for one in found[1::2]] == [4, 3]
     assert scorer.batches[1:] == [[4, 2, 3], [4, 2], [3], [4, 3]]
+
+
+def test_what_an_estimate_began_is_gone_on_from_as_far_as_there_is_room(monkeypatch):
+    monkeypatch.setattr(module, "BEGUN_TOKENS", 7)
+    scorer = Lengths()
+    made = engine(scorer)
+    pairs = [("q", passage) for passage in ("aaaa", "bb", "ccc", "bb", "d|aaaa")]
+    found = made.estimate(pairs).result(timeout=10)
+    assert [score.logit for score in found.scores] == [-4, -2, -3, -2, -1]
+    assert sum(map(len, found.begun)) == 7
+    scorer.batches.clear()
+    assert logits(made.submit([*pairs, ("q", "eeee")], begun=found.begun)) == [4, 2, 3, 2, 4, 4]
+    assert scorer.begun == len(found.begun)
+    assert sorted(length for batch in scorer.batches for length in batch) == [1, 2, 3, 4, 4]
 
 
 def test_a_small_job_does_not_wait_for_a_big_one():

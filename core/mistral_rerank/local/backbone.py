@@ -23,6 +23,8 @@ from mistral_rerank.local.linears import store
 from mistral_rerank.local.packing import sequence_means
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mistral_rerank.local.attention import RowAttention
     from mistral_rerank.local.linears import Linear
     from mistral_rerank.local.packing import Pack
@@ -72,18 +74,22 @@ class PackedBackbone:
             for parameter in backbone.parameters():
                 parameter.data = parameter.data.clone()
 
-    def __call__(self, packed: Pack, *, mean: bool = False) -> Tensor:
+    def __call__(
+        self, packed: Pack, *, mean: bool = False, begun: Sequence[tuple[Tensor, Tensor]] = (), layer: int = 0
+    ) -> Tensor:
         """Run one row.
 
         Args:
             packed: the row, on the CPU.
             mean: whether all hidden states of a sequence are pooled, and not the last one.
+            begun: places in the row, int64, and what `states` gave there; together of all sequences, or nothing.
+            layer: after which layer that was.
 
         Returns:
             (members, hidden): the pooled final hidden state of each sequence.
 
         """
-        hidden, row, packed = self._run(packed, len(self._layers) - (not mean))
+        hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), begun)
         if mean:
             return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
         return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
@@ -95,17 +101,19 @@ class PackedBackbone:
 
     def states(self, packed: Pack, layers: int) -> Tensor:
         """Run one row through the first layers: (tokens, hidden) float32, with the tokens that fill the row up."""
-        return self._run(packed, layers)[0]
+        return self._run(packed, range(layers), ())[0]
 
-    def _run(self, packed: Pack, layers: int) -> tuple[Tensor, _Row, Pack]:
-        """Fill a row up and run it through the first layers."""
+    def _run(self, packed: Pack, layers: range, begun: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, _Row, Pack]:
+        """Fill a row up and run it through some layers."""
         packed, device = packed.filled(), self._embed.weight.device
         attention = self._attention(packed, self._window, device)
         packed = packed.to(device)
         embedded: Tensor = self._embed(packed.ids)[0]
         row = _Row(packed.last, attention, self._rotary(embedded, packed.positions), embedded, self._inner)
         hidden = embedded.float()
-        for layer in self._layers[:layers]:
+        for places, states in begun:
+            hidden[places] = states
+        for layer in self._layers[layers.start : layers.stop]:
             hidden = layer(hidden, row)
         return hidden, row, packed
 

@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-Member = tuple[Tensor, Tensor]
-"""Where the tokens of a pair are in a row, int64: first those of the question and the words around it, of which the
-last is the one that the model's head reads; then those of the passage."""
 EARLY_EXIT_FILE = "early_exit.safetensors"
 WIDTH = 96
 """Of the vectors that tokens are compared by."""
@@ -64,28 +61,27 @@ class EarlyExit(nn.Module):
         nn.init.zeros_(self.importance.weight)
         nn.init.zeros_(self.around.weight)
 
-    def forward(self, states: Tensor, members: Sequence[Member]) -> Tensor:
+    def forward(self, states: Sequence[Tensor], passages: Sequence[range]) -> Tensor:
         """Estimate the logits of some pairs.
 
         Args:
-            states: (tokens, hidden) float32, after a layer.
-            members: the pairs.
+            states: (tokens, hidden) float32 of each pair, after a layer.
+            passages: where the passage is in each; the other tokens are the question and the words around it, and
+                the last of them is the one that the model's head reads.
 
         Returns:
-            (members,) float32.
+            (pairs,) float32.
 
         """
-        states = normalized(states)
-        passage = normalize(self.passage(states), dim=-1)
         estimates = []
-        for asks, tells in members:
-            own = states[asks]
-            question = normalize(self.question(own), dim=-1)
-            weights = softplus(self.importance(own)).squeeze(-1)
-            nearest = (question @ passage[tells].T).amax(-1) if len(tells) else question.new_zeros(len(asks))
+        for own, passage in zip(map(normalized, states), passages, strict=True):
+            around, told = torch.cat([own[: passage.start], own[passage.stop :]]), own[passage.start : passage.stop]
+            question, answer = (normalize(f(x), dim=-1) for f, x in ((self.question, around), (self.passage, told)))
+            weights = softplus(self.importance(around)).squeeze(-1)
+            nearest = (question @ answer.T).amax(-1) if len(told) else question.new_zeros(len(question))
             similar = (nearest * weights).sum() / weights.sum()
-            around = self.around(torch.cat([own[-1], own.mean(0)]))
-            estimates.append(self.scale * similar + around.squeeze(-1))
+            whole = self.around(torch.cat([around[-1], around.mean(0)])).squeeze(-1)
+            estimates.append(self.scale * similar + whole)
         return torch.stack(estimates)
 
 

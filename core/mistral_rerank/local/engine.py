@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from mistral_rerank.local.tokens import EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
+BEGUN_TOKENS = 32768
+"""Tokens of a call whose states are kept between an estimate and the score: 72 MiB in mini, 512 in a Mistral-7B."""
+
 
 class Cost(Protocol):
     """What a batch computes; the sum of two is that of both in one batch."""
@@ -54,11 +57,16 @@ class Scorer(Protocol):
     def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
         """Say what a batch of these sequences computes."""
 
-    def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Score one batch of sequences; MemoryError when it does not fit."""
+    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Any]) -> list[float]:
+        """Score one batch of sequences, going on from what is `begun` if any is; MemoryError when it does not fit."""
 
-    def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> list[float]:
-        """Estimate the logits of one batch, likewise; `passages` says where the passage is in each sequence."""
+    def estimates(
+        self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
+    ) -> tuple[list[float], list[Any]]:
+        """Estimate the logits of one batch, likewise, and give what is begun of each sequence.
+
+        `passages` says where in them the passages are.
+        """
 
     def score(self, logit: float, tokens: int) -> Score:
         """Make a score of a logit and the tokens read for it; ScoringError when it is not finite."""
@@ -72,6 +80,7 @@ class _Item:
     pairs: tuple[int, ...]
     ids: list[int]
     passage: range
+    begun: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +90,41 @@ class _Batch:
     items: list[_Item]
     cost: Any  # of the scorer's own kind
 
+    @property
+    def kind(self) -> tuple[bool, bool]:
+        """What is done with them: whether they are estimated, whether they are begun."""
+        return self.items[0].job.estimate, self.items[0].begun is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimates:
+    """What comes of pairs that are estimated.
+
+    Attributes:
+        scores: one a pair, in input order.
+        begun: of sequences of theirs what can be gone on from, as far as `BEGUN_TOKENS` reach.
+
+    """
+
+    scores: list[Score]
+    begun: dict[tuple[int, ...], Any]
+
+
+NO_ESTIMATES = Estimates([], {})
+
 
 class _Job:
     """What one caller asked for. `waiting` holds its batches not scored yet."""
 
-    def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None, *, estimate: bool) -> None:
-        self.pairs, self.overflow, self.estimate = pairs, overflow, estimate
-        self.future: Future[list[Score]] = Future()
+    def __init__(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, begun: dict[tuple[int, ...], Any], *, estimate: bool
+    ) -> None:
+        self.pairs, self.overflow, self.begun, self.estimate = pairs, overflow, begun, estimate
+        self.future: Future[Any] = Future()
         self.waiting: deque[_Batch] = deque()
         self.logits: list[float] = []
         self.tokens: list[int] = []
+        self.room = BEGUN_TOKENS
         self.came: float | None = time.perf_counter()
 
     def encode(self, scorer: Scorer, budget: int) -> None:
@@ -99,8 +133,12 @@ class _Job:
         for position, pair in enumerate(encoded):
             for ids, passage in zip(pair.sequences, pair.passages, strict=True):
                 owners.setdefault((tuple(ids), passage), []).append(position)
-        items = [_Item(self, tuple(pairs), list(ids), passage) for (ids, passage), pairs in owners.items()]
-        self.waiting = deque(_batches(scorer, items, budget))
+        items = [
+            _Item(self, tuple(pairs), list(ids), passage, None if self.estimate else self.begun.get(ids))
+            for (ids, passage), pairs in owners.items()
+        ]
+        for some in ([item for item in items if (item.begun is None) == fresh] for fresh in (True, False)):
+            self.waiting += _batches(scorer, some, budget) if some else []
         self.logits = [float("-inf")] * len(encoded)
         self.tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
@@ -109,6 +147,12 @@ class _Job:
         for pair in item.pairs:
             self.logits[pair] = logit if logit != logit else max(self.logits[pair], logit)
 
+    def keep(self, item: _Item, begun: Any) -> None:
+        """Keep what is begun, while there is room."""
+        if self.room >= len(item.ids) and tuple(item.ids) not in self.begun:
+            self.room -= len(item.ids)
+            self.begun[tuple(item.ids)] = begun
+
     def resolve(self, scorer: Scorer) -> None:
         try:
             scores = [scorer.score(*pair) for pair in zip(self.logits, self.tokens, strict=True)]
@@ -116,7 +160,7 @@ class _Job:
             self.fail(error)
         else:
             if self.future.set_running_or_notify_cancel():
-                self.future.set_result(scores)
+                self.future.set_result(Estimates(scores, self.begun) if self.estimate else scores)
 
     def fail(self, error: BaseException) -> None:
         self.waiting.clear()
@@ -155,20 +199,30 @@ class Engine:
         self._closed = False
 
     def submit(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, estimate: bool = False
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None = None,
+        *,
+        begun: dict[tuple[int, ...], Any] | None = None,
     ) -> Future[list[Score]]:
         """Queue pairs; the future gives one score a pair, in input order. Cancelling it frees its place.
 
         Args:
             pairs: questions with passages.
             overflow: as in `Scorer.encode`.
-            estimate: whether estimates of the scores will do.
+            begun: of `Estimates`, to go on from.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = _Job(pairs, overflow, estimate=estimate)
+        return self._put(_Job(pairs, overflow, begun or {}, estimate=False))
+
+    def estimate(self, pairs: Sequence[Pair], overflow: Overflow | None = None) -> Future[Estimates]:
+        """Queue pairs to be estimated; otherwise as `submit`."""
+        return self._put(_Job(pairs, overflow, {}, estimate=True))
+
+    def _put(self, job: _Job) -> Future[Any]:
         with self._lock:
             if self._closed:
                 raise RerankerClosedError("the reranker is closed; open a new one")
@@ -281,8 +335,8 @@ class Engine:
         if not self._share:
             return batch
         items, cost = list(batch.items), batch.cost
-        for other in (other for other in list(self._jobs)[1:] if other.estimate == job.estimate):
-            while other.waiting and not other.future.cancelled():
+        for other in list(self._jobs)[1:]:
+            while other.waiting and other.waiting[0].kind == batch.kind and not other.future.cancelled():
                 together = cost + other.waiting[0].cost
                 if together.tokens > self._batch_tokens:
                     break
@@ -294,9 +348,12 @@ class Engine:
         """Score a batch, in halves where memory is short; later batches then start at the smaller size."""
         sequences = [item.ids for item in items]
         try:
-            if items[0].job.estimate:
-                return scorer.estimates(sequences, [item.passage for item in items])
-            return scorer.logits(sequences)
+            if not items[0].job.estimate:
+                return scorer.logits(sequences, [item.begun for item in items if item.begun is not None])
+            estimates, begun = scorer.estimates(sequences, [item.passage for item in items])
+            for item, own in zip(items, begun, strict=True):
+                item.job.keep(item, own)
+            return estimates
         except MemoryError as error:
             if len(sequences) == 1:
                 raise ScoringError(

@@ -12,7 +12,8 @@ attention), or that the mean of all hidden states is pooled.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -29,9 +30,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.local.attention import RowAttention
-    from mistral_rerank.local.early_exit import EarlyExit, Member
+    from mistral_rerank.local.early_exit import EarlyExit
     from mistral_rerank.local.packing import Pack, PackedCost
     from mistral_rerank.reranker import Quantization
+
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A sequence that was read as far as a layer.
+
+    Attributes:
+        states: (tokens, hidden) float32, after it.
+        layer: how many layers that are.
+
+    """
+
+    states: torch.Tensor
+    layer: int
 
 
 def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,18 +168,22 @@ class RerankModel:
             return packed_cost(sequences, share=self._reading.shares)
         return PaddedCost(len(sequences), max(map(len, sequences)))
 
-    def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun] = ()) -> list[float]:
         """Score one batch, in input order.
+
+        Args:
+            sequences: token ids.
+            begun: what `states` or `estimates` gave for each of them, to go on from; or nothing.
 
         Raises:
             MemoryError: the batch does not fit; what it had taken is free again.
 
         """
-        return self._within_memory(lambda: self._forward(sequences))
+        return self._within_memory(lambda: self._forward(sequences, begun))
 
     def estimates(
         self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> list[float]:
+    ) -> tuple[list[float], list[Begun]]:
         """Estimate the logits of one batch with the first layers alone, in input order.
 
         Args:
@@ -171,24 +192,19 @@ class RerankModel:
             sequences: token ids.
             passages: where in each of them the passage is.
 
+        Returns:
+            The estimates, and the sequences as far as they are read.
+
         Raises:
+            CheckpointError: as in `states`.
             MemoryError: the batch does not fit; what it had taken is free again.
 
         """
         return self._within_memory(lambda: self._estimate(early_exit, layer, sequences, passages))
 
-    def states(
-        self, sequences: Sequence[Sequence[int]], passages: Sequence[range], layer: int
-    ) -> tuple[torch.Tensor, list[Member]]:
-        """Run one batch through the first layers.
-
-        Args:
-            sequences: token ids.
-            passages: where in each of them the passage is.
-            layer: how many layers.
-
-        Returns:
-            What `EarlyExit` needs: states, and the tokens of each sequence in them, in input order.
+    @torch.inference_mode()
+    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[Begun]:
+        """Run one batch through the first layers, in input order.
 
         Raises:
             CheckpointError: the model has no more layers than that, or was not made for estimates.
@@ -199,15 +215,11 @@ class RerankModel:
         if layer >= self._packed.layers:
             raise CheckpointError(f"an early exit after layer {layer} of {self._packed.layers} is none")
         packed = self._pack(sequences)
-        members: dict[int, Member] = {}
-        for member, places in zip(packed.members, member_places(packed), strict=True):
-            every, passage = torch.cat([torch.arange(part.start, part.stop) for part in places]), passages[member]
-            asks = torch.cat([every[: passage.start], every[passage.stop :]])
-            members[member] = asks.to(self._device), every[passage.start : passage.stop].to(self._device)
-        return self._packed.states(packed, layer), [members[position] for position in range(len(sequences))]
+        row = self._packed.states(packed, layer)
+        return [Begun(row[places], layer) for places in self._places(packed)]
 
     @torch.inference_mode()
-    def _within_memory(self, compute: Callable[[], list[float]]) -> list[float]:
+    def _within_memory(self, compute: Callable[[], Found]) -> Found:
         try:
             return compute()
         except torch.OutOfMemoryError as error:
@@ -220,22 +232,36 @@ class RerankModel:
             torch.cuda.empty_cache()
         raise MemoryError(message)
 
-    def _forward(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+    def _forward(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun]) -> list[float]:
         if self._packed is None:
             ids, lengths = pad(sequences)
             on_device = ids.to(self._device), lengths.to(self._device)
             return pooled_logits(self._backbone, self._head, *on_device, self._reading).tolist()
         packed = self._pack(sequences)
-        found = apply_head(self._head, self._packed(packed, mean=self._reading.mean)).tolist()
+        parts = (
+            [(places, own.states) for places, own in zip(self._places(packed), begun, strict=True)] if begun else []
+        )
+        layer = begun[0].layer if begun else 0
+        pooled = self._packed(packed, mean=self._reading.mean, begun=parts, layer=layer)
+        found = apply_head(self._head, pooled).tolist()
         logits = dict(zip(packed.members, found, strict=True))
         return [logits[position] for position in range(len(sequences))]
 
     def _estimate(
         self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> list[float]:
-        estimates: torch.Tensor = early_exit(*self.states(sequences, passages, layer))
-        return estimates.tolist()
+    ) -> tuple[list[float], list[Begun]]:
+        begun = self.states(sequences, layer)
+        estimates: torch.Tensor = early_exit([own.states for own in begun], passages)
+        return estimates.tolist(), begun
 
     def _pack(self, sequences: Sequence[Sequence[int]]) -> Pack:
         trees = trees_of(sequences, share=self._reading.shares)
         return pack(sequences, trees, causal=not self._reading.bidirectional)
+
+    def _places(self, packed: Pack) -> list[torch.Tensor]:
+        """Say where in a row the tokens of each sequence are, int64, in input order."""
+        places = dict(zip(packed.members, member_places(packed), strict=True))
+        return [
+            torch.cat([torch.arange(part.start, part.stop) for part in places[position]]).to(self._device)
+            for position in range(len(places))
+        ]

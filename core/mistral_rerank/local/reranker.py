@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
-from mistral_rerank.local.engine import Engine
+from mistral_rerank.local.engine import NO_ESTIMATES, Engine
 from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, check_pairs
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mistral_rerank.local.early_exit import Member
+    from mistral_rerank.local.model import Begun
     from mistral_rerank.local.packing import PackedCost
     from mistral_rerank.local.plan import PaddedCost
 
@@ -131,21 +131,23 @@ class LocalReranker(Reranker):
         """See `Reranker.score_pairs`."""
         check_pairs(pairs)
         cascade = Cascade(pairs, self._contenders)
-        crowd = cascade.crowded
-        estimates = self._engine.submit(crowd, overflow, estimate=True).result() if crowd else []
-        lookup = self._cache.look_up(cascade.choose(estimates), overflow)
-        scores = self._engine.submit(lookup.missing, overflow).result() if lookup.missing else []
+        found = self._engine.estimate(cascade.crowded, overflow).result() if cascade.crowded else NO_ESTIMATES
+        lookup = self._cache.look_up(cascade.choose(found.scores), overflow)
+        missing = lookup.missing
+        scores = self._engine.submit(missing, overflow, begun=found.begun).result() if missing else []
         return cascade.complete(lookup.complete(scores))
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
         check_pairs(pairs)
         cascade = Cascade(pairs, self._contenders)
-        crowd = cascade.crowded
-        estimates = await asyncio.wrap_future(self._engine.submit(crowd, overflow, estimate=True)) if crowd else []
-        lookup = self._cache.look_up(cascade.choose(estimates), overflow)
-        missing = lookup.missing
-        scores = await asyncio.wrap_future(self._engine.submit(missing, overflow)) if missing else []
+        found = NO_ESTIMATES
+        if cascade.crowded:
+            found = await asyncio.wrap_future(self._engine.estimate(cascade.crowded, overflow))
+        lookup = self._cache.look_up(cascade.choose(found.scores), overflow)
+        scores = []
+        if lookup.missing:
+            scores = await asyncio.wrap_future(self._engine.submit(lookup.missing, overflow, begun=found.begun))
         return cascade.complete(lookup.complete(scores))
 
     def observe(self, observer: Observer) -> None:
@@ -245,21 +247,21 @@ class LoadedCheckpoint:
         """See `RerankModel.cost`."""
         return self._model.cost(sequences)
 
-    def logits(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Score one batch."""
-        return self._model.logits(sequences)
+    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun] = ()) -> list[float]:
+        """See `RerankModel.logits`."""
+        return self._model.logits(sequences, begun)
 
-    def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> list[float]:
-        """Estimate the logits of one batch, with the checkpoint's early exit."""
+    def estimates(
+        self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
+    ) -> tuple[list[float], list[Begun]]:
+        """See `RerankModel.estimates`, with the checkpoint's early exit."""
         if self._early_exit is None:
             raise CheckpointError("the early exit was not loaded")
         return self._model.estimates(*self._early_exit, sequences, passages)
 
-    def states(
-        self, sequences: Sequence[Sequence[int]], passages: Sequence[range], layer: int
-    ) -> tuple[torch.Tensor, list[Member]]:
+    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[Begun]:
         """See `RerankModel.states`."""
-        return self._model.states(sequences, passages, layer)
+        return self._model.states(sequences, layer)
 
     def score(self, logit: float, tokens: int) -> Score:
         """Apply the calibration."""

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from mistral_rerank.local.early_exit import Member
     from mistral_rerank.local.reranker import LoadedCheckpoint
     from mistral_rerank.reranker import Pair
     from mistral_rerank.training.groups import Group
@@ -134,25 +133,26 @@ class _Example:
     """A question with passages.
 
     Attributes:
-        states: (tokens, hidden), after the layer, with a mean square of 1; float16 in a file.
-        members: where the pairs are in it.
+        states: (tokens, hidden) of each pair after the layer, with a mean square of 1; float16 in a file.
+        passages: where the passage is in each.
         logits: (passages,) float32, of the whole model.
 
     """
 
-    states: Tensor
-    members: list[Member]
+    states: Sequence[Tensor]
+    passages: Sequence[range]
     logits: Tensor
 
     def write(self, file: Path) -> None:
-        places = {f"{kind}.{i}": part for i, m in enumerate(self.members) for kind, part in zip("qp", m, strict=True)}
-        save_file({"states": self.states.half(), "logits": self.logits, **places}, file)
+        places = torch.tensor([(len(s), p.start, p.stop) for s, p in zip(self.states, self.passages, strict=True)])
+        save_file({"states": torch.cat(list(self.states)).half(), "places": places, "logits": self.logits}, file)
 
     @classmethod
     def of(cls, file: Path) -> _Example:
         kept = load_file(file)
-        members = [(kept[f"q.{i}"], kept[f"p.{i}"]) for i in range(len(kept["logits"]))]
-        return cls(kept["states"].float(), members, kept["logits"])
+        lengths, starts, stops = kept["places"].T.tolist()
+        passages = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        return cls(torch.split(kept["states"].float(), lengths), passages, kept["logits"])
 
 
 def _pairs(group: Group) -> list[Pair]:
@@ -163,16 +163,14 @@ def _read(model: LoadedCheckpoint, pairs: Sequence[Pair], layer: int) -> _Exampl
     """Let the model read pairs, as far as the layer and to the end."""
     encoded = model.encode(pairs, "truncate", locate=True)
     sequences, passages = [pair.sequences[0] for pair in encoded], [pair.passages[0] for pair in encoded]
-    rows, members, logits, length = [], [], [], 0
+    states: list[Tensor] = [torch.empty(0)] * len(sequences)
+    logits = [0.0] * len(sequences)
     for batch in model.plan(sequences, BATCH_TOKENS["cpu"]):
         row = [sequences[place] for place in batch]
-        with torch.inference_mode():
-            states, found = model.states(row, [passages[place] for place in batch], layer)
-            rows.append(normalized(states).cpu())
-        members += [(asks.cpu() + length, tells.cpu() + length) for asks, tells in found]
-        length += len(states)
-        logits += model.logits(row)
-    return _Example(torch.cat(rows), members, torch.tensor(logits))
+        begun = model.states(row, layer)
+        for place, own, logit in zip(batch, begun, model.logits(row, begun), strict=True):
+            states[place], logits[place] = normalized(own.states).cpu(), logit
+    return _Example(states, passages, torch.tensor(logits))
 
 
 def _loss(estimates: Tensor, logits: Tensor) -> Tensor:
@@ -185,9 +183,9 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
     first = _Example.of(files[0])
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
-        early_exit = EarlyExit(first.states.shape[1])
+        early_exit = EarlyExit(first.states[0].shape[1])
     with torch.no_grad():
-        early_exit.around.bias.add_((first.logits - early_exit(first.states, first.members)).mean())
+        early_exit.around.bias.add_((first.logits - early_exit(first.states, first.passages)).mean())
     optimizer = torch.optim.AdamW(early_exit.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps, chance = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
@@ -196,7 +194,7 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
             order = chance.sample(files, len(files))
         example = _Example.of(order[step % len(files)])
         optimizer.zero_grad()
-        _loss(early_exit(example.states, example.members), example.logits).backward()  # type: ignore[no-untyped-call]
+        _loss(early_exit(example.states, example.passages), example.logits).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         notify("fitting", step + 1, steps)
@@ -208,7 +206,7 @@ def _measure(early_exit: EarlyExit, files: Sequence[Path]) -> tuple[float, float
     kept, estimated, wanted = 0, [], []
     for file in files:
         example = _Example.of(file)
-        estimates = early_exit(example.states, example.members)
+        estimates = early_exit(example.states, example.passages)
         kept += int(example.logits.argmax() in estimates.topk(len(estimates) // 2).indices)
         estimated.append(estimates)
         wanted.append(example.logits)
