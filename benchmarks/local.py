@@ -126,6 +126,7 @@ def main() -> None:
             if name == "mini":
                 many = of_model | {"passages": 100}
                 measure("100 passages", against=PEERS, workloads=["nq", "hotpotqa", "fiqa"], **many)
+                measure("20 contenders of 100 passages", contenders=20, workloads=["nq", "hotpotqa", "fiqa"], **many)
                 rounding()
                 one = of_model | {"passages": 1, "rounds": 10 * options.rounds}
                 measure("one pair, beside a bare forward", against=["transformers"], workloads=["nq"], **one)

@@ -155,7 +155,7 @@ def test_it_is_written_whole_read_as_it_was_and_told_of(checkpoint, tiny):
     wanted, found = random_exit().state_dict(), read_early_exit(checkpoint, 64).state_dict()
     assert wanted.keys() == found.keys()
     assert all(torch.equal(wanted[name], found[name]) for name in wanted)
-    assert [file.name for file in checkpoint.glob("early_exit*")] == [EARLY_EXIT_FILE]
+    assert [str(file.relative_to(checkpoint)) for file in checkpoint.glob("early_exit*/*")] == [EARLY_EXIT_FILE]
     facts = summary(str(checkpoint), device="cpu", dtype="float32")
     assert facts["early exit"] == "after layer 2, fitted on 8 questions of facts@9"
     assert summary(str(tiny), device="cpu", dtype="float32")["early exit"] == "none"
@@ -166,3 +166,4 @@ def test_an_exported_checkpoint_keeps_it(checkpoint, tmp_path, pairs):
     export_merged(str(checkpoint), tmp_path / "merged", dtype="float32")
     with local(checkpoint, contenders=2) as ours, local(tmp_path / "merged", contenders=2) as exported:
         assert exported.score_pairs(pairs) == ours.score_pairs(pairs)
+    assert [file.name for file in (tmp_path / "merged").glob("*.safetensors")] == ["model.safetensors"]

@@ -85,3 +85,13 @@ def test_mini_puts_answers_higher_where_word_overlap_misleads(mini, facts, misle
 def test_mini_beats_bm25_where_word_overlap_misleads(mini, facts, misleading):
     by_bm25 = sum(ids[0] == facts.positives(query)[0] for query, ids in misleading.items())
     assert answered_first(mini, facts, misleading) >= by_bm25 + 8
+
+
+def test_minis_lower_layers_choose_contenders_among_whom_is_the_best(mini, facts):
+    questions, passages = list(facts.queries.values())[:20], list(facts.corpus.values())
+    with LocalReranker("mini", device="cpu", dtype="float32", contenders=8) as chooser:
+        pairs = [(question, passage) for question in questions for passage in passages[:40]]
+        whole, found = ([score.logit for score in reranker.score_pairs(pairs)] for reranker in (mini, chooser))
+    best = [range(start, start + 40) for start in range(0, len(pairs), 40)]
+    kept = sum(max(found[i] for i in of) == pytest.approx(max(whole[i] for i in of), abs=1e-4) for of in best)
+    assert kept >= 19

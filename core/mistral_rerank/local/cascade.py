@@ -29,14 +29,18 @@ class Cascade:
         self._pairs = pairs
         self._most = len(pairs) if contenders is None else contenders
         self._estimates: dict[Pair, Score] = {}
-        passages = Counter(question for question, _ in dict.fromkeys(pairs))
-        self.crowded = [pair for pair in dict.fromkeys(pairs) if passages[pair[0]] > self._most]
+        self.crowded: list[Pair] = []
+        if len(pairs) > self._most:
+            passages = Counter(question for question, _ in dict.fromkeys(pairs))
+            self.crowded = [pair for pair in dict.fromkeys(pairs) if passages[pair[0]] > self._most]
 
-    def choose(self, estimates: Sequence[Score]) -> list[Pair]:
+    def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
         """Take the estimates and give the pairs to score, in input order.
 
         Of a crowded question those are the ones of the highest estimates; of equal ones the first.
         """
+        if not self.crowded:
+            return self._pairs
         estimated = dict(zip(self.crowded, estimates, strict=True))
         taken: Counter[str] = Counter()
         for pair in sorted(estimated, key=lambda pair: -estimated[pair].logit):
@@ -50,10 +54,10 @@ class Cascade:
 
         It is at most the lowest score of the contenders, so that they stay in front.
         """
+        if not self.crowded:
+            return list(scores)
         new = iter(scores)
         whole = [self._estimates.get(pair) or next(new) for pair in self._pairs]
-        if not self._estimates:
-            return whole
         lowest: dict[str, Score] = {}
         for pair, score in zip(self._pairs, whole, strict=True):
             if pair not in self._estimates:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-EARLY_EXIT_FILE = "early_exit.safetensors"
+EARLY_EXIT_FILE = "early_exit/model.safetensors"
+"""In a folder of its own, since other engines read every safetensors file beside a model's as its weights."""
 WIDTH = 96
 """Of the vectors that tokens are compared by."""
 EPSILON = 1e-5
@@ -94,6 +95,7 @@ def write_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Pat
     """Write an early exit into a checkpoint folder, whole or not at all."""
     file = folder / EARLY_EXIT_FILE
     beside = file.with_name(f"{file.name}.{os.getpid()}")
+    file.parent.mkdir(exist_ok=True)
     try:
         beside.write_bytes(save(early_exit.state_dict(), metadata={"early_exit": config.model_dump_json()}))
         beside.replace(file)

@@ -75,6 +75,7 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16") -> None:
         loaded.save_pretrained(merged)
         tokenizer.save_pretrained(merged)
         if (early_exit := checkpoint.folder / EARLY_EXIT_FILE).is_file():
+            (merged / EARLY_EXIT_FILE).parent.mkdir()
             shutil.copyfile(early_exit, merged / EARLY_EXIT_FILE)
         config = checkpoint.config.model_copy(update={"base": None})
         (merged / checkpoints.RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
