@@ -1,9 +1,10 @@
 import zipfile
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.bases import SMOLLM2, PretrainedBase, base_folder, named_base, pull
+from mistral_rerank.local.bases import SMOLLM2, UNWANTED, WANTED, PretrainedBase, base_folder, named_base, pull
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +45,22 @@ def test_a_base_is_named_by_wheel_folder_or_hub_id(tmp_path):
     assert named_base("smollm2-135m", layers=16).layers == 16
     assert named_base(str(tmp_path)).name == str(tmp_path.resolve())
     assert named_base("mistralai/Mistral-7B-v0.1", layers=16).name == "mistralai/Mistral-7B-v0.1"
+
+
+def test_of_a_hubs_repository_what_a_checkpoint_needs_is_fetched():
+    wanted = [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+        "chat_template.jinja",
+        "early_exit/model.safetensors",
+    ]
+    others = [
+        "consolidated.safetensors",
+        "pytorch_model.bin",
+        "onnx/model.safetensors",
+        "eval/a.json",
+        "1_Pooling/a.json",
+    ]
+    kept = filter_repo_objects(wanted + others, allow_patterns=WANTED, ignore_patterns=UNWANTED)
+    assert list(kept) == wanted

@@ -133,9 +133,10 @@ def test_what_an_estimate_began_is_gone_on_from_as_far_as_there_is_room(monkeypa
     found = made.estimate(pairs).result(timeout=10)
     assert [score.logit for score in found.scores] == [-4, -2, -3, -2, -1]
     assert sum(map(len, found.begun)) == 7
+    begun = len(found.begun)
     scorer.batches.clear()
     assert logits(made.submit([*pairs, ("q", "eeee")], begun=found.begun)) == [4, 2, 3, 2, 4, 4]
-    assert scorer.begun == len(found.begun)
+    assert (scorer.begun, found.begun) == (begun, {})
     assert sorted(length for batch in scorer.batches for length in batch) == [1, 2, 3, 4, 4]
 
 

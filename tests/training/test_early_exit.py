@@ -6,11 +6,12 @@ import pytest
 import torch
 from support import FACTS
 
-from mistral_rerank import InvalidInputError
+from mistral_rerank import InvalidInputError, SettingsError
 from mistral_rerank.local.early_exit import EarlyExitConfig, read_early_exit_config
 from mistral_rerank.local.reranker import LoadedCheckpoint
 from mistral_rerank.training.amend import store_early_exit
 from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
+from mistral_rerank.training.groups import write_groups
 from mistral_rerank.training.sources import Source
 
 
@@ -33,11 +34,23 @@ def questions():
 
 
 def test_every_question_comes_with_as_many_passages(questions, facts):
-    assert len(questions) == len(facts.queries)
-    assert {group.shape for group in questions} == {(1, 8)}
+    assert {query for query, _ in questions} == set(facts.queries.values())
+    assert {len(set(passages)) for _, passages in questions} == {8}
     again = draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=1)
     assert again == questions
     assert draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=2) != questions
+
+
+def test_a_question_is_drawn_once_however_its_set_is_weighted_and_grouped(tmp_path):
+    groups = Source(path=FACTS).groups(questions=4, negatives=4, random_negatives=0, seed=0)
+    write_groups(groups, tmp_path / "groups.jsonl")
+    drawn = draw_questions([Source(path=tmp_path / "groups.jsonl", weight=2), Source(path=FACTS)], seed=0)
+    assert len(drawn) == len({query for query, _ in drawn}) == 40
+
+
+def test_a_layer_that_is_not_below_others_is_refused(model, questions):
+    with pytest.raises(SettingsError, match="has 3 layers; give a layer from 1 to 2"):
+        fit_early_exit(model, questions, layer=3)
 
 
 def test_too_few_questions_are_refused():

@@ -63,6 +63,7 @@ class Row:
         pairs_per_second: of the median round.
         tokens_per_second: tokens of the pairs, not of padding, in the median round.
         computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
+            With contenders a token counts once for the lower layers, and once more for the others.
         share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
             here; what is left out of the last layer does not count. None on other devices than a CPU, and with
             quantization or contenders.

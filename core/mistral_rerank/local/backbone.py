@@ -94,11 +94,6 @@ class PackedBackbone:
             return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
         return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
 
-    @property
-    def layers(self) -> int:
-        """How many layers there are."""
-        return len(self._layers)
-
     def states(self, packed: Pack, layers: int) -> Tensor:
         """Run one row through the first layers: (tokens, hidden) float32, with the tokens that fill the row up."""
         return self._run(packed, range(layers), ())[0]

@@ -22,6 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError
 
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+UNWANTED = ["consolidated*", "[!e]*/*", "e[!a]*/*"]
+"""Of a hub's repository: weights in another form, and whatever is in folders other than `early_exit`."""
+
 
 class PretrainedBase(BaseModel):
     """A transformers model: a folder (relative to the checkpoint, or absolute) or a hub id."""
@@ -120,8 +124,8 @@ def pretrained_folder(name: str, *, revision: str | None = None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"],
-                ignore_patterns=["consolidated*", "*/*"],
+                allow_patterns=WANTED,
+                ignore_patterns=UNWANTED,
             )
         )
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -52,23 +53,22 @@ class Cascade:
     def complete(self, scores: Sequence[Score]) -> list[Score]:
         """Take the scores and give those of all pairs: where there is none an estimate.
 
-        It is at most the lowest score of the contenders, so that they stay in front.
+        It is under every score of its question's contenders: an estimate that is not becomes the next number below,
+        and the estimates keep their order.
         """
         if not self.crowded:
             return list(scores)
         new = iter(scores)
-        whole = [self._estimates.get(pair) or next(new) for pair in self._pairs]
+        known = {pair: next(new) for pair in self._pairs if pair not in self._estimates}
         lowest: dict[str, Score] = {}
-        for pair, score in zip(self._pairs, whole, strict=True):
-            if pair not in self._estimates:
-                lowest[pair[0]] = min(score, lowest.get(pair[0], score), key=lambda score: score.logit)
-        return [
-            _at_most(score, lowest[pair[0]]) if pair in self._estimates else score
-            for pair, score in zip(self._pairs, whole, strict=True)
-        ]
+        for (question, _), score in known.items():
+            lowest[question] = min(score, lowest.get(question, score), key=lambda score: score.logit)
+        for pair, estimate in self._estimates.items():  # from the highest on
+            known[pair] = lowest[pair[0]] = _under(lowest[pair[0]], estimate)
+        return [known[pair] for pair in self._pairs]
 
 
-def _at_most(estimate: Score, lowest: Score) -> Score:
-    if estimate.logit <= lowest.logit:
+def _under(bound: Score, estimate: Score) -> Score:
+    if estimate.logit < bound.logit:
         return estimate
-    return Score(lowest.logit, lowest.probability, estimate.tokens)
+    return Score(math.nextafter(bound.logit, -math.inf), bound.probability, estimate.tokens)

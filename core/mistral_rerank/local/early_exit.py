@@ -67,8 +67,7 @@ class EarlyExit(nn.Module):
 
         Args:
             states: (tokens, hidden) float32 of each pair, after a layer.
-            passages: where the passage is in each; the other tokens are the question and the words around it, and
-                the last of them is the one that the model's head reads.
+            passages: where the passage is in each; the other tokens are the question and the words around it.
 
         Returns:
             (pairs,) float32.
@@ -81,7 +80,7 @@ class EarlyExit(nn.Module):
             weights = softplus(self.importance(around)).squeeze(-1)
             nearest = (question @ answer.T).amax(-1) if len(told) else question.new_zeros(len(question))
             similar = (nearest * weights).sum() / weights.sum()
-            whole = self.around(torch.cat([around[-1], around.mean(0)])).squeeze(-1)
+            whole = self.around(torch.cat([own[-1], around.mean(0)])).squeeze(-1)
             estimates.append(self.scale * similar + whole)
         return torch.stack(estimates)
 

@@ -129,14 +129,17 @@ class _Job:
 
     def encode(self, scorer: Scorer, budget: int) -> None:
         encoded = scorer.encode(self.pairs, self.overflow, locate=self.estimate)
-        owners: dict[tuple[tuple[int, ...], range], list[int]] = {}
+        owners: dict[tuple[int, ...], list[int]] = {}
+        passages: dict[tuple[int, ...], range] = {}
         for position, pair in enumerate(encoded):
-            for ids, passage in zip(pair.sequences, pair.passages, strict=True):
-                owners.setdefault((tuple(ids), passage), []).append(position)
+            for ids, passage in zip(map(tuple, pair.sequences), pair.passages, strict=True):
+                owners.setdefault(ids, []).append(position)
+                passages.setdefault(ids, passage)
         items = [
-            _Item(self, tuple(pairs), list(ids), passage, None if self.estimate else self.begun.get(ids))
-            for (ids, passage), pairs in owners.items()
+            _Item(self, tuple(pairs), list(ids), passages[ids], self.begun.pop(ids, None))
+            for ids, pairs in owners.items()
         ]
+        self.begun.clear()  # of those that were not chosen
         for some in ([item for item in items if (item.begun is None) == fresh] for fresh in (True, False)):
             self.waiting += _batches(scorer, some, budget) if some else []
         self.logits = [float("-inf")] * len(encoded)
@@ -210,7 +213,7 @@ class Engine:
         Args:
             pairs: questions with passages.
             overflow: as in `Scorer.encode`.
-            begun: of `Estimates`, to go on from.
+            begun: of `Estimates`, to go on from; it is emptied.
 
         Raises:
             RerankerClosedError: the engine was closed.

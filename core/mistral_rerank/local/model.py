@@ -149,9 +149,14 @@ class RerankModel:
             attention = SpanAttention  # a call for each sequence: slower, and on every device
         if attention is not None:
             self._packed = PackedBackbone(backbone, device, quantization, attention)
-        elif quantization is not None or estimates:
-            what = f"quantization {quantization!r}" if quantization is not None else "an early exit"
-            raise CheckpointError(f"{what} is for rows without padding of a Mistral or a Llama; leave it out")
+        elif estimates:
+            raise CheckpointError(
+                "contenders and their early exit are for a Mistral or a Llama; this is another model"
+            )
+        elif quantization is not None:
+            raise CheckpointError(
+                f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
+            )
         else:
             self._backbone.to(device)
 
@@ -206,14 +211,16 @@ class RerankModel:
     def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[Begun]:
         """Run one batch through the first layers, in input order.
 
+        Args:
+            sequences: token ids.
+            layer: how many layers, fewer than all.
+
         Raises:
-            CheckpointError: the model has no more layers than that, or was not made for estimates.
+            CheckpointError: the model was not made for estimates.
 
         """
         if self._packed is None:
             raise CheckpointError("this model was not made for estimates")
-        if layer >= self._packed.layers:
-            raise CheckpointError(f"an early exit after layer {layer} of {self._packed.layers} is none")
         packed = self._pack(sequences)
         row = self._packed.states(packed, layer)
         return [Begun(row[places], layer) for places in self._places(packed)]
@@ -238,10 +245,8 @@ class RerankModel:
             on_device = ids.to(self._device), lengths.to(self._device)
             return pooled_logits(self._backbone, self._head, *on_device, self._reading).tolist()
         packed = self._pack(sequences)
-        parts = (
-            [(places, own.states) for places, own in zip(self._places(packed), begun, strict=True)] if begun else []
-        )
-        layer = begun[0].layer if begun else 0
+        places, layer = (self._places(packed), begun[0].layer) if begun else ([], 0)
+        parts = [(where, own.states) for where, own in zip(places, begun, strict=True)]
         pooled = self._packed(packed, mean=self._reading.mean, begun=parts, layer=layer)
         found = apply_head(self._head, pooled).tolist()
         logits = dict(zip(packed.members, found, strict=True))

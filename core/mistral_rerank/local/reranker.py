@@ -60,7 +60,7 @@ class LocalReranker(Reranker):
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
         contenders: how many passages of a question are read to the end, where it has more: those that the lower
-            layers take for the best. The others come after them, with estimated scores. None for all.
+            layers take for the best of a call. The others come after them, with estimated scores. None for all.
         cache_size: keep the scores of so many pairs for the next time they are asked for; 0 for none.
 
     Raises:
@@ -226,6 +226,10 @@ class LoadedCheckpoint:
         self._calibration = config.calibration
         self._early_exit: tuple[EarlyExit, int] | None = None
         if exit_config is not None:
+            if exit_config.layer >= self.layers:
+                raise CheckpointError(
+                    f"{model} has {self.layers} layers, and its early exit is after {exit_config.layer}"
+                )
             fitted = read_early_exit(checkpoint.folder, loaded.config.hidden_size)
             self._early_exit = fitted.to(device), exit_config.layer
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)

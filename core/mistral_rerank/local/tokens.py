@@ -33,7 +33,7 @@ class EncodedPair:
 
     Attributes:
         sequences: one, or several when its passage was chunked.
-        passages: where in each of them the passage is; where that was not asked for, an empty range each.
+        passages: where in each of them the passage is; where that was not asked for, they may be empty.
         tokens_left_out: how many tokens of the passage are in none of them.
 
     """

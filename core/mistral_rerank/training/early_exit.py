@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import kl_div
 
-from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.local.early_exit import EarlyExit, normalized
 from mistral_rerank.local.reranker import BATCH_TOKENS
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mistral_rerank.local.reranker import LoadedCheckpoint
-    from mistral_rerank.reranker import Pair
-    from mistral_rerank.training.groups import Group
+    from mistral_rerank.local.tokens import EncodedPair
     from mistral_rerank.training.sources import Source
 
+    Question = tuple[str, tuple[str, ...]]
     Notify = Callable[[str, int, int], None]
 
 HELD_OUT = 10
@@ -67,8 +67,8 @@ class FittedEarlyExit:
 
 def draw_questions(
     data: Sequence[Source], *, negatives: int = 11, random_negatives: int = 4, seed: int
-) -> list[Group]:
-    """Give questions of data sets with passages, in an order that the seed decides.
+) -> list[Question]:
+    """Give questions of data sets, each once, with passages, in an order that the seed decides.
 
     Args:
         data: BEIR folders, or files of groups, which hold the passages that they hold.
@@ -80,29 +80,29 @@ def draw_questions(
         InvalidInputError: a data set cannot be read, or there are too few questions.
 
     """
-    groups = [
-        group
+    passages = {
+        query: group.passages
         for source in data
         for group in source.groups(
             "train", questions=1, negatives=negatives, random_negatives=random_negatives, seed=seed
         )
-    ]
-    if len(groups) < FEWEST_QUESTIONS:
-        raise InvalidInputError(f"there are {len(groups)} questions to fit on; give at least {FEWEST_QUESTIONS}")
-    random.Random(seed).shuffle(groups)  # noqa: S311 - no security
-    return groups
+        for query in group.queries
+    }
+    if len(passages) < FEWEST_QUESTIONS:
+        raise InvalidInputError(f"there are {len(passages)} questions to fit on; give at least {FEWEST_QUESTIONS}")
+    return random.Random(seed).sample(list(passages.items()), len(passages))  # noqa: S311 - no security
 
 
 def fit_early_exit(
     model: LoadedCheckpoint,
-    questions: Sequence[Group],
+    questions: Sequence[Question],
     *,
     layer: int,
     epochs: int = 6,
     seed: int = 0,
     notify: Notify = lambda _what, _done, _total: None,
 ) -> FittedEarlyExit:
-    """Fit an early exit on questions with passages; their judgements play no part.
+    """Fit an early exit on questions with passages.
 
     Args:
         model: was loaded for `states`.
@@ -113,15 +113,22 @@ def fit_early_exit(
         notify: told what is being done, how much of it is, and of how much.
 
     Raises:
-        CheckpointError: the model has no more layers than that.
+        SettingsError: the model has no more layers than that.
+        InputTooLongError: a question leaves no room for its passages.
 
     """
+    if layer >= model.layers:
+        raise SettingsError(f"the model has {model.layers} layers; give a layer from 1 to {model.layers - 1}")
+    encoded = [
+        model.encode([(query, passage) for passage in passages], "truncate", locate=True)
+        for query, passages in questions
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         files = []
-        for place, group in enumerate(questions):
+        for place, pairs in enumerate(encoded):
             files.append(Path(scratch) / f"{place}.safetensors")
-            _read(model, _pairs(group), layer).write(files[-1])
-            notify("reading", place + 1, len(questions))
+            _read(model, pairs, layer).write(files[-1])
+            notify("reading", place + 1, len(encoded))
         held_out, train = files[::HELD_OUT], [file for place, file in enumerate(files) if place % HELD_OUT]
         early_exit = _train(train, epochs=epochs, seed=seed, notify=notify)
         best_kept, correlation = _measure(early_exit, held_out)
@@ -155,14 +162,9 @@ class _Example:
         return cls(torch.split(kept["states"].float(), lengths), passages, kept["logits"])
 
 
-def _pairs(group: Group) -> list[Pair]:
-    return [(query, passage) for query in group.queries for passage in group.passages]
-
-
-def _read(model: LoadedCheckpoint, pairs: Sequence[Pair], layer: int) -> _Example:
+def _read(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> _Example:
     """Let the model read pairs, as far as the layer and to the end."""
-    encoded = model.encode(pairs, "truncate", locate=True)
-    sequences, passages = [pair.sequences[0] for pair in encoded], [pair.passages[0] for pair in encoded]
+    sequences, passages = [pair.sequences[0] for pair in pairs], [pair.passages[0] for pair in pairs]
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     logits = [0.0] * len(sequences)
     for batch in model.plan(sequences, BATCH_TOKENS["cpu"]):
