@@ -66,7 +66,7 @@ def test_fitting_brings_estimates_near_to_the_logits(model, questions):
     )
     assert (long.questions, long.held_out) == (36, 4)
     assert long.correlation > max(0.3, short.correlation)
-    assert 0 <= long.best_kept <= 1
+    assert long.best_kept >= 0.75
     assert [what for what in told if what[1] == what[2]] == [
         *(("reading", 40, 40), ("fitting", 36, 36)),
         *(("reading", 40, 40), ("fitting", 720, 720)),

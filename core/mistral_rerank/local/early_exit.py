@@ -1,7 +1,7 @@
 """An early exit: a guess at a pair's logit from the hidden states of a lower layer.
 
-The state of the last token, which the model's own head reads, learns of relevance late: in mini between the tenth and
-the twelfth of sixteen layers. What tells earlier is the question's tokens beside the passage's, each with the most
+The state of the last token, which the model's own head reads, learns of relevance late, in the upper layers. What
+tells earlier is the question's tokens beside the passage's, each with the most
 similar one, as in ColBERT (arXiv 2004.12832).
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch.nn.functional import kl_div
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
@@ -152,7 +152,8 @@ class _Example:
 
     def write(self, file: Path) -> None:
         places = torch.tensor([(len(s), p.start, p.stop) for s, p in zip(self.states, self.passages, strict=True)])
-        save_file({"states": torch.cat(list(self.states)).half(), "places": places, "logits": self.logits}, file)
+        states = torch.cat(list(self.states)).half()
+        file.write_bytes(save({"states": states, "places": places, "logits": self.logits}))
 
     @classmethod
     def of(cls, file: Path) -> _Example:
