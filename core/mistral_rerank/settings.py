@@ -6,10 +6,12 @@ so a program moves to another model or device without a change of code.
 
 from __future__ import annotations
 
+import json
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.reranker import Overflow, Quantization
@@ -33,6 +35,21 @@ def environment_field(variable: str, default: object, description: str, **constr
 
 def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
     return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
+
+
+def _header_pairs(value: object) -> object:
+    """Read a mapping, or one in JSON, as pairs, which can be hashed as every setting can."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError('not a JSON object like {"api-key": "..."}')
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
+Headers = Annotated[tuple[tuple[str, SecretStr], ...], BeforeValidator(_header_pairs)]
 
 
 class RerankSettings(BaseModel):
@@ -78,6 +95,12 @@ class RerankSettings(BaseModel):
         exclude=True,
         description="default: MISTRAL_RERANK_API_KEY, then the vendor's own variable, such as NVIDIA_API_KEY",
     )
+    headers: Headers = Field(
+        default_factory=lambda: os.environ.get(ENV_PREFIX + "HEADERS") or (),
+        validate_default=True,
+        exclude=True,
+        description='sent to base_url with every request; from the environment as JSON, like {"api-key": "..."}',
+    )
     timeout: float = _setting("timeout", 120.0, "seconds that a remote call may take in all", gt=0)
     retries: int = _setting("retries", 2, "how often a failed request is sent again", ge=0)
     max_passages: int | None = _setting("max_passages", None, "most passages of a request; default: as allowed", ge=1)
@@ -103,15 +126,16 @@ class RerankSettings(BaseModel):
         if self.backend == "remote":
             from mistral_rerank.remote.reranker import RemoteReranker
 
-            return RemoteReranker(self.model, **{name: getattr(self, name) for name in REMOTE})
+            options = {name: getattr(self, name) for name in REMOTE}
+            return RemoteReranker(self.model, headers=dict(self.headers), **options)
         from mistral_rerank.local.reranker import LocalReranker
 
         return LocalReranker(self.model or DEFAULT_MODEL, **{name: getattr(self, name) for name in LOCAL})
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Leave the key out of pickles; whoever opens one takes it from the environment."""
+        """Leave the key and the headers out of pickles; whoever opens one takes them from the environment."""
         state = super().__getstate__()
-        return state | {"__dict__": state["__dict__"] | {"api_key": None}}
+        return state | {"__dict__": state["__dict__"] | {"api_key": None, "headers": ()}}
 
 
 LOCAL = (
@@ -161,12 +185,15 @@ def open_reranker(model: str | None = None, **settings: Any) -> Reranker:
         raise SettingsError(describe(error)) from error
 
 
+SECRETS = frozenset({"api_key", "api_keys", "headers"})
+
+
 def describe(error: ValidationError) -> str:
     """Say in one line what is wrong with which setting."""
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        may_be_secret = problem["type"] == "extra_forbidden" or not {"api_key", "api_keys"}.isdisjoint(problem["loc"])
+        may_be_secret = problem["type"] == "extra_forbidden" or not SECRETS.isdisjoint(problem["loc"])
         given = "" if may_be_secret else f" (given: {problem['input']!r})"
         problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
     return "; ".join(problems)

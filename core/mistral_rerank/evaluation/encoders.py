@@ -22,6 +22,7 @@ from mistral_rerank.errors import (
 from mistral_rerank.protocols.urls import clean_url
 from mistral_rerank.remote.failures import failure, is_retryable
 from mistral_rerank.remote.pace import Retries
+from mistral_rerank.remote.redaction import redact
 from mistral_rerank.remote.transport import Call, Transport
 
 if TYPE_CHECKING:
@@ -124,9 +125,10 @@ class EndpointEncoder:
         self, preset: Preset, base_url: str, *, api_key: SecretStr | None = None, retries: Retries | None = None
     ) -> None:
         url = clean_url(base_url)
-        if not url.endswith("/embeddings"):
-            versioned = url.endswith(("/v1", "/v2")) or "/retrieval/" in url
-            url = f"{url}/embeddings" if versioned else f"{url}/v1/embeddings"
+        base, mark, query = url.partition("?")
+        if not base.endswith("/embeddings"):
+            versioned = base.endswith(("/v1", "/v2")) or "/retrieval/" in base
+            url = f"{base}{'' if versioned else '/v1'}/embeddings{mark}{query}"
         self._preset, self._url = preset, url
         self._key = api_key or _key_for(url)
         self._retries = retries or Retries()
@@ -178,11 +180,12 @@ class EndpointEncoder:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
-        call = Call("POST", self._url, headers, json.dumps(body).encode(), TIMEOUT)
+        content = json.dumps(body).encode()
         attempt = 0
         while True:
             try:
-                answer = self._transport.send(call)
+                deadline = time.monotonic() + TIMEOUT
+                answer = self._transport.send(Call("POST", self._url, headers, content, TIMEOUT, deadline))
                 if answer.status != 200:
                     raise failure(answer, url=self._url, request_id="", hide=lambda said: self._hidden(said, texts))
                 return read_embeddings(answer.content, count=len(texts), url=self._url)
@@ -195,10 +198,7 @@ class EndpointEncoder:
 
     def _hidden(self, said: str, texts: Sequence[str]) -> str:
         """Take the key and the texts out of what an endpoint said."""
-        secrets = [self._key.get_secret_value()] if self._key else []
-        for secret in [*secrets, *(text for text in texts if len(text) > 3)]:
-            said = said.replace(secret, "**********")
-        return said
+        return redact(said, secrets=[self._key.get_secret_value()] if self._key else [], texts=texts)
 
 
 def read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:

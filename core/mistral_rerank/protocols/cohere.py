@@ -14,8 +14,8 @@ from typing_extensions import TypedDict, override
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
-    Index,
     Message,
+    Place,
     Positive,
     Query,
     RerankReply,
@@ -61,10 +61,9 @@ class DocumentText(TypedDict):
 
 
 @exact
-class CohereResult(TypedDict):
+class CohereResult(Place):
     """One passage's place."""
 
-    index: Index
     relevance_score: float
     document: NotRequired[DocumentText]
 
@@ -81,9 +80,10 @@ class CohereReply(TypedDict):
 
 
 def write_request_v2(request: RerankRequest) -> dict[str, Any]:
-    """Ask for all passages; the API cuts long ones itself."""
+    """Ask for all passages, whatever the server's default is; the API cuts long ones itself."""
     model = {} if request.model is None else {"model": request.model}
-    return model | {"query": request.query, "documents": list(request.passages)}
+    top_n = request.top_n or len(request.passages)
+    return model | {"query": request.query, "documents": list(request.passages), "top_n": top_n}
 
 
 def write_request_v1(request: RerankRequest) -> dict[str, Any]:
@@ -95,7 +95,12 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     """Give probabilities, best first."""
     results: list[CohereResult] = []
     for place in reply.ranking:
-        result: CohereResult = {"index": place.index, "relevance_score": score_of(place, request.unit)}
+        result: CohereResult = {
+            "index": place.index,
+            "logit": place.score.logit,
+            "probability": place.score.probability,
+            "relevance_score": score_of(place, request.unit),
+        }
         if request.return_texts:
             result["document"] = {"text": place.text}
         results.append(result)

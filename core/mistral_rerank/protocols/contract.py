@@ -49,6 +49,19 @@ class Usage(TypedDict):
     total_tokens: Tokens
 
 
+@exact
+class Place(TypedDict):
+    """One passage's place in a reply of this package's server, whatever else the contract says of it.
+
+    `logit` and `probability` are there in every contract, so that a client of this package gets the same score and
+    the same order from all of them, calibration included. Other clients ignore them.
+    """
+
+    index: Index
+    logit: float
+    probability: Probability
+
+
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
     """One question with its passages.

@@ -13,10 +13,9 @@ from typing_extensions import TypedDict, override
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
-    Index,
     Message,
+    Place,
     Positive,
-    Probability,
     Query,
     RerankReply,
     RerankRequest,
@@ -58,19 +57,10 @@ class RankingBody(Body):
 
 
 @exact
-class Ranking(TypedDict):
-    """One passage's place."""
-
-    index: Index
-    logit: float
-    probability: Probability
-
-
-@exact
 class RankingReply(TypedDict):
     """What a server answers."""
 
-    rankings: list[Ranking]
+    rankings: list[Place]
     usage: Usage
 
 
@@ -85,7 +75,7 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 
 
 def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
-    """Give raw logits, best first; `probability` is ours, so that a calibrated one travels too."""
+    """Give raw logits, best first; the contract knows no `probability`."""
     return {
         "rankings": [
             {"index": place.index, "logit": place.score.logit, "probability": place.score.probability}

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any, NotRequired
 
 from pydantic import Field
-from typing_extensions import TypedDict, override
+from typing_extensions import override
 
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
-    Index,
+    Place,
     Query,
     RerankReply,
     RerankRequest,
@@ -43,10 +43,9 @@ class TeiBody(Body):
 
 
 @exact
-class TeiRank(TypedDict):
+class TeiRank(Place):
     """One passage's place; a reply is a list of them."""
 
-    index: Index
     score: float
     text: NotRequired[str]
 
@@ -65,7 +64,12 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     """Give scores, best first."""
     ranks: list[TeiRank] = []
     for place in reply.ranking:
-        rank: TeiRank = {"index": place.index, "score": score_of(place, request.unit)}
+        rank: TeiRank = {
+            "index": place.index,
+            "logit": place.score.logit,
+            "probability": place.score.probability,
+            "score": score_of(place, request.unit),
+        }
         if request.return_texts:
             rank["text"] = place.text
         ranks.append(rank)

@@ -1,9 +1,10 @@
-"""From what a user calls the base URL to the URL of the request."""
+"""From what a user calls the base URL to the URL of the request, and whose host that is."""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, quote, urlsplit
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.protocols.cohere import JINA
@@ -14,17 +15,29 @@ from mistral_rerank.protocols.tei import TEI
 if TYPE_CHECKING:
     from mistral_rerank.protocols.contract import Contract
 
-ENDINGS = ("/ranking", "/reranking", "/rerank")
+ROUTES = {
+    "/ranking": (NVIDIA,),
+    "/reranking": (NVIDIA, JINA),
+    "/rerank": (JINA, TEI),
+    "/reranks": (JINA,),
+    "/invocations": (NVIDIA, JINA, TEI),
+}
+"""What a base URL that is the whole route ends with, and what `auto` tries there."""
+COHERE_ROUTES = ("/v1/reranking", "/reranking", "/v1/reranks", "/v3/rerank")
+"""Where some servers take Cohere's body, beside `/v1/rerank` and `/rerank`: llama.cpp, lemonade, DashScope,
+OpenVINO Model Server."""
+VERSION = re.compile(r"/v\d+$")
+SECRET_NAME = re.compile(r"key|token|secret|sig|code|pass|auth|cred", re.IGNORECASE)
 HOSTED_NVIDIA = "ai.api.nvidia.com"
 FIRST_MODEL = ("nvidia/rerank-qa-mistral-4b", "nv-rerank-qa-mistral-4b:1", "ai-rerank-qa-mistral-4b")
 """The names of the model that the hosted API serves without its name in the URL."""
 
 
 def clean_url(base_url: str) -> str:
-    """Check a base URL and take the slash off its end.
+    """Check a base URL and take the slash off the end of its path.
 
     Raises:
-        SettingsError: it is not http or https, or holds credentials, a query or a fragment.
+        SettingsError: it is not http or https, or holds credentials, a key in its query, or a fragment.
 
     """
     parts = urlsplit(base_url.strip())
@@ -33,19 +46,59 @@ def clean_url(base_url: str) -> str:
         raise SettingsError("base_url must be like http://host:8000/v1 or https://host")
     if parts.username is not None or parts.password is not None:
         raise SettingsError(f"base_url {shown} holds credentials; give the key as api_key")
-    if parts.query or parts.fragment:
-        raise SettingsError(f"base_url {shown} has a query or a fragment; give scheme, host, port and path")
+    if parts.fragment:
+        raise SettingsError(f"base_url {shown} has a fragment; give scheme, host, port, path and query")
+    secret = next((name for name, _ in parse_qsl(parts.query, True) if SECRET_NAME.search(name)), None)
+    if secret is not None:
+        raise SettingsError(
+            f"base_url {shown} has a {secret!r:.40} in its query, which logs would show; give it as api_key, "
+            "or in headers"
+        )
     try:
         port = parts.port
     except ValueError:
         raise SettingsError(f"base_url {shown} has a port that is no number up to 65535") from None
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
+    query = f"?{parts.query}" if parts.query else ""
+    return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}{query}"
+
+
+def shown_url(url: str) -> str:
+    """Give a URL as messages show it: without its query, which may hold what no log should."""
+    return url.partition("?")[0]
+
+
+def sibling_url(url: str, name: str) -> str:
+    """Give the URL of another route beside this one, with the same query."""
+    path, mark, query = url.partition("?")
+    return f"{path.rsplit('/', 1)[0]}/{name}{mark}{query}"
+
+
+def vendor_of(url: str) -> Contract | None:
+    """Give the contract of the vendor whose host a URL names, if it is reached over TLS.
+
+    A vendor's hosts are those of its domain: `ai.api.nvidia.com` and `integrate.api.nvidia.com` are both NVIDIA's.
+    """
+    parts = urlsplit(url)
+    host = f".{parts.hostname or ''}"
+    return next(
+        (c for c in CONTRACTS.values() if c.hosted and parts.scheme == "https" and host.endswith(_domain(c.hosted))),
+        None,
+    )
+
+
+def same_owner(url: str, other: str) -> bool:
+    """Whether what may be sent to one URL may be sent to the other: one host and port, or one vendor."""
+    first, second = urlsplit(url), urlsplit(other)
+    vendor = vendor_of(url)
+    return (first.scheme, first.netloc) == (second.scheme, second.netloc) or (
+        vendor is not None and vendor is vendor_of(other)
+    )
 
 
 def is_complete(url: str) -> bool:
     """Whether a clean URL names the route itself."""
-    return url.endswith(ENDINGS)
+    return _ending(url) is not None
 
 
 def request_url(url: str, contract: Contract, model: str | None) -> str:
@@ -59,21 +112,16 @@ def request_url(url: str, contract: Contract, model: str | None) -> str:
     """
     if is_complete(url):
         return url
-    if urlsplit(url).hostname == HOSTED_NVIDIA and contract.name == "nvidia":
-        if model is None or model in FIRST_MODEL:
-            return f"https://{HOSTED_NVIDIA}/v1/retrieval/nvidia/reranking"
-        slug = model.removeprefix("nvidia/").replace(".", "_")
-        return f"https://{HOSTED_NVIDIA}/v1/retrieval/nvidia/{slug}/reranking"
-    if url.endswith(("/v1", "/v2")):
-        return f"{url}/{contract.path.rsplit('/', 1)[1]}"
-    return f"{url}{contract.path}"
+    base, mark, query = url.partition("?")
+    return f"{_route(base, contract, model)}{mark}{query}"
 
 
 def candidates(base_url: str | None, protocol: str, model: str | None) -> tuple[tuple[Contract, str], ...]:
     """Give what to try, in order: a contract and the URL of its requests.
 
     With a protocol there is one. `auto` knows the vendors by their hosts and complete routes by their endings;
-    anything else is tried in NVIDIA's own order, TEI last.
+    anything else is tried in NVIDIA's own order, then Cohere's and TEI's bodies at the other routes they are
+    served at.
 
     Raises:
         SettingsError: the base URL is unusable, or missing where the contract has no host of its own.
@@ -90,13 +138,46 @@ def candidates(base_url: str | None, protocol: str, model: str | None) -> tuple[
     vendor = next((c for c in CONTRACTS.values() if c.hosted and urlsplit(c.hosted).hostname == host), None)
     if vendor is not None:
         return ((vendor, request_url(url, vendor, model)),)
-    if is_complete(url):
-        return ((JINA, url), (TEI, url)) if url.endswith("/rerank") else ((NVIDIA, url),)
-    root = url.removesuffix("/v1")
-    named = [f"{root}/v1/ranking/{model}", f"{root}/v1/retrieval/{model}/reranking"] if model else []
-    return (
-        (NVIDIA, request_url(url, NVIDIA, model)),
-        (JINA, request_url(url, JINA, model)),
-        *((NVIDIA, address) for address in named),
-        (TEI, f"{root}{TEI.path}"),
+    ending = _ending(url)
+    if ending is not None:
+        return tuple((contract, url) for contract in ROUTES[ending])
+    base, mark, query = url.partition("?")
+    root = VERSION.sub("", base)
+    name = quote(model or "", safe="/:")
+    named = (f"/v1/ranking/{name}", f"/v1/retrieval/{name}/reranking") if model else ()
+    return tuple(
+        dict.fromkeys(
+            (contract, f"{address}{mark}{query}")
+            for contract, address in (
+                (NVIDIA, _route(base, NVIDIA, model)),
+                (JINA, _route(base, JINA, model)),
+                *((NVIDIA, root + path) for path in named),
+                (JINA, f"{root}/rerank"),
+                (TEI, f"{root}/rerank"),
+                *((JINA, root + path) for path in COHERE_ROUTES),
+            )
+        )
     )
+
+
+def _route(base: str, contract: Contract, model: str | None) -> str:
+    if urlsplit(base).hostname == HOSTED_NVIDIA and contract is NVIDIA:
+        if model is None or model in FIRST_MODEL:
+            return f"https://{HOSTED_NVIDIA}/v1/retrieval/nvidia/reranking"
+        slug = model.removeprefix("nvidia/").replace(".", "_")
+        return f"https://{HOSTED_NVIDIA}/v1/retrieval/nvidia/{slug}/reranking"
+    if contract.path.count("/") == 1:  # a route without a version
+        return VERSION.sub("", base) + contract.path
+    if VERSION.search(base):
+        return f"{base}/{contract.path.rsplit('/', 1)[1]}"
+    return f"{base}{contract.path}"
+
+
+def _ending(url: str) -> str | None:
+    path = url.partition("?")[0]
+    return next((ending for ending in ROUTES if path.endswith(ending)), None)
+
+
+def _domain(url: str) -> str:
+    """Give the registered domain of a vendor's host, with a dot before it."""
+    return "." + ".".join((urlsplit(url).hostname or "").split(".")[-2:])

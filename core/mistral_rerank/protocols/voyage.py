@@ -13,7 +13,7 @@ from typing_extensions import TypedDict, override
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
-    Index,
+    Place,
     Positive,
     Probability,
     Query,
@@ -48,10 +48,9 @@ class VoyageBody(Body):
 
 
 @exact
-class VoyageResult(TypedDict):
+class VoyageResult(Place):
     """One passage's place."""
 
-    index: Index
     relevance_score: Probability
     document: NotRequired[str]
 
@@ -74,11 +73,12 @@ class VoyageReply(TypedDict):
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
-    """Ask for all passages."""
+    """Ask for all passages, whatever the server's default is."""
     model = {} if request.model is None else {"model": request.model}
     return model | {
         "query": request.query,
         "documents": list(request.passages),
+        "top_k": request.top_n or len(request.passages),
         "truncation": request.truncate,
     }
 
@@ -87,7 +87,12 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     """Give probabilities, best first."""
     data: list[VoyageResult] = []
     for place in reply.ranking:
-        result: VoyageResult = {"index": place.index, "relevance_score": place.score.probability}
+        result: VoyageResult = {
+            "index": place.index,
+            "logit": place.score.logit,
+            "probability": place.score.probability,
+            "relevance_score": place.score.probability,
+        }
         if request.return_texts:
             result["document"] = place.text
         data.append(result)

@@ -8,11 +8,12 @@ the contract, retries, polling, and halving a batch that is refused as too large
 from __future__ import annotations
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import Generator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
@@ -26,9 +27,10 @@ from mistral_rerank.errors import (
     RequestTooLargeError,
 )
 from mistral_rerank.protocols import Contract, RerankRequest
-from mistral_rerank.protocols.reply import read_scores
-from mistral_rerank.protocols.urls import HOSTED_NVIDIA
-from mistral_rerank.remote.failures import failure, is_retryable
+from mistral_rerank.protocols.reply import from_probability, is_probability, read_scores
+from mistral_rerank.protocols.urls import HOSTED_NVIDIA, same_owner, shown_url, sibling_url
+from mistral_rerank.remote.failures import failure, is_error_body, is_retryable, most_passages, says_unknown_model
+from mistral_rerank.remote.redaction import redact
 from mistral_rerank.remote.transport import Answer, Call
 
 if TYPE_CHECKING:
@@ -40,8 +42,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-WRONG_ROUTE = frozenset({400, 404, 405, 422})
-"""Statuses after which the next contract is tried, as NVIDIA's own client does."""
+logger = logging.getLogger(__name__)
+
+WRONG_ROUTE = frozenset({200, 400, 401, 403, 404, 405, 422})
+"""Statuses after which the next contract is tried: those of NVIDIA's own client, those of gateways that answer 401 or
+403 for unknown paths, and 200 with an error in its body, which is what LM Studio gives for an unknown path."""
+
+DOUBTFUL = ((400, 422), (401, 403), (200,))
+"""Statuses of refusals, from those of a route that exists to those that any path may have; 404 and 405 come last."""
+
+SEVERAL = 3
+"""So many scores in [0, 1], where logits were asked for, are taken to be probabilities."""
 
 CLOCK_SLACK = 0.005
 """A timeout that ends this many seconds early is the deadline's."""
@@ -74,14 +85,14 @@ class Endpoint:
     Args:
         candidates: contracts with their URLs, in the order to try; one when the contract is known.
         model: its name; None for whichever is served.
-        headers: of every request, the key among them.
+        headers: of every request, to whichever host.
+        private_headers: of requests to the endpoint's own host, the key among them; their values are secrets.
         unit: what its scores are; None for what the contract says.
         retries: how often to try again.
         rate: the limit of requests a minute.
         read_timeout: seconds to wait for each part of an answer; None for all that the call has left.
         status_url: where to ask for a result that is not ready (202); None for NVIDIA's, at NVIDIA's host alone.
         poll_wait: seconds between such questions.
-        secret: the key, to keep it out of errors.
 
     """
 
@@ -91,30 +102,44 @@ class Endpoint:
         *,
         model: str | None,
         headers: Mapping[str, str],
+        private_headers: Mapping[str, str],
         unit: Unit | None,
         retries: Retries,
         rate: RateLimit,
         read_timeout: float | None,
         status_url: str | None,
         poll_wait: float,
-        secret: str | None,
     ) -> None:
         self._candidates = candidates
         self._model = model
-        self._headers = headers
+        self._headers, self._private_headers = headers, private_headers
         self._unit = unit
         self._retries = retries
         self._rate = rate
         self._read_timeout = read_timeout
         self._status_url = status_url
         self._poll_wait = poll_wait
-        self._secret = secret
+        self._secrets = [value.removeprefix("Bearer ") for value in private_headers.values()]
         self._knows_model = model is not None
+        self._most_passages: int | None = None  # as learnt from refusals
+        self._most_bytes: int | None = None
+        self._calibrated = self._named = True  # until a reply is otherwise
+        self._found_unit: Unit | None = None
 
     @property
     def contract(self) -> Contract:
         """The contract in use, or the first to be tried."""
         return self._candidates[0][0]
+
+    @property
+    def most_passages(self) -> int | None:
+        """How many passages the endpoint takes at once, where it has refused more."""
+        return self._most_passages
+
+    @property
+    def most_bytes(self) -> int:
+        """How long a request may be."""
+        return min(self.contract.max_bytes, self._most_bytes or self.contract.max_bytes)
 
     @property
     def is_settled(self) -> bool:
@@ -135,14 +160,55 @@ class Endpoint:
             RemoteError: one of its kinds, when no usable answer came in time.
 
         """
-        try:
-            return (yield from self._first_that_answers(batch, deadline))
-        except RequestTooLargeError:
-            if len(batch.passages) == 1:
-                raise
-        middle = len(batch.passages) // 2
-        first = yield from self.score(replace(batch, passages=batch.passages[:middle]), deadline)
-        return first + (yield from self.score(replace(batch, passages=batch.passages[middle:]), deadline))
+        size = len(batch.passages)
+        if self._most_passages is None or size <= self._most_passages:
+            try:
+                return (yield from self._first_that_answers(batch, deadline))
+            except RequestTooLargeError as error:
+                if size == 1:
+                    raise
+                self._learn_limit(error, batch)
+        step = min(self._most_passages or size, -(-size // 2))
+        scores: list[Score] = []
+        for start in range(0, size, step):
+            scores += yield from self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
+        return scores
+
+    def settled_scores(self, scores: list[Score]) -> list[Score]:
+        """Decide what all the scores of a call are, where its replies left that open, and warn once of doubts.
+
+        Raw logits that all lie in [0, 1] are rare; an endpoint that ignores the request for logits gives
+        probabilities, which must not go through a sigmoid again.
+        """
+        if self._calibrated or not scores:
+            return scores
+        host = urlsplit(self._candidates[0][1]).netloc
+        if not self._named and self._unit is None and self._found_unit != "logit":
+            if not all(is_probability(score.logit) for score in scores):
+                self._found_unit = "logit"
+            elif self._found_unit == "probability" or len(scores) >= SEVERAL:
+                self._found_unit = "probability"
+                _warn_once(
+                    f"{host} was asked for logits, but all of its scores lie in [0, 1], so they are taken to be "
+                    "probabilities; set score_unit='probability', or 'logit' if they are logits"
+                )
+                return [from_probability(score.logit) for score in scores]
+            else:
+                return scores
+        _warn_once(
+            f"{host} gives logits without a calibration: a probability is the sigmoid of its logit, so a min_score "
+            "that was chosen for another model or endpoint means something else here"
+        )
+        return scores
+
+    def _learn_limit(self, error: RequestTooLargeError, batch: Batch) -> None:
+        """Remember what a refusal says of the endpoint's limits, for this call and later ones."""
+        most = most_passages(error, len(batch.passages))
+        if most is not None:
+            self._most_passages = min(most, self._most_passages or most)
+        else:
+            content = len(batch.query.encode()) + sum(len(passage.encode()) for passage in batch.passages)
+            self._most_bytes = min(content // 2, self._most_bytes or content)
 
     def _first_that_answers(self, batch: Batch, deadline: float) -> Steps[list[Score]]:
         candidates, refusals = self._candidates, []
@@ -153,17 +219,19 @@ class Endpoint:
                 self._candidates = ((contract, url),)  # it understood the request
                 raise
             except RemoteError as error:
-                if len(candidates) == 1 or error.status not in WRONG_ROUTE:
+                if len(candidates) == 1 or error.status not in WRONG_ROUTE or isinstance(error, InvalidReplyError):
                     raise
+                if self._model is not None and says_unknown_model(error, url):
+                    raise  # other routes may not read the model's name, and would answer with another model
                 refusals.append(error)
             else:
                 self._candidates = ((contract, url),)
                 self._knows_model = True  # or does without
                 return scores
-        understood = [error for error in refusals if error.status not in (404, 405)]
-        if understood:
-            raise understood[0]
-        tried = ", ".join(url for _, url in candidates)
+        best = min(refusals, key=_doubt)
+        if _doubt(best) < len(DOUBTFUL):
+            raise best
+        tried = ", ".join(shown_url(url) for _, url in candidates)
         raise NotFoundError(
             f"no rerank API here, or not this model; tried {tried}; the first said: {refusals[0]}",
             status=refusals[0].status,
@@ -172,7 +240,7 @@ class Endpoint:
 
     def _ask(self, contract: Contract, url: str, batch: Batch, deadline: float) -> Steps[list[Score]]:
         """Send one request, again where that may help."""
-        headers = {**self._headers, "X-Request-Id": uuid.uuid4().hex}
+        headers = {**self._headers, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
         if self._has_to_ask_for_model(contract, url):
             yield from self._find_model(url, headers, deadline)
         unit = self._unit or contract.unit
@@ -185,10 +253,14 @@ class Endpoint:
             try:
                 answer = yield from self._send("POST", url, headers, content, deadline)
                 answer = yield from self._finished(answer, url, headers, deadline)
-                if answer.status != 200:
-                    hide = partial(self._without_secrets, texts=(batch.query, *batch.passages))
-                    raise failure(answer, url=url, request_id=headers["X-Request-Id"], hide=hide)
-                return self._read(answer, url, headers, count=len(batch.passages), unit=unit)
+                if answer.status == 200:
+                    try:
+                        return self._read(answer, url, headers, count=len(batch.passages), unit=unit)
+                    except InvalidReplyError:
+                        if not is_error_body(answer.content):
+                            raise
+                hide = partial(redact, secrets=self._secrets, texts=(batch.query, *batch.passages))
+                raise failure(answer, url=url, request_id=headers["X-Request-Id"], hide=hide)
             except RemoteError as error:
                 wait = self._retries.wait(attempt, error.retry_after) if is_retryable(error) else None
                 if isinstance(error, DeadlineExceededError):
@@ -216,9 +288,11 @@ class Endpoint:
             yield Pause(wait)
         left = deadline - time.monotonic()
         if left <= 0:
-            raise DeadlineExceededError(f"the time of the call is over before {url} was asked; raise timeout")
+            raise DeadlineExceededError(
+                f"the time of the call is over before {shown_url(url)} was asked; raise timeout"
+            )
         timeout = left if self._read_timeout is None else min(left, self._read_timeout)
-        answer = yield Call(method, url, headers, content, timeout)
+        answer = yield Call(method, url, headers, content, timeout, deadline)
         assert answer is not None  # noqa: S101 - a Call is answered by an Answer
         return answer
 
@@ -229,18 +303,26 @@ class Endpoint:
             status_url = self._status_url or (STATUS_URL if urlsplit(url).hostname == HOSTED_NVIDIA else None)
             if status_url is None or not identity.replace("-", "").isalnum():
                 raise InvalidReplyError(
-                    f"{url} answered 202 and does not say where the result will be; give status_url", status=None
+                    f"{shown_url(url)} answered 202 and does not say where the result will be; give status_url",
+                    status=None,
                 )
             yield Pause(min(self._poll_wait, max(0.0, deadline - time.monotonic())))
+            if not same_owner(url, status_url):
+                headers = {name: value for name, value in headers.items() if name not in self._private_headers}
             answer = yield from self._send("GET", f"{status_url}/{identity}", headers, None, deadline)
         return answer
 
     def _read(self, answer: Answer, url: str, headers: Mapping[str, str], *, count: int, unit: Unit) -> list[Score]:
         try:
-            return read_scores(answer.content, count=count, unit=unit)
+            reading = read_scores(answer.content, count=count, unit=unit)
         except InvalidReplyError as error:
             named = answer.headers.get("x-request-id", headers["X-Request-Id"])
-            raise InvalidReplyError(f"{url} answered 200 with {error}", status=200, request_id=named) from None
+            raise InvalidReplyError(
+                f"{shown_url(url)} answered 200 with {error}", status=200, request_id=named
+            ) from None
+        self._calibrated &= reading.calibrated
+        self._named &= reading.named
+        return reading.scores
 
     def _has_to_ask_for_model(self, contract: Contract, url: str) -> bool:
         return not self._knows_model and contract.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA
@@ -248,7 +330,7 @@ class Endpoint:
     def _find_model(self, url: str, headers: Mapping[str, str], deadline: float) -> Steps[None]:
         """Ask which model is served; an endpoint that does not say may know without its name."""
         try:
-            answer = yield from self._send("GET", f"{url.rsplit('/', 1)[0]}/models", headers, None, deadline)
+            answer = yield from self._send("GET", sibling_url(url, "models"), headers, None, deadline)
             listed = json.loads(answer.content)["data"] if answer.status == 200 else []
             self._model = next((entry["id"] for entry in listed if isinstance(entry["id"], str)), None)
             self._knows_model = self._model is not None
@@ -257,14 +339,15 @@ class Endpoint:
         except (RemoteError, ValueError, LookupError, TypeError, RecursionError):
             return
 
-    def _without_secrets(self, message: str, texts: Sequence[str]) -> str:
-        """Take the key and the texts out of what an endpoint said."""
-        if self._secret:
-            message = message.replace(self._secret, "**********")
-        for text in texts:
-            if len(text) > 3:
-                message = message.replace(text, "[text]")
-        return message
+
+def _doubt(error: RemoteError) -> int:
+    """Order refusals by how little they say of the route: the first is what a user should read."""
+    return next((place for place, statuses in enumerate(DOUBTFUL) if error.status in statuses), len(DOUBTFUL))
+
+
+@lru_cache(maxsize=256)
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _encoded(body: object) -> bytes:

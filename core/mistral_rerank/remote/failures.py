@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from mistral_rerank.errors import (
     AuthenticationError,
@@ -22,6 +23,8 @@ from mistral_rerank.errors import (
     RequestTooLargeError,
     ServerError,
 )
+from mistral_rerank.protocols.reply import holds_scores
+from mistral_rerank.protocols.urls import shown_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,7 +34,10 @@ if TYPE_CHECKING:
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 KINDS: dict[int, tuple[type[RemoteError], str]] = {
-    401: (AuthenticationError, "give a valid api_key"),
+    401: (
+        AuthenticationError,
+        "give a valid api_key; a vendor's variable, such as NVIDIA_API_KEY, goes to that vendor's hosts alone",
+    ),
     402: (QuotaExceededError, "the account has no credits left"),
     403: (AuthenticationError, "the key may not use this model or endpoint"),
     404: (NotFoundError, "check base_url, protocol and model"),
@@ -49,13 +55,19 @@ TOO_MANY = re.compile(
     r"|maximum (number|allowed number) of (passages|documents|texts)",
     re.IGNORECASE,
 )
+MOST = re.compile(r"(?:at most|maximum|max|limit|up to|no more than)\D{0,60}?(\d{1,6})", re.IGNORECASE)
+UNKNOWN_MODEL = re.compile(
+    r"\bmodel\b.{0,200}?(not found|not exist|not (available|supported|served|loaded|deployed)"
+    r"|is unknown|unsupported)|(no such|unknown|invalid|unsupported|available) models?\b|Model(NotFound|NotDeployed)",
+    re.IGNORECASE | re.DOTALL,
+)
 BEHIND_GATEWAY = re.compile(r"Backend returned (\d{3})")
 REQUEST_IDS = ("nvcf-reqid", "x-request-id", "request-id")
 MESSAGE_LENGTH = 300
 
 
 def failure(answer: Answer, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
-    """Make the error of an answer whose status is no success.
+    """Make the error of an answer whose status is no success, or whose body is an error in spite of it.
 
     Args:
         answer: what came.
@@ -65,21 +77,25 @@ def failure(answer: Answer, *, url: str, request_id: str, hide: Callable[[str], 
 
     """
     body = _decoded(answer.content)
-    said = hide(message_of(body) or _text(answer) or answer.headers.get("www-authenticate", ""))
+    raw = message_of(body) or _text(answer) or answer.headers.get("www-authenticate", "")
+    said = _short(hide(raw))
     status = answer.status
-    if status == 502 and (behind := BEHIND_GATEWAY.search(said)):
+    if status == 502 and (behind := BEHIND_GATEWAY.search(raw)):
         status = int(behind[1])
-    kind, advice = _kind(status, said)
+    kind, advice = _kind(_code(body) if status == 200 else status, raw)
     location = answer.headers.get("location")
     if 300 <= status < 400 and location:
-        advice = f"it redirects to {location.split('?')[0]}; set base_url to where it is served"
+        advice = f"it redirects to {_short(hide(shown_url(location)))}; set base_url to where it is served"
     named = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), None)
     if named is None and isinstance(body, dict) and isinstance(body.get("requestId"), str):
         named = body["requestId"]
     return kind(
-        f"{url} answered {status}" + (f": {_short(said)}" if said else "") + (f" ({advice})" if advice else ""),
+        f"{shown_url(url)} answered {status}"
+        + (" with an error" if status == 200 else "")
+        + (f": {said}" if said else "")
+        + (f" ({advice})" if advice else ""),
         status=status,
-        request_id=named or request_id,
+        request_id=(named or request_id)[:MESSAGE_LENGTH],
         retry_after=retry_after(answer.headers),
     )
 
@@ -87,6 +103,32 @@ def failure(answer: Answer, *, url: str, request_id: str, hide: Callable[[str], 
 def is_retryable(error: RemoteError) -> bool:
     """Whether the same request may succeed when it is sent once more."""
     return error.status in RETRYABLE or isinstance(error, EndpointUnreachableError | InvalidReplyError)
+
+
+def is_error_body(content: bytes) -> bool:
+    """Whether the body of an answer says what went wrong, and holds no scores."""
+    body = _decoded(content)
+    return isinstance(body, dict) and not holds_scores(body) and message_of(body) != ""
+
+
+def says_unknown_model(error: RemoteError, url: str) -> bool:
+    """Whether an endpoint refuses a request because it does not serve the model, rather than the route."""
+    said = str(error).partition(" answered ")[2].partition(" (check ")[0].replace(urlsplit(url).path, "")
+    return error.status in (200, 400, 404, 422) and UNKNOWN_MODEL.search(said) is not None
+
+
+def most_passages(error: RequestTooLargeError, sent: int) -> int | None:
+    """Read how many passages an endpoint takes at once from the refusal of more: half of them where it does not say.
+
+    Returns:
+        A number from 1 up to `sent` - 1; None where the request had too many bytes, not too many passages.
+
+    """
+    said = str(error).partition(" answered ")[2]
+    if TOO_MANY.search(said) is None:
+        return None
+    found = MOST.search(said)
+    return int(found[1]) if found and 0 < int(found[1]) < sent else max(1, sent // 2)
 
 
 def message_of(body: object) -> str:
@@ -103,7 +145,7 @@ def message_of(body: object) -> str:
     if isinstance(body.get("msg"), str):
         place = ".".join(str(part) for part in body.get("loc") or ())
         return f"{place}: {body['msg']}" if place else body["msg"]
-    found = (message_of(body.get(name)) for name in ("detail", "message", "error", "title", "reason"))
+    found = (message_of(body.get(name)) for name in ("detail", "message", "error", "errors", "title", "reason"))
     return next(filter(None, found), "")
 
 
@@ -133,6 +175,15 @@ def _kind(status: int, said: str) -> tuple[type[RemoteError], str]:
     if status in KINDS:
         return KINDS[status]
     return (ServerError, "") if status >= 500 else (RequestRefusedError, "")
+
+
+def _code(body: Any) -> int:
+    """Find the status that an error body names, where the answer's own says success."""
+    for holder in (body, body.get("error")):
+        for name in ("status", "status_code", "code"):
+            if isinstance(holder, dict) and isinstance(holder.get(name), int) and 400 <= holder[name] < 600:
+                return int(holder[name])
+    return 400
 
 
 def _decoded(content: bytes) -> Any:

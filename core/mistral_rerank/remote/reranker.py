@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import re
 import threading
 import time
 import weakref
@@ -17,7 +18,7 @@ from pydantic import SecretStr
 
 from mistral_rerank import __version__
 from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
-from mistral_rerank.protocols.urls import candidates
+from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.exchange import Batch, Endpoint, Pause
 from mistral_rerank.remote.pace import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
@@ -42,6 +43,9 @@ SMALLEST_SPLIT = 32
 
 MOST_THREADS = 64
 
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+OWN_HEADERS = frozenset({"content-length", "content-type", "host", "transfer-encoding", "x-request-id"})
+
 
 class RemoteReranker(Reranker):
     """Scores pairs at an endpoint: NVIDIA's API, a NIM, this package's server, vLLM, TEI, Cohere, Jina, Voyage.
@@ -51,22 +55,24 @@ class RemoteReranker(Reranker):
 
     Args:
         model: its name at the endpoint; None for whichever is served.
-        base_url: the root of a host, or with `/v1` or a proxy's prefix, or the whole route; None for the
-            vendor's own.
+        base_url: the root of a host, or with `/v1` or a proxy's prefix, or the whole route, with a query such as
+            `?api-version=1` if need be; None for the vendor's own.
         protocol: which contract is spoken; "auto" finds out with the first request.
-        api_key: sent as a bearer token to this endpoint alone; None for `MISTRAL_RERANK_API_KEY`, or else the
-            vendor's own variable, such as `NVIDIA_API_KEY`.
+        api_key: sent as a bearer token to the host of `base_url` alone; None for `MISTRAL_RERANK_API_KEY`, or else,
+            at a vendor's own hosts over https, for that vendor's variable, such as `NVIDIA_API_KEY`.
         overflow: whether a pair over the model's limit is cut ("truncate") or refused ("error"), where the
             contract offers a choice; "chunk" is done on this machine alone.
         timeout: seconds that a call may take in all.
         connect_timeout: seconds to wait for a connection.
         read_timeout: seconds to wait for each part of an answer before trying again; None: all that is left.
         retries: how often a failed request is sent again, or just their number.
-        max_passages: the most passages of a request; None for the contract's limit.
+        max_passages: the most passages of a request, also above the contract's limit; None for that limit. An
+            endpoint that refuses so many gets fewer from then on.
         max_concurrency: how many requests of one call may be under way at once.
         requests_per_minute: the most requests a minute; None for no limit.
         score_unit: what the endpoint's scores are; "auto" for what its contract says.
-        headers: sent with every request, such as a gateway's.
+        headers: sent to the host of `base_url` with every request, such as a gateway's `api-key`. Their values are
+            treated as secrets.
         status_url: where to ask for results that are not ready (202); None for NVIDIA's, at its host alone.
         poll_wait: seconds between such questions.
         verify: whether certificates are checked, or the context to check them with.
@@ -95,7 +101,7 @@ class RemoteReranker(Reranker):
         max_concurrency: int = 8,
         requests_per_minute: float | None = None,
         score_unit: Literal["auto", "logit", "probability"] = "auto",
-        headers: Mapping[str, str] | None = None,
+        headers: Mapping[str, str | SecretStr] | None = None,
         status_url: str | None = None,
         poll_wait: float = 0.1,
         verify: bool | ssl.SSLContext = True,
@@ -123,7 +129,7 @@ class RemoteReranker(Reranker):
             "proxy": proxy,
         }
         tried = candidates(base_url, protocol, model)
-        key = _key(api_key, tried[0][0].key_variables)
+        private = _private_headers(_key(api_key, tried[0][1]), headers or {})
         self._model, self._timeout, self._overflow = model, timeout, overflow
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
         self._host = urlsplit(tried[0][1]).netloc
@@ -134,16 +140,14 @@ class RemoteReranker(Reranker):
                 "Accept": "application/json",
                 "Content-Type": "application/json",
                 "User-Agent": f"mistral-rerank/{__version__}",
-                **({"Authorization": f"Bearer {key}"} if key else {}),
-                **(headers or {}),
             },
+            private_headers=private,
             unit=None if score_unit == "auto" else score_unit,
             retries=Retries(retries) if isinstance(retries, int) else retries,
             rate=RateLimit(requests_per_minute),
             read_timeout=read_timeout,
             status_url=status_url,
             poll_wait=poll_wait,
-            secret=key,
         )
         self._transport = Transport(
             connect_timeout=connect_timeout,
@@ -187,7 +191,7 @@ class RemoteReranker(Reranker):
                     batch, places = cut
                     running[self._start(batch, deadline, stopped)] = places
                 if not running:
-                    return [score for score in found if score is not None]
+                    return self._endpoint.settled_scores([score for score in found if score is not None])
                 left = max(0.0, deadline - time.monotonic())
                 done = wait(running, timeout=left, return_when=FIRST_COMPLETED).done
                 if not done:
@@ -231,7 +235,7 @@ class RemoteReranker(Reranker):
             raise _first(group_error) from None
         except TimeoutError:
             raise self._late() from None
-        return [score for score in found if score is not None]
+        return self._endpoint.settled_scores([score for score in found if score is not None])
 
     def close(self) -> None:
         """Close the connections; waiting calls fail with RerankerClosedError."""
@@ -250,7 +254,8 @@ class RemoteReranker(Reranker):
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
         contract = self._endpoint.contract
-        limit = min(self._max_passages or contract.max_passages, contract.max_passages)
+        limit = self._max_passages or contract.max_passages
+        limit = min(limit, self._endpoint.most_passages or limit)
         size = min(limit, max(SMALLEST_SPLIT, -(-len(pairs) // self._max_concurrency)))
         by_query: dict[str, list[int]] = {}
         for place, (query, _) in enumerate(pairs):
@@ -260,7 +265,7 @@ class RemoteReranker(Reranker):
             used = _length(query)
             for place in places:
                 length = _length(pairs[place][1])
-                if taken and (len(taken) == size or used + length > contract.max_bytes):
+                if taken and (len(taken) == size or used + length > self._endpoint.most_bytes):
                     yield Batch(query, [pairs[at][1] for at in taken], overflow == "truncate"), taken
                     taken, used = [], _length(query)
                 taken.append(place)
@@ -336,12 +341,35 @@ def _length(text: str) -> int:
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) + 32
 
 
-def _key(given: str | SecretStr | None, variables: Sequence[str]) -> str | None:
-    key = given.get_secret_value() if isinstance(given, SecretStr) else given
-    key = key or next((os.environ[name] for name in (KEY_VARIABLE, *variables) if os.environ.get(name)), None)
-    if key is not None and (not key.isascii() or not key.isprintable() or key != key.strip()):
+def _key(given: str | SecretStr | None, url: str) -> str | None:
+    """Give the key to send to a URL: the one that is given, or ours, or at a vendor's host the vendor's."""
+    vendor = vendor_of(url)
+    variables = (KEY_VARIABLE, *(vendor.key_variables if vendor else ()))
+    key = _revealed(given) or next((os.environ[name] for name in variables if os.environ.get(name)), None)
+    if key is not None and not _fits_a_header(key):
         raise SettingsError("the api_key holds spaces at its ends or characters that no header may hold")
     return key
+
+
+def _private_headers(key: str | None, given: Mapping[str, str | SecretStr]) -> dict[str, str]:
+    """Merge the bearer token and the user's headers, whose names count whatever their case."""
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    for name, value in given.items():
+        revealed = _revealed(value)
+        if not HEADER_NAME.fullmatch(name) or name.lower() in OWN_HEADERS:
+            raise SettingsError(f"headers: {name!r:.40} is no name of a header that may be set")
+        if revealed is None or not _fits_a_header(revealed):
+            raise SettingsError(f"headers: the value of {name!r:.40} has characters that no header may hold")
+        headers[name.lower()] = revealed
+    return headers
+
+
+def _revealed(value: str | SecretStr | None) -> str | None:
+    return value.get_secret_value() if isinstance(value, SecretStr) else value
+
+
+def _fits_a_header(value: str) -> bool:
+    return value.isascii() and value.isprintable() and value == value.strip()
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

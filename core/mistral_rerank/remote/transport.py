@@ -16,6 +16,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from mistral_rerank.errors import EndpointUnreachableError, InvalidReplyError
+from mistral_rerank.protocols.urls import shown_url
+from mistral_rerank.remote.deadline import obey_deadlines, until
+from mistral_rerank.remote.environment import UNUSABLE, misconfigured
 
 if TYPE_CHECKING:
     import ssl
@@ -26,13 +29,18 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A request; `timeout` is how many seconds may pass before each part of its answer."""
+    """A request.
+
+    `timeout` is how many seconds may pass before each part of its answer, `deadline` when the whole of it has to be
+    there, on `time.monotonic`'s clock.
+    """
 
     method: str
     url: str
     headers: Mapping[str, str]
     content: bytes | None
     timeout: float
+    deadline: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,19 +93,22 @@ class Transport:
         Raises:
             EndpointUnreachableError: no connection, or it broke, or nothing came in time.
             InvalidReplyError: the answer is too large, or not encoded as it says.
+            SettingsError: the environment's proxy or certificates cannot be used.
+            MissingDependencyError: the proxy is a SOCKS proxy, and the extra `socks` is not installed.
 
         """
-        with self._lock:
-            if self._client is None:
-                self._client = httpx.Client(transport=self._transport, **self._options)
-        with _faults(call), self._client.stream(**self._request(call)) as response:
+        client = self._thread_client()
+        with _faults(call), until(call.deadline), client.stream(**self._request(call)) as response:
             content = bytearray()
             for part in response.iter_bytes():
                 _extend(content, part)
         return _answer(response, content)
 
     async def asend(self, call: Call) -> Answer:
-        """Send a call from the running event loop; cancelling closes its connection. Errors as `send`'s."""
+        """Send a call from the running event loop; cancelling closes its connection. Errors as `send`'s.
+
+        The deadline is the caller's to keep, with `asyncio.timeout`.
+        """
         client = self._async_client()
         with _faults(call):
             async with client.stream(**self._request(call)) as response:
@@ -121,14 +132,30 @@ class Transport:
         if client is not None:
             await client.aclose()
 
+    def _thread_client(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None:
+                with self._readable_environment():
+                    self._client = httpx.Client(transport=self._transport, **self._options)
+                obey_deadlines(self._client)
+            return self._client
+
     def _async_client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         with self._lock:
             client = self._async_clients.get(loop)
             if client is None:
-                client = httpx.AsyncClient(transport=self._async_transport, **self._options)
+                with self._readable_environment():
+                    client = httpx.AsyncClient(transport=self._async_transport, **self._options)
                 self._async_clients[loop] = client
         return client
+
+    @contextmanager
+    def _readable_environment(self) -> Iterator[None]:
+        try:
+            yield
+        except UNUSABLE as error:
+            raise misconfigured(error, proxy=self._options["proxy"]) from None
 
     def _request(self, call: Call) -> dict[str, Any]:
         return {
@@ -142,21 +169,22 @@ class Transport:
 
 @contextmanager
 def _faults(call: Call) -> Iterator[None]:
-    """Turn what httpx raises into this package's errors; the URL holds no secret, so it is named."""
+    """Turn what httpx raises into this package's errors, which name the URL without its query."""
+    url = shown_url(call.url)
     try:
         yield
     except httpx.ConnectTimeout as error:
-        raise EndpointUnreachableError(f"no connection to {call.url} in time; is it up, is the port open?") from error
+        raise EndpointUnreachableError(f"no connection to {url} in time; is it up, is the port open?") from error
     except httpx.TimeoutException as error:
-        raise EndpointUnreachableError(f"{call.url} gave no answer within {call.timeout:.3g} s") from error
+        raise EndpointUnreachableError(f"{url} gave no answer within {call.timeout:.3g} s") from error
     except httpx.DecodingError as error:
-        raise InvalidReplyError(f"{call.url} sent a body that is not encoded as it says: {error}") from error
+        raise InvalidReplyError(f"{url} sent a body that is not encoded as it says: {error}") from error
     except httpx.ConnectError as error:
         raise EndpointUnreachableError(
-            f"no connection to {call.url}: {error}; check base_url, and that the server is up"
+            f"no connection to {url}: {error}; check base_url, and that the server is up"
         ) from error
     except httpx.TransportError as error:
-        raise EndpointUnreachableError(f"the connection to {call.url} broke: {error}") from error
+        raise EndpointUnreachableError(f"the connection to {url} broke: {error}") from error
 
 
 def _extend(content: bytearray, part: bytes) -> None:
