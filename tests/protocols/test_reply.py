@@ -9,7 +9,7 @@ from mistral_rerank.reranker import sigmoid
 
 def read(body, *, count=2, unit="logit"):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_scores(content, count=count, unit=unit)
+    return read_scores(content, count=count, unit=unit).scores
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,37 @@ def test_entries_that_say_logit_are_logits_whatever_was_expected():
     assert (score.logit, score.probability) == (3.0, sigmoid(3.0))
 
 
+@pytest.mark.parametrize("index", [1, 1.0, "1"])
+def test_an_index_may_be_a_whole_float_or_a_string(index):
+    scores = read([{"index": index, "score": 2.0}, {"index": 0, "score": 1.0}])
+    assert [score.logit for score in scores] == [1.0, 2.0]
+
+
+def test_a_probability_just_outside_its_range_is_clamped():
+    entries = [{"index": 0, "score": 1.0000001}, {"index": 1, "score": -1e-8}]
+    assert [score.probability for score in read(entries, unit="probability")] == [1.0, 0.0]
+    (score,) = read([{"index": 0, "logit": 20.0, "probability": 1.0000001}], count=1)
+    assert score.probability == 1.0
+
+
+def test_null_means_absent():
+    body = {"rankings": None, "results": [{"index": 0, "logit": None, "relevance_score": 2.0, "probability": None}]}
+    (score,) = read(body, count=1)
+    assert (score.logit, score.probability) == (2.0, sigmoid(2.0))
+
+
+def test_a_reading_tells_whether_the_endpoint_gave_the_probabilities():
+    def of(entry, unit):
+        reading = read_scores(json.dumps([{"index": 0, **entry}]).encode(), count=1, unit=unit)
+        return reading.calibrated, reading.named
+
+    assert of({"logit": 1.0}, "logit") == (False, True)
+    assert of({"score": 1.0}, "logit") == (False, False)
+    assert of({"score": 1.0, "probability": 0.5}, "logit") == (True, False)
+    assert of({"logit": 1.0, "probability": 0.5}, "probability") == (True, True)
+    assert of({"relevance_score": 0.5}, "probability") == (True, False)
+
+
 NAN, INFINITY, HUGE = b"NaN", b"-Infinity", b"1" + b"0" * 400
 
 
@@ -63,8 +94,9 @@ NAN, INFINITY, HUGE = b"NaN", b"-Infinity", b"1" + b"0" * 400
         ([{"index": 0, "score": 1}, {"index": 2, "score": 1}], "between 0 and 1"),
         ([{"index": 0, "score": 1}, {"index": -1, "score": 1}], "between 0 and 1"),
         ([{"index": 0, "score": 1}, {"index": True, "score": 1}], "between 0 and 1"),
-        ([{"index": 0, "score": 1}, {"index": 1.0, "score": 1}], "between 0 and 1"),
+        ([{"index": 0, "score": 1}, {"index": 0.5, "score": 1}], "between 0 and 1"),
         ([{"index": 0, "score": 1}, {"index": "a secret", "score": 1}], "a str"),
+        ([{"index": 0, "score": 1}, {"index": "-1", "score": 1}], "a str"),
         ([{"index": 0, "score": 1}, {"score": 1}], "between 0 and 1"),
         ([{"index": 0, "score": 1}, {"index": 1}], "no finite number"),
         ([{"index": 0, "score": 1}, {"index": 1, "score": None}], "no finite number"),

@@ -2,7 +2,7 @@ import pytest
 
 from mistral_rerank import SettingsError
 from mistral_rerank.protocols import CONTRACTS
-from mistral_rerank.protocols.urls import candidates, clean_url, request_url
+from mistral_rerank.protocols.urls import candidates, clean_url, request_url, same_owner, vendor_of
 
 HOSTED = "https://ai.api.nvidia.com/v1/retrieval/nvidia"
 
@@ -24,6 +24,15 @@ HOSTED = "https://ai.api.nvidia.com/v1/retrieval/nvidia"
         ("http://vllm:8000", "vllm", "http://vllm:8000/v1/rerank"),
         ("http://vllm:8000/rerank", "vllm", "http://vllm:8000/rerank"),
         ("http://tei:8080", "tei", "http://tei:8080/rerank"),
+        ("http://tei:8080/v1", "tei", "http://tei:8080/rerank"),
+        ("https://proxy/team/v1/", "tei", "https://proxy/team/rerank"),
+        ("http://ovms:8000/v3", "jina", "http://ovms:8000/v3/rerank"),
+        ("http://ovms:8000/v3/rerank", "cohere", "http://ovms:8000/v3/rerank"),
+        ("https://x/compatible-api/v1/reranks", "cohere", "https://x/compatible-api/v1/reranks"),
+        ("https://x/endpoints/e/invocations", "tei", "https://x/endpoints/e/invocations"),
+        ("https://azure/v1?api-version=2", "jina", "https://azure/v1/rerank?api-version=2"),
+        ("https://azure?api-version=2", "tei", "https://azure/rerank?api-version=2"),
+        ("https://azure/v1/rerank/?api-version=2", "cohere", "https://azure/v1/rerank?api-version=2"),
         ("https://api.voyageai.com/v1", "voyage", "https://api.voyageai.com/v1/rerank"),
     ],
 )
@@ -57,6 +66,8 @@ def test_nvidias_hosted_api_has_a_route_for_each_model(base_url, model, expected
         "http://",
         "http://user:hunter2@nim",
         "http://nim?key=hunter2",
+        "http://nim/v1/rerank?api-version=1&code=hunter2",
+        "http://nim?subscription-key=hunter2",
         "http://nim#hunter2",
         "http://nim:99999",
     ],
@@ -67,15 +78,54 @@ def test_a_base_url_that_cannot_be_meant_is_refused_without_repeating_secrets(ba
     assert "hunter2" not in str(refused.value)
 
 
-def test_auto_tries_nvidias_order_then_tei():
+def test_auto_tries_nvidias_order_then_the_routes_of_other_servers():
     tried = [(contract.name, url) for contract, url in candidates("http://h/v1", "auto", "m")]
     assert tried == [
         ("nvidia", "http://h/v1/ranking"),
         ("jina", "http://h/v1/rerank"),
         ("nvidia", "http://h/v1/ranking/m"),
         ("nvidia", "http://h/v1/retrieval/m/reranking"),
+        ("jina", "http://h/rerank"),
         ("tei", "http://h/rerank"),
+        ("jina", "http://h/v1/reranking"),
+        ("jina", "http://h/reranking"),
+        ("jina", "http://h/v1/reranks"),
+        ("jina", "http://h/v3/rerank"),
     ]
+
+
+def test_auto_keeps_the_query_and_quotes_the_model():
+    urls = [url for _, url in candidates("http://h?api-version=2", "auto", "a model?")]
+    assert all(url.endswith("?api-version=2") and url.count("?") == 1 for url in urls)
+    assert "http://h/v1/ranking/a%20model%3F?api-version=2" in urls
+
+
+@pytest.mark.parametrize(
+    ("url", "vendor"),
+    [
+        ("https://ai.api.nvidia.com/v1/retrieval/nvidia/reranking", "nvidia"),
+        ("https://integrate.api.nvidia.com/v1/rerank", "nvidia"),
+        ("https://api.cohere.com/v2/rerank", "cohere"),
+        ("https://api.jina.ai/v1/rerank", "jina"),
+        ("https://api.voyageai.com/v1/rerank", "voyage"),
+        ("http://ai.api.nvidia.com/v1/ranking", None),
+        ("https://evilnvidia.com/v1/ranking", None),
+        ("https://nvidia.com.evil.example/v1/ranking", None),
+        ("https://h/ai.api.nvidia.com", None),
+        ("http://localhost:8000", None),
+    ],
+)
+def test_a_vendor_is_known_by_its_domain_over_tls(url, vendor):
+    found = vendor_of(url)
+    assert (found.name if found else None) == vendor
+
+
+def test_what_goes_to_one_url_may_go_to_another_of_the_same_host_or_vendor():
+    assert same_owner("http://h:1/a", "http://h:1/b")
+    assert same_owner("https://ai.api.nvidia.com/v1", "https://api.nvcf.nvidia.com/v2")
+    assert not same_owner("http://h:1/a", "http://h:2/a")
+    assert not same_owner("https://h/a", "http://h/a")
+    assert not same_owner("https://api.cohere.com", "https://api.nvcf.nvidia.com")
 
 
 @pytest.mark.parametrize(
@@ -86,6 +136,10 @@ def test_auto_tries_nvidias_order_then_tei():
         ("https://api.voyageai.com/v1", ["voyage"]),
         ("http://h/v1/ranking", ["nvidia"]),
         ("http://h/rerank", ["jina", "tei"]),
+        ("http://h/v3/rerank", ["jina", "tei"]),
+        ("http://h/api/v1/reranking", ["nvidia", "jina"]),
+        ("http://h/compatible-api/v1/reranks", ["jina"]),
+        ("http://h/invocations?x=1", ["nvidia", "jina", "tei"]),
     ],
 )
 def test_auto_knows_vendors_and_complete_routes(base_url, names):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from mistral_rerank import RankedPassage, Score
+from mistral_rerank import InvalidInputError, RankedPassage, Score
 from mistral_rerank.protocols import CONTRACTS, RerankReply
 from mistral_rerank.reranker import order
 
@@ -81,7 +81,11 @@ def speaks(protocol: str, *, most: int | None = None, path: str | None = None) -
         if exchange.request.path != (path or contract.path):
             exchange.answer(404, b"404 page not found\n", {"Content-Type": "text/plain"})
             return
-        request = contract.read_request(exchange.request.body)
+        try:
+            request = contract.read_request(exchange.request.body)
+        except InvalidInputError as error:
+            exchange.answer(422, {"detail": str(error)})
+            return
         if most is not None and len(request.passages) > most:
             message = f"batch size {len(request.passages)} > maximum allowed batch size {most}"
             exchange.answer(422, {"error": message, "error_type": "Validation"})
@@ -131,6 +135,13 @@ def drips(exchange: Exchange) -> None:
     exchange.head(200, 10_000, {"Content-Type": "application/json"})
     while not exchange.released.wait(0.02):
         exchange.write(b" ")
+
+
+def drips_its_head(exchange: Exchange) -> None:
+    """A byte of a header at a time, for ever."""
+    exchange.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+    while not exchange.released.wait(0.02):
+        exchange.write(b"x")
 
 
 @dataclass

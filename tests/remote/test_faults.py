@@ -50,7 +50,7 @@ HEALED = {
     "a boolean index": rankings(lambda found: [{**found[0], "index": True}, *found[1:]]),
     "NaN": rankings(lambda found: [{**found[0], "logit": float("nan")}, *found[1:]]),
     "Infinity": rankings(lambda found: [{**found[0], "logit": float("inf")}, *found[1:]]),
-    "no rankings": gives(200, {"detail": "x"}),
+    "no rankings": gives(200, {"usage": {"total_tokens": 1}}),
 }
 
 REFUSED = {

@@ -48,7 +48,12 @@ def test_every_contract_gives_the_same_ranking(protocol):
         ("jina", "/v1/rerank", 2),
         ("nvidia", "/v1/ranking/m", 3),
         ("nvidia", "/v1/retrieval/m/reranking", 4),
-        ("tei", "/rerank", 5),
+        ("jina", "/rerank", 5),
+        ("tei", "/rerank", 6),
+        ("jina", "/v1/reranking", 7),
+        ("jina", "/reranking", 8),
+        ("jina", "/v1/reranks", 9),
+        ("jina", "/v3/rerank", 10),
     ],
 )
 def test_auto_finds_the_contract_once_and_remembers_it(protocol, path, tried):
@@ -155,6 +160,7 @@ def test_without_a_model_and_without_a_list_none_is_named(nim):
         (1100, {"max_concurrency": 1}, [76, 512, 512]),
         (100, {"max_passages": 10}, [10] * 10),
         (100, {"max_passages": 2000, "protocol": "tei"}, [4, 32, 32, 32]),
+        (100, {"max_passages": 2000, "protocol": "tei", "max_concurrency": 1}, [100]),
     ],
 )
 def test_a_call_is_split_within_the_limits_and_over_the_concurrency(count, settings, sizes):
