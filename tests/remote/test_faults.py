@@ -11,6 +11,7 @@ import pytest
 from remote.endpoint import (
     Endpoint,
     drips,
+    drips_its_head,
     ends_early,
     expected,
     gives,
@@ -22,6 +23,7 @@ from remote.endpoint import (
 )
 
 from mistral_rerank import RemoteError, RemoteReranker, errors
+from mistral_rerank.remote import transport
 from mistral_rerank.remote.pace import Retries
 
 PASSAGES = [f"passage {number}" for number in range(5)]
@@ -121,12 +123,44 @@ def test_nobody_listens(how):
 
 
 @both
-@pytest.mark.parametrize("fault", [hangs, drips], ids=["no first byte", "a slow body"])
+@pytest.mark.parametrize("fault", [hangs, drips, drips_its_head], ids=["no first byte", "a slow body", "a slow head"])
 def test_the_deadline_ends_what_would_never_end(fault, how):
     with Endpoint(fault) as endpoint, remote(endpoint, timeout=TOO_SLOW) as reranker:
         with pytest.raises(errors.DeadlineExceededError) as raised:
             ask(reranker, how=how)
     assert isinstance(raised.value, TimeoutError)
+
+
+@both
+@pytest.mark.parametrize("fault", [drips, drips_its_head], ids=["a slow body", "a slow head"])
+def test_the_deadline_closes_the_connection_of_an_answer_that_drips(fault, how):
+    left = threading.Event()
+
+    def until_nobody_listens(exchange):
+        try:
+            fault(exchange)
+        except ConnectionError:
+            left.set()
+            raise
+
+    with Endpoint(until_nobody_listens) as endpoint, remote(endpoint, timeout=TOO_SLOW) as reranker:
+        with pytest.raises(errors.DeadlineExceededError):
+            ask(reranker, how=how)
+        assert left.wait(20)
+
+
+@both
+def test_an_endless_answer_is_given_up(how, monkeypatch):
+    monkeypatch.setattr(transport, "MAX_REPLY_BYTES", 100_000)
+
+    def never_ends(exchange):
+        exchange.head(200, None, {"Content-Type": "application/json"})
+        while not exchange.released.is_set():
+            exchange.write(b" " * 65536)
+
+    with Endpoint(never_ends) as endpoint, remote(endpoint) as reranker:
+        with pytest.raises(errors.InvalidReplyError, match="more than 100000 bytes"):
+            ask(reranker, how=how)
 
 
 @both
