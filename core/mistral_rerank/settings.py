@@ -93,7 +93,7 @@ class RerankSettings(BaseModel):
     api_key: SecretStr | None = Field(
         default=None,
         exclude=True,
-        description="default: MISTRAL_RERANK_API_KEY, then the vendor's own variable, such as NVIDIA_API_KEY",
+        description="default: MISTRAL_RERANK_API_KEY; at a vendor's hosts its variable, such as NVIDIA_API_KEY",
     )
     headers: Headers = Field(
         default_factory=lambda: os.environ.get(ENV_PREFIX + "HEADERS") or (),
