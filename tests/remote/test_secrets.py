@@ -67,7 +67,8 @@ def test_the_key_that_is_given_goes_to_base_url_before_our_variable(protocol, mo
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize(
-    "url", ["http://h:8000", "https://gateway.example/v1", "http://integrate.api.nvidia.com", "https://evilnvidia.com"]
+    "url",
+    ["http://h:8000", "https://gateway.example/v1", "http://integrate.api.nvidia.com", "https://evilnvidia.com"],
 )
 def test_a_vendors_variable_is_sent_to_no_other_host(protocol, url, monkeypatch):
     for variable in VENDORS.values():
