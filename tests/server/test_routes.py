@@ -81,7 +81,8 @@ def test_tei_gets_a_list(client: httpx.Client):
     assert [place["index"] for place in plain] == [1, 2, 0]
     assert plain[0]["score"] == pytest.approx(BEST)
     raw = client.post("/rerank", json=TEI | {"raw_scores": True, "return_text": True}).json()
-    assert raw[0] == {"index": 1, "score": 3.0, "text": "bbb"}
+    scores = {"logit": 3.0, "probability": pytest.approx(BEST), "score": 3.0}
+    assert raw[0] == {"index": 1, **scores, "text": "bbb"}
 
 
 @pytest.mark.parametrize(
