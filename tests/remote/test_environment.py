@@ -64,7 +64,7 @@ def test_a_mistyped_file_of_certificates_names_the_variable_and_the_file(how, ki
         ask(how)
 
 
-def test_a_proxy_is_used_and_obeys_the_deadline_as_well(monkeypatch):
+def test_a_proxy_of_the_environment_is_used(monkeypatch):
     with Endpoint(speaks("tei", path="http://endpoint.invalid/rerank")) as proxy:
         monkeypatch.setenv("HTTP_PROXY", proxy.url)
         assert [place.text for place in ask("sync")] == ["one"]
