@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.files import replacing
-from mistral_rerank.local.bases import independent
 from mistral_rerank.local.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
 from mistral_rerank.local.early_exit import write_early_exit
 
@@ -70,11 +69,8 @@ def _amended(folder: Path, out: Path | None) -> Iterator[Path]:
     target = folder if out is None else out.with_name(f"{out.name}.{os.getpid()}")
     try:
         if out is not None:
+            read_config(folder)  # which sees that no link leads out of it
             shutil.copytree(folder, target)
-            config = read_config(target)
-            if config.base is not None:
-                base = independent(config.base, relative_to=folder)
-                _write_config(config.model_copy(update={"base": base}), target)
         yield target
         if out is not None:
             target.replace(out)

@@ -87,7 +87,8 @@ def write_checkpoint(
     finished = beside / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     adapter = model.peft_config["default"]
-    adapter.base_model_name_or_path = config.base.name if config.base else None
+    named = config.base.name if config.base else None
+    adapter.base_model_name_or_path = named or ""  # for None PEFT would write the folder's path
     adapter.target_modules = sorted(adapter.target_modules)
     adapter.modules_to_save = sorted(set(adapter.modules_to_save))  # PEFT adds the head again on every load
     model.save_pretrained(finished, save_embedding_layers=False)
