@@ -52,6 +52,7 @@ DROPPED = {
     *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "torchscript"),
 }
 COUNTS = re.compile(r"num_\w+|n_(layers?|heads?)")
+NEEDED = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
 WORDS = {"_name_or_path", "architectures", "dtype", "model_name", "model_type", "tokenizer_class", "torch_dtype"}
 """Keys of config.json whose strings transformers compares or looks up among its own names."""
 ROPE = ("rope_parameters", "rope_scaling")
@@ -338,9 +339,10 @@ def _check_numbers(file: Path, content: Mapping[str, Any], path: str = "") -> No
         if isinstance(value, dict):
             _check_numbers(file, value, f"{place}.")
         elif isinstance(value, int | float):
-            limit = COUNT_LIMIT if COUNTS.fullmatch(key) else NUMBER_LIMIT
-            if abs(value) > limit:
-                raise CheckpointError(f"{file}: {place} is {_short(value)}; at most {limit} is read")
+            counts = COUNTS.fullmatch(key) is not None
+            least, most = (int(key in NEEDED), COUNT_LIMIT) if counts else (-NUMBER_LIMIT, NUMBER_LIMIT)
+            if not least <= value <= most:
+                raise CheckpointError(f"{file}: {place} is {_short(value)}; {least} to {most} is read")
 
 
 def _holds_words(value: object) -> bool:
