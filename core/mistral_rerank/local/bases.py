@@ -29,7 +29,7 @@ UNWANTED = ["consolidated*", "[!e]*/*", "e[!a]*/*"]
 
 
 class PretrainedBase(BaseModel):
-    """A transformers model: a hub id, a folder inside the checkpoint, or with no name a folder that the user gives."""
+    """A transformers model: a hub id, a folder inside the checkpoint, or without a name one that the user gives."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

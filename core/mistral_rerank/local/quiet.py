@@ -55,17 +55,9 @@ def _silence() -> ExitStack:
             other = logging.getLogger(name)
             stack.callback(other.setLevel, other.level)
             other.setLevel(logging.ERROR)
-        hub_bars = not are_progress_bars_disabled()
-        if hub_bars:
-            stack.callback(enable_progress_bars)
+        hub_bars = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
+        stack.callback(hub_bars)
         if transformers_logging.is_progress_bar_enabled():
-            stack.callback(_transformers_bars)
+            stack.callback(transformers_logging.enable_progress_bar)  # which enables the hub's too, hence before it
         transformers_logging.disable_progress_bar()
-        disable_progress_bars()
         return stack.pop_all()
-
-
-def _transformers_bars() -> None:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.enable_progress_bar()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.files import replacing
@@ -66,7 +66,7 @@ def store_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Pat
 @contextmanager
 def _amended(folder: Path, out: Path | None) -> Iterator[Path]:
     """Give the folder to change: the checkpoint itself, or a copy that becomes `out` at the end."""
-    target = folder if out is None else out.with_name(f"{out.name}.{os.getpid()}")
+    target = folder if out is None else out.with_name(f"{out.name}.{uuid4().hex}")
     try:
         if out is not None:
             read_config(folder)  # which sees that no link leads out of it
