@@ -14,6 +14,7 @@ import sys
 import tempfile
 import zipfile
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -260,10 +261,18 @@ def _convert(gguf: Path, target: Path) -> None:
         import torch
         import transformers
         from gguf import GGUFReader, TokenType
+        from tqdm.auto import tqdm
+        from transformers import modeling_gguf_pytorch_utils as reading
     except ImportError as error:
         raise MissingDependencyError.of("local", error) from error
 
-    source = transformers.AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    reading.tqdm = partial(tqdm, disable=True)  # it has no switch, and the download's bar is the one that is shown
+    try:
+        source = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    finally:
+        reading.tqdm = tqdm
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     fields = GGUFReader(gguf).fields
     kinds, words = fields["tokenizer.ggml.token_type"].contents(), fields["tokenizer.ggml.tokens"].contents()

@@ -116,8 +116,12 @@ def find_checkpoint(model: str) -> Path:
 
     """
     if model == MINI and not Path(MINI).is_dir():
-        return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
+        return _mini()
     return pretrained_folder(model)
+
+
+def _mini() -> Path:
+    return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
 
 
 def read_config(folder: Path) -> CheckpointConfig:
@@ -130,7 +134,8 @@ def read_config(folder: Path) -> CheckpointConfig:
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
-    check_files(folder)
+    if folder != _mini():  # an installer may link the files of a package
+        check_files(folder)
     if (file := folder / RERANK_JSON).is_file():
         content = read_json(file)
         try:

@@ -283,7 +283,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: peft_type is {_short(raw.get('peft_type'))}; 'LORA' is read")
     largest = max((size for shape in tensor_shapes(weights).values() for size in shape), default=0)
-    fields = {}
+    fields: dict[str, Any] = {}
     for key, value in raw.items():
         if key not in LORA_FIELDS:
             if value and key not in IGNORED_IN_ADAPTER:
