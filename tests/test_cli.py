@@ -1,6 +1,7 @@
 """The command as its users run it: a process of its own, with files and pipes."""
 
 import json
+import shutil
 
 import pytest
 from command import run
@@ -84,6 +85,22 @@ def test_errors_are_one_line_without_a_traceback(arguments, hint, tmp_path):
     assert hint in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
     assert found.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "hint"),
+    [
+        ("config.json", b'{"a":' * 100_000, "config.json is not usable: RecursionError"),
+        ("rerank.json", b'{"base": {"kind": "wheel", "name": "evil", "requirement": "-x"}}', "no known wheel"),
+    ],
+)
+def test_info_says_in_one_line_what_is_wrong_with_a_hostile_folder(tiny, tmp_path, file, content, hint):
+    folder = shutil.copytree(tiny, tmp_path / "model")
+    (folder / file).write_bytes(content)
+    found = run("info", "--model", folder, "--device", "cpu", "--dtype", "float32")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert hint in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
 
 
 def test_input_that_is_not_text_is_an_error(tmp_path):

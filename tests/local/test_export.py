@@ -26,9 +26,9 @@ CALIBRATION = {"scale": 0.5, "bias": -1.0}
 
 @pytest.fixture(scope="session")
 def adapter(tiny, tmp_path_factory) -> Path:
-    """A LoRA adapter with a trained head, on two of the three layers of a base beside it."""
+    """A LoRA adapter with a trained head, on two of the three layers of a base inside it."""
     work = tmp_path_factory.mktemp("adapter")
-    shutil.copytree(tiny, work / "base")
+    shutil.copytree(tiny, work / "adapter" / "base")
     torch.manual_seed(7)
     base = AutoModelForSequenceClassification.from_pretrained(tiny, num_hidden_layers=2, dtype=torch.float32)
     adapted = get_peft_model(base, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "down_proj"]))
@@ -40,7 +40,7 @@ def adapter(tiny, tmp_path_factory) -> Path:
         "template": TEMPLATE,
         "max_length": 200,
         "calibration": CALIBRATION,
-        "base": {"name": "../base", "layers": 2, "kind": "pretrained"},
+        "base": {"name": "base", "layers": 2, "kind": "pretrained"},
     }
     (work / "adapter" / "rerank.json").write_text(json.dumps(settings))
     return work / "adapter"

@@ -8,7 +8,15 @@ import pytest
 from server.running import replicated, running
 from support import FailingReranker, LengthReranker
 
-from mistral_rerank import InputTooLongError, ScoringError
+from mistral_rerank import CheckpointError, InputTooLongError, MissingDependencyError, ScoringError, SettingsError
+from mistral_rerank.errors import (
+    AuthenticationError,
+    DeadlineExceededError,
+    EndpointUnreachableError,
+    RateLimitError,
+    RemoteInputTooLongError,
+    ServerError,
+)
 
 NVIDIA = {"query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "bbb"}, {"text": "cc"}]}
 COHERE = {"query": "q", "documents": ["a", "bbb", "cc"]}
@@ -145,6 +153,15 @@ def test_a_lone_surrogate_is_refused(client: httpx.Client):
         ),
         (ScoringError("not a number"), 500, "not a number"),
         (RuntimeError("secret"), 500, "RuntimeError"),
+        (CheckpointError("/secret/model/config.json: vocab_size"), 500, "the server's log says why"),
+        (SettingsError("/secret/model is a whole model"), 500, "the server's log says why"),
+        (MissingDependencyError("secret is not installed"), 500, "the server's log says why"),
+        (ServerError("http://secret:8000/v1 answered 500"), 502, "no usable answer"),
+        (EndpointUnreachableError("http://secret:8000/v1"), 502, "no usable answer"),
+        (AuthenticationError("http://secret:8000/v1 answered 401"), 502, "no usable answer"),
+        (RateLimitError("http://secret:8000/v1 answered 429"), 429, "too many requests"),
+        (DeadlineExceededError("http://secret:8000/v1"), 504, "in time"),
+        (RemoteInputTooLongError("http://secret:8000/v1 answered 422"), 422, "longer than the model takes"),
     ],
 )
 def test_an_error_of_the_model_reaches_the_client(error: Exception, status: int, says: str):

@@ -70,13 +70,14 @@ def test_a_copy_is_written_whole_and_the_original_left_alone(checkpoint, tmp_pat
     MistralForSequenceClassification.from_pretrained(out)
 
 
-def test_a_copy_still_finds_a_base_beside_the_original(checkpoint, tmp_path):
+def test_a_copy_has_a_base_that_is_inside_the_original(checkpoint, tmp_path):
     (checkpoint / "base").mkdir()
     config = CheckpointConfig(base=PretrainedBase(name="base", layers=3))
     (checkpoint / "rerank.json").write_text(config.model_dump_json())
     store_calibration(FOUND, checkpoint, tmp_path / "copy")
     base = json.loads((tmp_path / "copy" / "rerank.json").read_text())["base"]
-    assert (base["name"], base["layers"]) == (str(checkpoint / "base"), 3)
+    assert (base["name"], base["layers"]) == ("base", 3)
+    assert (tmp_path / "copy" / "base").is_dir()
 
 
 @pytest.mark.parametrize("model", ["mini"])

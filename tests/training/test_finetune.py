@@ -95,7 +95,7 @@ def test_training_lowers_the_loss(trained):
 
 
 def test_the_checkpoint_opens_in_plain_transformers_and_peft_with_equal_logits(trained, tiny, pairs):
-    checkpoint = open_checkpoint(str(trained))
+    checkpoint = open_checkpoint(str(trained), base=str(tiny))
     assert (checkpoint.base, checkpoint.layers) == (tiny, 2)
     base = AutoModelForSequenceClassification.from_pretrained(
         tiny, num_labels=1, num_hidden_layers=2, dtype=torch.float32
@@ -104,7 +104,7 @@ def test_the_checkpoint_opens_in_plain_transformers_and_peft_with_equal_logits(t
     tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(), max_length=512)
     expected = plain_logits(plain, [pair.sequences[0] for pair in tokenizer.encode(pairs[:30])])
     assert max(expected) - min(expected) > 0.01
-    with LocalReranker(str(trained), device="cpu", dtype="float32") as reranker:
+    with LocalReranker(str(trained), base=str(tiny), device="cpu", dtype="float32") as reranker:
         found = [score.logit for score in reranker.score_pairs(pairs[:30])]
     assert found == pytest.approx(expected, abs=1e-4)
 
@@ -269,14 +269,14 @@ def test_a_base_in_four_bits_learns_too(settings, trained, tmp_path):
     assert four[1:] != full[1:]
     assert sum(four[-5:]) / 5 < 0.9 * four[0]
     assert weights(out).keys() == weights(trained).keys()
-    with LocalReranker(str(out), device="cpu", dtype="float32") as reranker:
+    with LocalReranker(str(out), base=settings.base, device="cpu", dtype="float32") as reranker:
         assert reranker.score_pairs([("who?", "me")])
 
 
 def test_layers_below_the_frozen_ones_get_no_adapter(settings, tmp_path):
     part = finetune(settings.model_copy(update={"frozen_layers": 1, "epochs": 1}), tmp_path / "out")
     assert {name.split("layers.")[1][0] for name in weights(part) if "layers." in name} == {"1"}
-    with LocalReranker(str(part), device="cpu", dtype="float32") as reranker:
+    with LocalReranker(str(part), base=settings.base, device="cpu", dtype="float32") as reranker:
         assert reranker.score_pairs([("who?", "me")])
 
 
@@ -296,25 +296,35 @@ def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, held_ou
     assert sum(record["loss"][-5:]) / 5 < 0.9 * record["loss"][0]
     assert list(record["validation"]) == ["15"]
     assert_ndcg_of(out, settings, held_out, record["validation"]["15"])
-    more = {"base": None, "layers": None, "init": str(out), "epochs": 1}
+    more = {"layers": None, "init": str(out), "epochs": 1}
     assert read_config(finetune(settings.model_copy(update=more), tmp_path / "more")) == read_config(out)
 
 
-def test_a_base_that_is_named_from_its_adapter_is_found_from_the_new_one(settings, trained, tiny, tmp_path):
-    start = shutil.copytree(trained, tmp_path / "models" / "start")
-    shutil.copytree(tiny, tmp_path / "models" / "base")
+def test_a_local_base_is_not_written_down_and_is_given_again(settings, trained, tiny, tmp_path):
+    for file in ("rerank.json", "adapter_config.json", "training.json", "README.md"):
+        assert str(tiny) not in (trained / file).read_text()
+    assert json.loads((trained / "rerank.json").read_text())["base"]["name"] is None
+    with pytest.raises(CheckpointError, match=r"rerank.json: base.name is not given.*--base FOLDER"):
+        open_checkpoint(str(trained))
+    going_on = {"base": None, "layers": None, "init": str(trained)}
+    with pytest.raises(CheckpointError, match="base.name is not given"):
+        finetune(settings.model_copy(update=going_on), tmp_path / "none")
+
+
+def test_training_goes_on_from_an_adapter_with_its_base_inside(settings, trained, tiny, tmp_path):
+    start = shutil.copytree(trained, tmp_path / "start")
+    shutil.copytree(tiny, start / "base")
     config = json.loads((start / "rerank.json").read_text())
-    config["base"]["name"] = "../base"
+    config["base"]["name"] = "base"
     (start / "rerank.json").write_text(json.dumps(config))
-    out = finetune(
-        settings.model_copy(update={"base": None, "layers": None, "init": str(start), "epochs": 1}), tmp_path / "out"
-    )
-    with LocalReranker(str(out), device="cpu") as reranker:
+    going_on = {"base": None, "layers": None, "init": str(start), "epochs": 1}
+    out = finetune(settings.model_copy(update=going_on), tmp_path / "out")
+    with LocalReranker(str(out), base=str(start / "base"), device="cpu") as reranker:
         assert len(reranker.score_pairs([("who?", "me")])) == 1
 
 
 def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(settings, trained, tmp_path):
-    going_on = settings.model_copy(update={"base": None, "layers": None, "init": str(trained), "epochs": 1})
+    going_on = settings.model_copy(update={"layers": None, "init": str(trained), "epochs": 1})
     more = finetune(going_on, tmp_path / "more")
     assert read_config(more) == read_config(trained)
     assert (more / "adapter_config.json").read_text() == (trained / "adapter_config.json").read_text()
@@ -325,8 +335,7 @@ def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(sett
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init": None}, "one of them"),
-        ({"base": "b"}, "one of them"),
+        ({"init": None, "base": None}, "give a base to train on, or init"),
         ({"template": "{query}\n{passage}"}, "leave template out"),
         ({"layers": 1}, "leave layers out"),
         ({"bidirectional": True}, "leave bidirectional out"),
@@ -334,7 +343,7 @@ def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(sett
     ],
 )
 def test_what_contradicts_the_adapter_is_refused(settings, trained, tmp_path, changes, message):
-    going_on = {"base": None, "layers": None, "init": str(trained)}
+    going_on = {"layers": None, "init": str(trained)}
     with pytest.raises(SettingsError, match=message):
         finetune(settings.model_copy(update=going_on | changes), tmp_path / "none")
     with pytest.raises(CheckpointError, match="neither"):

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -126,8 +126,8 @@ class _Linears:
     ends: bool
 
     @classmethod
-    def of(cls, model: str) -> _Linears:
-        checkpoint = open_checkpoint(model)
+    def of(cls, model: str, base: str | None) -> _Linears:
+        checkpoint = open_checkpoint(model, base=base)
         config = json.loads(((checkpoint.base or checkpoint.folder) / "config.json").read_text("utf-8"))
         width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
         head = config.get("head_dim") or width // heads
@@ -155,6 +155,7 @@ class _Linears:
 def bench(
     model: str,
     *,
+    base: str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     quantization: Quantization | None = None,
@@ -171,6 +172,7 @@ def bench(
 
     Args:
         model: "mini", a checkpoint folder or a hub id.
+        base: under an adapter, as in `LocalReranker`.
         device: as in `LocalReranker`; peers run on a CPU alone.
         dtype: as in `LocalReranker`; peers get the same.
         quantization: as in `LocalReranker`, like the next one; the same model without both is a peer then, so that
@@ -195,21 +197,22 @@ def bench(
         prices.append(f"{contenders} contenders")
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
-        opened = LocalReranker(model, device=device, dtype=dtype, quantization=quantization, contenders=contenders)
+        options: dict[str, Any] = {"base": base, "device": device, "dtype": dtype}
+        opened = LocalReranker(model, **options, quantization=quantization, contenders=contenders)
         reranker = stack.enter_context(opened)
         if against and reranker.device.type != "cpu":
             raise SettingsError("peers are compared on a CPU alone; add --device cpu")
         merged = Path(scratch) / "merged"
         if against:
-            export_merged(model, merged, dtype=str(reranker.dtype).removeprefix("torch."))
+            export_merged(model, merged, base=base, dtype=str(reranker.dtype).removeprefix("torch."))
             # sentence-transformers would fill the chat template, and leave out the end token
             (merged / "chat_template.jinja").unlink()
         contestants: list[Contestant] = [Ours(reranker)]
         if prices:
-            whole = stack.enter_context(LocalReranker(model, device=device, dtype=dtype))
+            whole = stack.enter_context(LocalReranker(model, **options))
             contestants.append(Ours(whole, name=f"without {' and '.join(prices)}"))
         contestants += open_peers(against, merged, reranker.dtype)
-        linears = _Linears.of(model)
+        linears = _Linears.of(model, base)
         peak = (
             matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
             if reranker.device.type == "cpu" and not prices

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mistral_rerank.cli.options import Contenders, Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.options import Base, Contenders, Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 @app.command()
 def bench(
     model: Model = None,
+    base: Base = None,
     device: Device = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
@@ -42,10 +43,11 @@ def bench(
     from mistral_rerank.benchmark.run import bench as measure
     from mistral_rerank.benchmark.workloads import SHAPES
 
-    names = "model", "device", "dtype", "quantization", "contenders"
+    names = "model", "base", "device", "dtype", "quantization", "contenders"
     settings = RerankSettings(backend="local", **given(locals(), *names))
     report = measure(
         settings.named_model,
+        base=settings.base,
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,

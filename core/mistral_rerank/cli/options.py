@@ -30,6 +30,7 @@ app = typer.Typer(
 stderr = Console(stderr=True)
 
 Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
+Base = Annotated[str | None, typer.Option(help="under an adapter that was trained on a folder: that folder")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 Quantization = Annotated[str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")]
@@ -38,6 +39,7 @@ Contenders = Annotated[
 ]
 RERANKER_OPTIONS: dict[str, Any] = {
     "model": Model,
+    "base": Base,
     "backend": Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")],
     "base_url": Annotated[str | None, typer.Option(help="the endpoint's; its key comes from MISTRAL_RERANK_API_KEY")],
     "protocol": Annotated[str | None, typer.Option(help="auto, nvidia, cohere, jina, vllm, tei, voyage")],

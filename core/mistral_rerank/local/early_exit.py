@@ -7,8 +7,8 @@ similar one, as in ColBERT (arXiv 2004.12832).
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -93,7 +93,7 @@ def normalized(states: Tensor) -> Tensor:
 def write_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Path) -> None:
     """Write an early exit into a checkpoint folder, whole or not at all."""
     file = folder / EARLY_EXIT_FILE
-    beside = file.with_name(f"{file.name}.{os.getpid()}")
+    beside = file.with_name(f"{file.name}.{uuid4().hex}")
     file.parent.mkdir(exist_ok=True)
     try:
         beside.write_bytes(save(early_exit.state_dict(), metadata={"early_exit": config.model_dump_json()}))

@@ -34,7 +34,7 @@ SAMPLE = ("Who wrote it?", "She did,\n in 1797.")
 """A pair whose ids have to come out of the exported tokenizer as they come out of ours."""
 
 
-def export_merged(model: str, out: Path, *, dtype: str = "bfloat16") -> None:
+def export_merged(model: str, out: Path, *, dtype: str = "bfloat16", base: str | None = None) -> None:
     """Write a checkpoint as one plain one-label classifier in safetensors, its adapter merged.
 
     The merge is done in float32 and then rounded to `dtype`; the file keeps the head in float32. The folder
@@ -44,6 +44,7 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16") -> None:
         model: "mini", a checkpoint folder or a hub id.
         out: the folder to write; it must not exist.
         dtype: of the backbone: "float32", "bfloat16" or "float16".
+        base: under an adapter, as in `LocalReranker`.
 
     Raises:
         SettingsError: `out` exists, or the dtype is not one of these.
@@ -54,7 +55,7 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16") -> None:
         raise SettingsError(f"dtype {dtype!r} is not one to export in; give {', '.join(map(repr, DTYPES))}")
     if out.exists() or out.is_symlink():
         raise SettingsError(f"{out} exists, and nothing is overwritten; give another folder or remove it first")
-    checkpoint = checkpoints.open_checkpoint(model)
+    checkpoint = checkpoints.open_checkpoint(model, base=base)
     if checkpoint.config.reading != LAST_TOKEN:
         raise CheckpointError(
             f"{model} pools or attends in a way that other engines do not know from a plain classifier; "

@@ -48,6 +48,8 @@ class LocalReranker(Reranker):
 
     Args:
         model: "mini", a checkpoint folder or a hub id.
+        base: the base under an adapter: a folder or a hub id. It is needed where the adapter was trained on a folder,
+            because a checkpoint may not name one; elsewhere it replaces the base that the adapter names.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
         quantization: of the linears: "int8" for weights and inputs in bytes, faster on a CPU with VNNI instructions;
@@ -73,6 +75,7 @@ class LocalReranker(Reranker):
         self,
         model: str = checkpoints.MINI,
         *,
+        base: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
         quantization: Quantization | None = None,
@@ -85,6 +88,7 @@ class LocalReranker(Reranker):
     ) -> None:
         self._model_name = model
         self._options = {
+            "base": base,
             "device": device,
             "dtype": dtype,
             "quantization": quantization,
@@ -106,6 +110,7 @@ class LocalReranker(Reranker):
             functools.partial(
                 LoadedCheckpoint,
                 model,
+                base=base,
                 device=self.device,
                 dtype=self.dtype,
                 quantization=quantization,
@@ -169,6 +174,7 @@ class LoadedCheckpoint:
 
     Args:
         model: as in `LocalReranker`, like the next ones.
+        base: under an adapter.
         device: where to run.
         dtype: of the backbone.
         quantization: of its linears.
@@ -189,6 +195,7 @@ class LoadedCheckpoint:
         self,
         model: str,
         *,
+        base: str | None = None,
         device: torch.device,
         dtype: torch.dtype,
         quantization: Quantization | None,
@@ -197,7 +204,7 @@ class LoadedCheckpoint:
         early_exit: bool = False,
         states: bool = False,
     ) -> None:
-        checkpoint = checkpoints.open_checkpoint(model)
+        checkpoint = checkpoints.open_checkpoint(model, base=base)
         config = checkpoint.config
         exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
         if early_exit and exit_config is None:

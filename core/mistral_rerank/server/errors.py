@@ -39,6 +39,15 @@ STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
 )
 """What an error of the reranker is to a client; any other is a 500. The first that fits counts."""
 
+TOLD = errors.InvalidInputError, errors.RerankerClosedError, errors.ScoringError
+"""Errors whose own words reach clients. Those of a checkpoint hold paths, those of an endpoint its address."""
+UNTOLD = {
+    422: "a question with a passage is longer than the model takes; shorten it",
+    429: "the endpoint behind this server has had too many requests; try again later",
+    502: "the endpoint behind this server gave no usable answer; the server's log says why",
+    504: "the endpoint behind this server did not answer in time",
+}
+
 
 class ErrorBody(BaseModel):
     """What every status of 400 and over comes with."""
@@ -102,7 +111,9 @@ def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 async def _reranker(request: Request, error: Any) -> JSONResponse:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
-    if status >= 500:
+    told = isinstance(error, TOLD) and not isinstance(error, errors.RemoteError)
+    if status >= 500 or not told:
         logger.error("%s: %s", type(error).__name__, error)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return error_response(request.url.path, status, str(error), headers=headers)
+    message = str(error) if told else UNTOLD.get(status, "the model cannot be used; the server's log says why")
+    return error_response(request.url.path, status, message, headers=headers)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.files import replacing
-from mistral_rerank.local.bases import independent
 from mistral_rerank.local.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
 from mistral_rerank.local.early_exit import write_early_exit
 
@@ -67,14 +66,11 @@ def store_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Pat
 @contextmanager
 def _amended(folder: Path, out: Path | None) -> Iterator[Path]:
     """Give the folder to change: the checkpoint itself, or a copy that becomes `out` at the end."""
-    target = folder if out is None else out.with_name(f"{out.name}.{os.getpid()}")
+    target = folder if out is None else out.with_name(f"{out.name}.{uuid4().hex}")
     try:
         if out is not None:
+            read_config(folder)  # which sees that no link leads out of it
             shutil.copytree(folder, target)
-            config = read_config(target)
-            if config.base is not None:
-                base = independent(config.base, relative_to=folder)
-                _write_config(config.model_copy(update={"base": base}), target)
         yield target
         if out is not None:
             target.replace(out)

@@ -28,7 +28,7 @@ from mistral_rerank.errors import (
 from mistral_rerank.files import claim
 from mistral_rerank.local.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.backbone import is_known
-from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, independent, named_base
+from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
 from mistral_rerank.local.checkpoint import (
     Calibration,
     Checkpoint,
@@ -42,6 +42,7 @@ from mistral_rerank.local.checkpoint import (
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.nf4 import import_bitsandbytes
 from mistral_rerank.local.tokens import PairTokenizer
+from mistral_rerank.local.trust import inner_folder, read_lora_config, read_model_config
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
@@ -144,8 +145,8 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     init = None if settings.init is None else find_checkpoint(settings.init)
     config, base = _start(settings, init)
     arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
-    folder = base_folder(base)
-    shape = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    folder = _base_folder(settings, init)
+    shape = read_model_config(folder)
     lora = _lora(settings, init, base.layers or shape.num_hidden_layers)
     tokenizer = PairTokenizer(
         load_tokenizer(Checkpoint(folder, config, None)),
@@ -207,8 +208,8 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
 
 def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig, PretrainedBase | WheelBase]:
     """Give what the new checkpoint says of itself, and its base; those of `init`, where there is one."""
-    if (init is None) == (settings.base is None):
-        raise SettingsError("give a base to train on, or init, a checkpoint to go on from; one of them")
+    if init is None and settings.base is None:
+        raise SettingsError("give a base to train on, or init, a checkpoint to go on from")
     if init is None:
         base = named_base(str(settings.base), layers=settings.layers)
         both_ways = {"attention": "bidirectional", "pooling": "mean"} if settings.bidirectional else {}
@@ -220,8 +221,18 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     for name, value in kept.items():
         if getattr(settings, name) not in (None, False, value):
             raise SettingsError(f"{settings.init} was trained with {name} {value!r}; leave {name} out")
-    base = independent(before.base, relative_to=init)
+    base = before.base
+    if settings.base is not None:
+        base = named_base(settings.base, layers=base.layers)
+    elif isinstance(base, PretrainedBase) and base.name is not None and inner_folder(init, base.name) is not None:
+        base = base.model_copy(update={"name": None})  # inside `init`, so not to be found from the new checkpoint
     return before.model_copy(update={"calibration": Calibration(), "base": base}), base
+
+
+def _base_folder(settings: TrainSettings, init: Path | None) -> Path:
+    """Give the folder of the base to train on: the one that is given, else that of `init`."""
+    named = read_config(init).base if init is not None else None
+    return base_folder(named or PretrainedBase(), given=settings.base, checkpoint=init)
 
 
 def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:
@@ -233,7 +244,7 @@ def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig
             raise SettingsError(
                 f"{settings.init} has its LoRA matrices already; leave {', '.join(sorted(given))} out"
             )
-        return LoraConfig.from_pretrained(init)
+        return read_lora_config(init)
     if settings.frozen_layers >= layers:
         raise SettingsError(
             f"frozen_layers is {settings.frozen_layers}, and there are {layers} layers; leave one to train"

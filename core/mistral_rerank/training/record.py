@@ -87,7 +87,8 @@ def write_checkpoint(
     finished = beside / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     adapter = model.peft_config["default"]
-    adapter.base_model_name_or_path = config.base.name if config.base else None
+    named = config.base.name if config.base else None
+    adapter.base_model_name_or_path = named or ""  # for None PEFT would write the folder's path
     adapter.target_modules = sorted(adapter.target_modules)
     adapter.modules_to_save = sorted(set(adapter.modules_to_save))  # PEFT adds the head again on every load
     model.save_pretrained(finished, save_embedding_layers=False)
@@ -101,7 +102,9 @@ def write_checkpoint(
 def card(name: str, config: CheckpointConfig, record: TrainingRecord, *, rank: int) -> str:
     """Write a model card of what the run knows; what only its author knows is left to be filled in."""
     settings = record.settings
-    base = _short(config.base.name) if config.base else "a local folder"
+    named = config.base.name if config.base else None
+    base = _short(named) if named else "a local folder"
+    with_base = "" if named else " --base FOLDER"
     layers = f", its first {config.base.layers} layers" if config.base and config.base.layers else ""
     start, end = _mean(record.loss[:5]), _mean(record.loss[-5:])
     result = f"The mean loss of five steps went from {start:.3f} to {end:.3f}."
@@ -135,8 +138,8 @@ A reranker: given a question and a passage it says how likely it is that the pas
 ## Use
 
 ```
-mistral-rerank rank QUESTION FILE --model {name}
-mistral-rerank evaluate --data SET --model {name} --out report
+mistral-rerank rank QUESTION FILE --model {name}{with_base}
+mistral-rerank evaluate --data SET --model {name}{with_base} --out report
 ```
 
 ## Training

