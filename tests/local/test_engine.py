@@ -24,10 +24,18 @@ class Lengths:
         self.memory = memory
         self.batches: list[list[int]] = []
         self.begun = 0
+        self.tokenized: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, pairs, overflow=None, *, locate=False):
+    state_bytes = 1
+
+    def slices(self, pairs, overflow=None, *, locate=False):
+        for pair in pairs:
+            self.tokenized.append(pair[1])
+            yield self.encode([pair], locate=locate)
+
+    def encode(self, pairs, *, locate):
         if any(passage == "bad" for _, passage in pairs):
             raise ValueError("bad passage")
         sequences = [tuple([ord(c) for c in part] for part in passage.split("|")) for _, passage in pairs]

@@ -14,9 +14,7 @@ from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
 
-LATER_REGEX = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+LATER_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 TEMPLATES = (Prompt().template, "Passage: {passage}\nQuestion: {query}", "{query}{passage}")
 
 
@@ -46,7 +44,9 @@ def unigram(corpus):
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Metaspace()
-    made.train_from_iterator(corpus, trainers.UnigramTrainer(vocab_size=900, unk_token="<unk>", special_tokens=["<unk>"]))
+    made.train_from_iterator(
+        corpus, trainers.UnigramTrainer(vocab_size=900, unk_token="<unk>", special_tokens=["<unk>"])
+    )
     return made
 
 

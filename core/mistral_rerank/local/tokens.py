@@ -172,9 +172,7 @@ class PairTokenizer:
                 )
             cut *= 2
 
-    def _encode(
-        self, pairs: Sequence[tuple[int, Pair]], overflow: Overflow, *, locate: bool
-    ) -> list[EncodedPair]:
+    def _encode(self, pairs: Sequence[tuple[int, Pair]], overflow: Overflow, *, locate: bool) -> list[EncodedPair]:
         """Encode pairs with their positions in the call."""
         found: dict[int, EncodedPair] = {}
         whole: list[tuple[int, PromptText]] = []
@@ -221,7 +219,9 @@ class PairTokenizer:
             (encoding,) = self._backend.encode_batch([text.text], add_special_tokens=False)
             tokens = _Tokens.of(encoding, text)
             if not is_cut and len(encoding.ids) <= self._room:
-                return EncodedPair((self._start + encoding.ids + self._end,), (self._place(encoding, text, locate=True),))
+                return EncodedPair(
+                    (self._start + encoding.ids + self._end,), (self._place(encoding, text, locate=True),)
+                )
             end = text.passage_start + len(kept[0])
             before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
             if not is_cut or before_cut >= self._room + MARGIN:
