@@ -11,40 +11,49 @@ from pathlib import Path
 
 import httpx
 import pytest
+from remote.endpoint import Endpoint, speaks
 
 from mistral_rerank import LocalReranker, RerankerClosedError, SettingsError, adapters
 from mistral_rerank.forks import ForkLock
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.remote.reranker import RemoteReranker
-from remote.endpoint import Endpoint, speaks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
 
-PASSAGES = [f"The glacier moved slowly past stone {number}." for number in range(24)]
+PASSAGES = [f"The glacier moved slowly past stone {number}." for number in range(6)]
 SECONDS = 60
 
 
-def in_child(work):
-    """Fork, run `work` in the child, and say whether it came back with True in time."""
-    child = os.fork()
-    if child == 0:
-        try:
-            os._exit(0 if work() is True else 1)
-        finally:
-            os._exit(2)
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
+def in_children(work, number):
+    """Fork so many children at once, run `work` in each, and count those that came back with True in time."""
+    children = []
+    for _ in range(number):
+        child = os.fork()
+        if child == 0:
+            try:
+                os._exit(0 if work() is True else 1)
+            finally:
+                os._exit(2)
+        children.append(child)
+    answered, deadline = 0, time.monotonic() + SECONDS
+    for child in children:
         done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return status == 0
-        time.sleep(0.002)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return False
+        while not done and time.monotonic() < deadline:
+            time.sleep(0.002)
+            done, status = os.waitpid(child, os.WNOHANG)
+        if not done:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+        answered += bool(done) and status == 0
+    return answered
+
+
+def in_child(work):
+    return in_children(work, 1) == 1
 
 
 @contextmanager
-def under_load(reranker, threads=3):
+def under_load(reranker, threads=2):
     stopped = threading.Event()
 
     def work():
@@ -64,7 +73,7 @@ def under_load(reranker, threads=3):
 
 @pytest.fixture
 def local(tiny):
-    with LocalReranker(str(tiny), device="cpu", dtype="float32", cache_size=8) as reranker:
+    with LocalReranker(str(tiny), device="cpu", dtype="float32") as reranker:
         yield reranker
 
 
@@ -99,12 +108,12 @@ def test_a_child_of_a_child_answers(either):
 
 def test_a_hundred_forks_under_load(local, remote):
     expected = [reranker.rank("who moved?", PASSAGES) for reranker in (local, remote)]
-    with under_load(local), under_load(remote, threads=1):
-        answers = [
-            in_child(lambda: [one.rank("who moved?", PASSAGES) for one in (local, remote)] == expected)
-            for _ in range(100)
-        ]
-    assert answers == [True] * 100
+    with under_load(local), under_load(remote):
+
+        def work():
+            return [one.rank("who moved?", PASSAGES) for one in (local, remote)] == expected
+
+        assert [in_children(work, 10) for _ in range(10)] == [10] * 10
 
 
 def test_the_children_of_a_fork_pool_answer(either):
@@ -158,8 +167,7 @@ def test_the_parents_waiting_calls_are_the_parents_alone(tiny, monkeypatch):
     assert loading.wait(SECONDS)
     assert in_child(lambda: not engine._threads and not engine._stage._jobs and engine._inbox.empty())
     may_go_on.set()
-    with pytest.raises(Exception, match=""):  # noqa: B017 - what the load gives is no scorer
-        waiting.result(SECONDS)
+    assert waiting.exception(SECONDS) is not None  # what the load gives is no scorer
 
 
 def test_the_adapters_lock_is_free_in_a_child():

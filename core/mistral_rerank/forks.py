@@ -34,7 +34,7 @@ _variable_was_unset = False
 
 
 class ForkLock:
-    """A lock that a fork in another thread waits for. Hold it around native code and imports, and never two at once.
+    """A lock that a fork in another thread waits for. Hold it around native code and imports; never hold two.
 
     A second lock is the gate to the first. A fork that waits holds the gate, so a thread that takes the lock again and
     again cannot starve it.
@@ -106,7 +106,7 @@ def _in_child() -> None:
     for reference in list(_locks.values()):
         if (lock := reference()) is not None:
             lock._make_free()
-    for known in list(_methods):
+    for known in _methods:
         if (method := known()) is not None:
             method()
 

@@ -120,8 +120,8 @@ class LocalReranker(Reranker):
             in_child=None
             if self.device.type == "cpu"
             else SettingsError(
-                f"a model on {str(self.device)!r} cannot be used in a forked process; start workers with 'spawn' instead "
-                "of 'fork', or open the reranker after the fork and use no such device before it"
+                f"a model on {str(self.device)!r} cannot be used in a forked process; start workers with 'spawn' "
+                "instead of 'fork', or open the reranker after the fork and use no such device before it"
             ),
         )
         weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights

@@ -34,7 +34,7 @@ CHUNK_OVERLAP = 64
 
 
 MARGIN = 256
-"""Passage tokens beyond the limit that are computed, so that those within it do not depend on where the text is cut."""
+"""Passage tokens computed beyond the limit, so that those within it do not depend on where the text is cut."""
 
 CHARACTERS = 8
 """Of a token, for the first cut. Where tokens are longer, a cut of twice the length follows."""
