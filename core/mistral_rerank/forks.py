@@ -36,8 +36,8 @@ _variable_was_unset = False
 class ForkLock:
     """A lock that a fork in another thread waits for. Hold it around native code and imports; never hold two.
 
-    A second lock is the gate to the first. A fork that waits holds the gate, so a thread that takes the lock again and
-    again cannot starve it.
+    A second lock is the gate to the first. A fork that waits holds the gate, so a thread that takes the lock again
+    and again cannot starve it.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 Callers (threads, asyncio tasks, server requests) submit pairs and get a future. The tokenizer stage loads the model
 with the first job and turns texts into tokens; the forward thread runs the batches. Each goes round its waiting
-jobs, so a small job does not wait for a big one to finish; jobs that were cancelled are dropped before their next step.
+jobs, so a small job does not wait for a big one to finish; cancelled jobs are dropped before their next step.
 
 With `share_batches` a batch is filled up with sequences of other waiting jobs. That keeps an accelerator busy,
 at the price that rounding depends on who else was waiting. Without it a job's batches
