@@ -15,8 +15,8 @@ from mistral_rerank.forks import ForkLock
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mistral_rerank.errors import RerankError
     from mistral_rerank.local.job import Job, Scorer
-    from mistral_rerank.reranker import RerankError
 
 
 class TokenizerStage:
