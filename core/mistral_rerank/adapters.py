@@ -7,7 +7,6 @@ It knows neither framework. An adapter turns its framework's objects into texts,
 from __future__ import annotations
 
 import asyncio
-import threading
 from abc import abstractmethod
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
@@ -16,6 +15,7 @@ from weakref import WeakValueDictionary
 from pydantic import ConfigDict, Field, PrivateAttr
 
 from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.forks import ForkLock
 from mistral_rerank.reranker import RankedPassage, Reranker, check_query
 from mistral_rerank.settings import RerankSettings
 from mistral_rerank.telemetry import rerank_span
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mistral_rerank.telemetry import Report
 
 _opened: WeakValueDictionary[tuple[object, ...], Reranker] = WeakValueDictionary()
-_lock = threading.Lock()
+_lock = ForkLock()  # opening one may import torch
 
 
 class RerankerHolder(RerankSettings):

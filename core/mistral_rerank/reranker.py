@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mistral_rerank.errors import InvalidInputError, ScoringError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from types import TracebackType
 
 Pair = tuple[str, str]
@@ -58,6 +58,10 @@ class Score:
     def from_logit(cls, logit: float, *, scale: float = 1.0, bias: float = 0.0, tokens: int = 0) -> Score:
         """Make a score of a raw logit; `scale` and `bias` are the calibration, probability's alone."""
         return cls(float(logit), sigmoid(scale * logit + bias), tokens)
+
+
+BLANK_SCORE = Score(-1e4, 0.0)
+"""Of every passage without text: under any logit that a model gives, and a number that JSON and float16 can hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,10 @@ class Reranker(ABC):
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """Score every (question, passage) pair, in input order.
 
+        A passage that is empty or blank is not scored: it gets `BLANK_SCORE`, whose probability is 0.
+
         Args:
-            pairs: questions with passages.
+            pairs: questions with passages; a generator will do.
             overflow: what happens to over-long ones in this call; None for the reranker's own choice.
 
         Raises:
@@ -134,7 +140,8 @@ class Reranker(ABC):
 
         Args:
             query: the question.
-            passages: the candidates; equal texts stay apart, told by their index.
+            passages: the candidates; equal texts stay apart, told by their index. Blank ones come last, with
+                probability 0. A generator will do.
             top_n: how many to return at most; None for all. 0 gives an empty list without scoring.
             min_score: leave out passages under this probability, before `top_n` counts.
             overflow: as in `score_pairs`.
@@ -146,9 +153,11 @@ class Reranker(ABC):
             InvalidInputError: as `score_pairs`, or `top_n` negative, or `min_score` outside [0, 1].
 
         """
-        if not check_ranking(query, passages, top_n=top_n, min_score=min_score):
+        passages = check_passages(query, passages)
+        if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        scores = self.score_pairs([(query, passage) for passage in passages], overflow=overflow)
+        call = TextPairs([(query, passage) for passage in passages])
+        scores = call.complete(self.score_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
     async def arank(
@@ -161,9 +170,11 @@ class Reranker(ABC):
         overflow: Overflow | None = None,
     ) -> list[RankedPassage]:
         """`rank` without blocking the event loop."""
-        if not check_ranking(query, passages, top_n=top_n, min_score=min_score):
+        passages = check_passages(query, passages)
+        if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        scores = await self.ascore_pairs([(query, passage) for passage in passages], overflow=overflow)
+        call = TextPairs([(query, passage) for passage in passages])
+        scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only a model on this machine has batches
@@ -193,19 +204,55 @@ class Reranker(ABC):
         await self.aclose()
 
 
-def check_pairs(pairs: Sequence[Pair]) -> None:
-    """Refuse pairs that no reranker can score, naming the position and never the text.
+class TextPairs:
+    """The pairs of a call that have a passage to score; blank passages are neither scored nor sent.
+
+    Args:
+        pairs: questions with passages.
+
+    Attributes:
+        pairs: those whose passages hold text, in order.
+
+    Raises:
+        InvalidInputError: as `check_pairs`.
+
+    """
+
+    def __init__(self, pairs: Iterable[Pair]) -> None:
+        checked = check_pairs(pairs)
+        self._has_text = [bool(passage) and not passage.isspace() for _, passage in checked]
+        self.pairs = [pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text]
+
+    def complete(self, scores: Sequence[Score]) -> list[Score]:
+        """Take the scores of `pairs` and give those of all."""
+        if len(scores) != len(self.pairs):
+            raise ScoringError(f"{len(self.pairs)} pairs were scored, and {len(scores)} scores came")
+        new = iter(scores)
+        return [next(new) if has_text else BLANK_SCORE for has_text in self._has_text]
+
+
+def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
+    """Give the pairs as a list of tuples; refuse what no reranker can score, naming the position and never the text.
 
     Raises:
         InvalidInputError: a text is not a string, or a question is blank.
 
     """
-    for position, (query, passage) in enumerate(pairs):
+    checked: list[Pair] = []
+    for position, pair in enumerate(_listed(pairs, "pairs", "a list of (question, passage)")):
+        if isinstance(pair, str) or not _has_two(pair):
+            raise InvalidInputError(
+                f"pair {position} must be two strings (question, passage), got {_kind(pair)}; "
+                "the call is score_pairs([(question, passage), ...])"
+            )
+        query, passage = pair
         if not isinstance(query, str) or not isinstance(passage, str):
-            kind = type(passage if isinstance(query, str) else query).__name__
-            raise InvalidInputError(f"pair {position} must be two strings (question, passage), got a {kind}")
+            kind = _kind(passage if isinstance(query, str) else query)
+            raise InvalidInputError(f"pair {position} must be two strings (question, passage), got {kind}")
         if not query.strip():
             raise InvalidInputError(f"the question of pair {position} is empty; give it some text")
+        checked.append((query, passage))
+    return checked
 
 
 def check_query(query: str) -> None:
@@ -215,20 +262,53 @@ def check_query(query: str) -> None:
         InvalidInputError: saying so.
 
     """
-    if not isinstance(query, str) or not query.strip():
+    if query is not None and not isinstance(query, str):
+        raise InvalidInputError(
+            f"the question must be a string, got {_kind(query)}; the question comes before the passages"
+        )
+    if not query or query.isspace():
         raise InvalidInputError("the question is empty; give the text to rank the passages by")
 
 
-def check_ranking(query: str, passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
-    """Refuse arguments that make no sense; False when the result is empty whatever the scores."""
+def check_passages(query: str, passages: Iterable[str]) -> list[str]:
+    """Give the passages as a list, after a look at both arguments.
+
+    Raises:
+        InvalidInputError: one of them is of another kind, or they are swapped.
+
+    """
+    if isinstance(passages, str) and not isinstance(query, str):
+        raise InvalidInputError(
+            f"the question is {_kind(query)} and passages is one string; they look swapped: "
+            "the call is rank(question, passages)"
+        )
     check_query(query)
-    if isinstance(passages, str):
-        raise InvalidInputError("passages is one string; give a list of strings")
+    return _listed(passages, "passages", "a list of strings")
+
+
+def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
+    """Refuse arguments that make no sense; False when the result is empty whatever the scores."""
     if top_n is not None and top_n < 0:
         raise InvalidInputError(f"top_n is {top_n}; give 0 or more, or None for all passages")
     if min_score is not None and not 0.0 <= min_score <= 1.0:
         raise InvalidInputError(f"min_score is {min_score}; it is a probability, so give 0 to 1")
     return len(passages) > 0 and top_n != 0
+
+
+def _listed(given: Iterable[Any], name: str, expected: str) -> list[Any]:
+    """Read an argument that may be a generator, once."""
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise InvalidInputError(f"{name} is {_kind(given)}; give {expected}")
+    return list(given)
+
+
+def _has_two(pair: object) -> bool:
+    return isinstance(pair, Sequence) and len(pair) == 2
+
+
+def _kind(given: object) -> str:
+    """Name the type of an argument, and never its text."""
+    return "one string" if isinstance(given, str) else f"a {type(given).__name__}"
 
 
 def order(

@@ -6,11 +6,13 @@ import threading
 import time
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
 from mistral_rerank.local import engine as module
+from mistral_rerank.local.batch_size import BatchSize
 from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.tokens import EncodedPair
@@ -24,10 +26,20 @@ class Lengths:
         self.memory = memory
         self.batches: list[list[int]] = []
         self.begun = 0
+        self.tokenized: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
 
-    def encode(self, pairs, overflow=None, *, locate=False):
+    state_bytes = 1
+
+    def slices(self, pairs, overflow=None, *, locate=False):
+        self.tokenized += [passage for _, passage in pairs]
+        if pairs[-1][1] == "open":
+            self.gate.set()
+            raise ValueError("the gate is open")
+        yield self.encode(pairs, locate=locate)
+
+    def encode(self, pairs, *, locate):
         if any(passage == "bad" for _, passage in pairs):
             raise ValueError("bad passage")
         sequences = [tuple([ord(c) for c in part] for part in passage.split("|")) for _, passage in pairs]
@@ -40,8 +52,8 @@ class Lengths:
         return PaddedCost(len(sequences), max(map(len, sequences)))
 
     def logits(self, sequences, begun=()):
-        assert not begun or begun == ["".join(map(chr, ids)) for ids in sequences]
         self.begun += len(begun)
+        assert not begun or begun == ["".join(map(chr, ids)) for ids in sequences]
         self.gate.wait(10)
         self.batches.append([len(ids) for ids in sequences])
         if len(sequences) * max(map(len, sequences)) > self.memory:
@@ -62,6 +74,30 @@ def engine(scorer, *, batch_tokens=12, share_batches=False):
 
 def submit(made, *passages):
     return made.submit([("q", passage) for passage in passages])
+
+
+class Contenders:
+    """Estimates all pairs, and scores those of the highest estimates: here the shortest."""
+
+    def __init__(self, pairs, most=1):
+        self.crowded, self.most, self.estimates = pairs, most, None
+
+    def choose(self, estimates):
+        self.estimates = [score.logit for score in estimates]
+        order = sorted(range(len(estimates)), key=lambda place: -self.estimates[place])
+        return [self.crowded[place] for place in sorted(order[: self.most])]
+
+
+def submit_two_passes(made, *passages, most=1):
+    pairs = [("q", passage) for passage in passages]
+    choice = Contenders(pairs, most)
+    return made.submit(pairs, choice=choice), choice
+
+
+def let_go(made):
+    """Open the gate once all jobs that came before are tokenized."""
+    with pytest.raises(ValueError, match="gate"):
+        submit(made, "open").result(timeout=10)
 
 
 def logits(future):
@@ -89,7 +125,7 @@ def queued(scorer, made, *jobs):
     scorer.gate.clear()
     first = submit(made, "a" * 12)
     futures = [submit(made, *job) for job in jobs]
-    scorer.gate.set()
+    let_go(made)
     first.result(timeout=10)
     return futures
 
@@ -108,36 +144,88 @@ def test_jobs_keep_batches_of_their_own_otherwise():
     assert scorer.batches[1:] == [[4], [3, 2]]
 
 
-WAITING = [("aaaa", True), ("aaaa", False), ("aa", True), ("aaa", False), ("aaa", True)]
-
-
 def test_estimates_have_batches_of_their_own_and_halve_them_like_others():
     scorer = Lengths(memory=10)
     made = engine(scorer, share_batches=True)
     scorer.gate.clear()
     first = submit(made, "b" * 10)
-    waiting = [(made.estimate if flag else made.submit)([("q", passage)]) for passage, flag in WAITING]
-    scorer.gate.set()
-    assert logits(first) == [10]
-    found = [future.result(timeout=10) for future in waiting]
-    assert [one.scores[0].logit for one in found[::2]] == [-4, -2, -3]
-    assert [one[0].logit for one in found[1::2]] == [4, 3]
-    assert scorer.batches[1:] == [[4, 2, 3], [4, 2], [3], [4, 3]]
+    two, other, third = (
+        submit_two_passes(made, "aaaa"),
+        submit(made, "aaaa", "aaa"),
+        submit_two_passes(made, "aa", "aaa"),
+    )
+    let_go(made)
+    assert (logits(first), logits(two[0]), logits(other), logits(third[0])) == ([10], [4], [4, 3], [2])
+    assert (two[1].estimates, third[1].estimates) == ([-4], [-2, -3])
+    assert scorer.batches[1:5] == [[4, 3], [4, 3, 2], [4, 3], [2]]
 
 
-def test_what_an_estimate_began_is_gone_on_from_as_far_as_there_is_room(monkeypatch):
-    monkeypatch.setattr(module, "BEGUN_TOKENS", 7)
+def test_a_second_pass_goes_on_from_what_the_first_kept_as_far_as_there_is_room(monkeypatch):
+    monkeypatch.setattr(module, "STATE_BYTES", 7)
     scorer = Lengths()
+    future, choice = submit_two_passes(engine(scorer), "aaaa", "bb", "ccc", "bb", "d|aaaa", most=5)
+    assert logits(future) == [4, 2, 3, 2, 4]
+    assert choice.estimates == [-4, -2, -3, -2, -1]
+    assert scorer.begun == 2  # of 4, 3, 2 and 1 tokens those that fit into 7 bytes
+    assert sorted(length for batch in scorer.batches for length in batch) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_what_is_kept_between_passes_is_bounded_over_all_calls(monkeypatch):
+    monkeypatch.setattr(module, "STATE_BYTES", 20)
+    held = []
+
+    class Watching(Lengths):
+        def logits(self, sequences, begun=()):
+            held.append(sum(len(ids) for job in made._jobs for ids in job.states))
+            return super().logits(sequences, begun)
+
+    scorer = Watching()
+    made = engine(scorer, batch_tokens=4)
+    scorer.gate.clear()
+    calls = [submit_two_passes(made, "aaaa", "bbb", "cc", most=2) for _ in range(16)]
+    let_go(made)
+    assert [logits(future) for future, _ in calls] == [[3, 2]] * 16
+    assert 0 < max(held) <= 20
+    assert scorer.begun == 32
+
+
+def test_running_out_of_memory_frees_what_is_kept_before_it_halves_a_batch():
+    class Tight(Lengths):
+        def logits(self, sequences, begun=()):
+            self.memory = 6 if any(job.states for job in made._jobs) and not self.held else 10**9
+            self.held = self.held or self.memory == 6
+            return super().logits(sequences, begun)
+
+    scorer = Tight()
+    scorer.held = False
     made = engine(scorer)
-    pairs = [("q", passage) for passage in ("aaaa", "bb", "ccc", "bb", "d|aaaa")]
-    found = made.estimate(pairs).result(timeout=10)
-    assert [score.logit for score in found.scores] == [-4, -2, -3, -2, -1]
-    assert sum(map(len, found.begun)) == 7
-    begun = len(found.begun)
-    scorer.batches.clear()
-    assert logits(made.submit([*pairs, ("q", "eeee")], begun=found.begun)) == [4, 2, 3, 2, 4, 4]
-    assert (scorer.begun, found.begun) == (begun, {})
-    assert sorted(length for batch in scorer.batches for length in batch) == [1, 2, 3, 4, 4]
+    future, _ = submit_two_passes(made, "aaaa", "bbb", "cc", most=3)
+    assert logits(future) == [4, 3, 2]
+    assert scorer.held
+    assert scorer.batches == [[4, 3, 2]] * 3
+    assert made._size.tokens == 12
+
+
+def test_a_cancelled_call_frees_what_it_kept():
+    scorer = Lengths()
+    made = engine(scorer, batch_tokens=4)
+    running = threading.Event()
+
+    class Waiting(Contenders):
+        def choose(self, estimates):
+            future.cancel()
+            running.set()
+            return super().choose(estimates)
+
+    pairs = [("q", "aaaa"), ("q", "bbb")]
+    choice = Waiting(pairs, 2)
+    scorer.gate.clear()
+    future = made.submit(pairs, choice=choice)
+    scorer.gate.set()
+    assert running.wait(10)
+    assert logits(submit(made, "a")) == [1]
+    assert not made._jobs
+    assert scorer.begun == 0
 
 
 def test_a_small_job_does_not_wait_for_a_big_one():
@@ -168,7 +256,7 @@ def test_a_pair_that_does_not_fit_fails_its_own_job_and_no_other():
     scorer.gate.clear()
     first = submit(made, "a" * 14)
     small, big = submit(made, "b" * 13), submit(made, "c" * 15)
-    scorer.gate.set()
+    let_go(made)
     assert (logits(first), logits(small)) == ([14], [13])
     with pytest.raises(ScoringError, match="single pair of 15 tokens"):
         big.result(timeout=10)
@@ -201,6 +289,29 @@ def test_running_out_of_memory_halves_the_batch_and_retries_only_that():
     assert scorer.batches == [[3, 3, 3, 3], [3, 3], [3, 3], [3, 3]]
 
 
+def test_batches_grow_back_after_memory_was_short_for_a_while():
+    scorer = Lengths(memory=6)
+    made = engine(scorer)
+    passages = ("abc", "def", "ghi", "jkl")
+    submit(made, *passages).result(timeout=10)
+    scorer.memory = 10**9
+    for _ in range(8):
+        submit(made, *passages).result(timeout=10)
+    assert scorer.batches[-1] == [3, 3, 3, 3]
+
+
+def test_where_memory_stays_short_larger_batches_are_tried_ever_less_often():
+    size = BatchSize(1000)
+    tries = []
+    for step in range(3000):
+        if size.tokens > 500:
+            size.ran_short(500)
+            tries.append(step)
+        else:
+            size.ran_well()
+    assert [later - earlier for earlier, later in pairwise(tries)][:6] == [9, 17, 33, 65, 129, 257]
+
+
 def test_a_single_pair_that_does_not_fit_is_an_error():
     with pytest.raises(ScoringError, match="single pair of 7 tokens"):
         submit(engine(Lengths(memory=6)), "aaaaaaa", "a").result(timeout=10)
@@ -216,7 +327,7 @@ def test_the_model_is_loaded_once_however_many_come_first():
     made = Engine(load, batch_tokens=12, share_batches=False)
     with ThreadPoolExecutor(20) as pool:
         assert list(pool.map(lambda n: logits(submit(made, "a" * n)), range(1, 21))) == [[n] for n in range(1, 21)]
-    assert loads == ["mistral-rerank"]
+    assert len(loads) == 1
 
 
 def test_a_load_that_failed_is_tried_again():
@@ -254,12 +365,81 @@ def test_closing_fails_what_waits_and_refuses_what_comes():
 def test_a_forgotten_reranker_frees_its_thread(tiny):
     reranker = LocalReranker(str(tiny), device="cpu")
     reranker.warmup()
-    thread, gone = reranker._engine._thread, weakref.ref(reranker)
+    threads, gone = list(reranker._engine._threads), weakref.ref(reranker)
     del reranker
     gc.collect()
     assert gone() is None
-    thread.join(10)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_cancelled_calls_are_not_tokenized():
+    scorer = Lengths()
+    tokenizing, may_go_on = threading.Event(), threading.Event()
+
+    class Slow(Lengths):
+        def slices(self, pairs, overflow=None, *, locate=False):
+            if pairs[0][1] == "slow":
+                tokenizing.set()
+                may_go_on.wait(10)
+            return super().slices(pairs, overflow, locate=locate)
+
+    scorer = Slow()
+    made = engine(scorer)
+    first = submit(made, "slow")
+    assert tokenizing.wait(10)
+    doomed = submit(made, "aaaa")
+    assert doomed.cancel()
+    may_go_on.set()
+    assert logits(submit(made, "aa")) == [2]
+    assert logits(first) == [4]
+    assert scorer.tokenized == ["slow", "aa"]
+
+
+def test_a_call_with_much_text_holds_up_no_batch_and_no_other_calls_tokens():
+    class Slices(Lengths):
+        def slices(self, pairs, overflow=None, *, locate=False):
+            for pair in pairs:
+                if pair[1] == "wait":
+                    answered.wait(10)
+                self.tokenized.append(pair[1])
+                yield self.encode([pair], locate=locate)
+
+    answered = threading.Event()
+    scorer = Slices()
+    made = engine(scorer)
+    running = submit(made, *["aaaa"] * 3, "aaa")
+    big = submit(made, "b", "b", "b", "wait", "b")
+    small = submit(made, "cc")
+    assert logits(small) == [2]
+    assert logits(running) == [4, 4, 4, 3]
+    assert not big.done()
+    answered.set()
+    assert logits(big) == [1, 1, 1, 4, 1]
+
+
+async def test_aclose_does_not_block_the_loop_while_a_batch_or_a_load_runs(tiny, monkeypatch):
+    loading, may_go_on = threading.Event(), threading.Event()
+
+    def load(*_, **__):
+        loading.set()
+        may_go_on.wait(10)
+        return Lengths()
+
+    monkeypatch.setattr("mistral_rerank.local.reranker.LoadedCheckpoint", load)
+    reranker = LocalReranker(str(tiny), device="cpu")
+    call = asyncio.create_task(reranker.ascore_pairs([("q", "aa")]))
+    await asyncio.to_thread(loading.wait, 10)
+    closing = asyncio.create_task(reranker.aclose())
+    for _ in range(10):
+        await asyncio.sleep(0)  # the loop goes on
+    assert not closing.done()
+    may_go_on.set()
+    await asyncio.wait_for(closing, 10)
+    with pytest.raises(RerankerClosedError):
+        await asyncio.wait_for(call, 10)
+    await reranker.aclose()
 
 
 async def test_threads_and_tasks_at_once_get_exactly_the_scores_of_serial_calls(tiny_reranker, pairs):

@@ -32,6 +32,11 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if "forked subprocess" in str(error):
+            raise SettingsError(
+                f"device {name!r} cannot be used in a forked process whose parent has used it; start workers with "
+                "'spawn' instead of 'fork', or use the device after the fork alone"
+            ) from error
         raise SettingsError(f"device {name!r} is not usable here; give 'auto', 'cpu', 'cuda' or 'mps'") from error
     return device
 

@@ -1,13 +1,15 @@
-"""One worker thread that owns the model, and the queue in front of it.
+"""Two threads that own the model, and the queues in front of them.
 
-Callers (threads, asyncio tasks, server requests) submit pairs and get a future. The worker loads the model on
-the first job, so there is one load whoever comes first, and no lock around model or tokenizer. It takes one
-batch at a time and goes round the waiting jobs, so that a small job does not wait for a big one to finish;
-jobs that were cancelled are dropped before their next batch.
+Callers (threads, asyncio tasks, server requests) submit pairs and get a future. The tokenizer stage loads the model
+with the first job and turns texts into tokens; the forward thread runs the batches. Each goes round its waiting
+jobs, so a small job does not wait for a big one to finish; cancelled jobs are dropped before their next step.
 
 With `share_batches` a batch is filled up with sequences of other waiting jobs. That keeps an accelerator busy,
 at the price that rounding depends on who else was waiting. Without it a job's batches
 depend on the job alone, and its scores are the same to the last bit whatever else goes on.
+
+A call may take two passes: estimates, and scores of those that are chosen by them. What is kept in between is bounded
+over all calls: a call whose states do not fit waits for others to end.
 
 The engine knows no checkpoint, tokenizer or device: it is given something that loads a `Scorer`.
 """
@@ -19,280 +21,178 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import RerankerClosedError, ScoringError
+from mistral_rerank.forks import ForkLock, after_fork
+from mistral_rerank.local.batch_size import BatchSize
+from mistral_rerank.local.job import Batch, Job, batches
+from mistral_rerank.local.tokenizer_stage import TokenizerStage
 from mistral_rerank.reranker import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mistral_rerank.local.tokens import EncodedPair
+    from mistral_rerank.errors import RerankError
+    from mistral_rerank.local.job import Choice, Item, Scorer
     from mistral_rerank.reranker import Overflow, Pair, Score
 
-BEGUN_TOKENS = 32768
-"""Tokens of a call whose states are kept between an estimate and the score: 72 MiB in mini, 512 in a Mistral-7B."""
-
-
-class Cost(Protocol):
-    """What a batch computes; the sum of two is that of both in one batch."""
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens."""
-
-    def __add__(self, other: Self, /) -> Self: ...
-
-
-class Scorer(Protocol):
-    """What the worker needs of a loaded model."""
-
-    def encode(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> list[EncodedPair]:
-        """Tokenize pairs, and `locate` their passages; `overflow` None for the model's own choice."""
-
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-        """Put sequences into batches that compute at most `budget` tokens: lists of positions."""
-
-    def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
-        """Say what a batch of these sequences computes."""
-
-    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Any]) -> list[float]:
-        """Score one batch of sequences, going on from what is `begun` if any is; MemoryError when it does not fit."""
-
-    def estimates(
-        self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> tuple[list[float], list[Any]]:
-        """Estimate the logits of one batch, likewise, and give what is begun of each sequence.
-
-        `passages` says where in them the passages are.
-        """
-
-    def score(self, logit: float, tokens: int) -> Score:
-        """Make a score of a logit and the tokens read for it; ScoringError when it is not finite."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """One sequence of one job, and the pairs that it belongs to: equal pairs are scored once."""
-
-    job: _Job
-    pairs: tuple[int, ...]
-    ids: list[int]
-    passage: range
-    begun: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Sequences that share a forward."""
-
-    items: list[_Item]
-    cost: Any  # of the scorer's own kind
-
-    @property
-    def kind(self) -> tuple[bool, bool]:
-        """What is done with them: whether they are estimated, whether they are begun."""
-        return self.items[0].job.estimate, self.items[0].begun is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimates:
-    """What comes of pairs that are estimated.
-
-    Attributes:
-        scores: one a pair, in input order.
-        begun: of sequences of theirs what can be gone on from, as far as `BEGUN_TOKENS` reach.
-
-    """
-
-    scores: list[Score]
-    begun: dict[tuple[int, ...], Any]
-
-
-NO_ESTIMATES = Estimates([], {})
-
-
-class _Job:
-    """What one caller asked for. `waiting` holds its batches not scored yet."""
-
-    def __init__(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, begun: dict[tuple[int, ...], Any], *, estimate: bool
-    ) -> None:
-        self.pairs, self.overflow, self.begun, self.estimate = pairs, overflow, begun, estimate
-        self.future: Future[Any] = Future()
-        self.waiting: deque[_Batch] = deque()
-        self.logits: list[float] = []
-        self.tokens: list[int] = []
-        self.room = BEGUN_TOKENS
-        self.came: float | None = time.perf_counter()
-
-    def encode(self, scorer: Scorer, budget: int) -> None:
-        encoded = scorer.encode(self.pairs, self.overflow, locate=self.estimate)
-        owners: dict[tuple[int, ...], list[int]] = {}
-        passages: dict[tuple[int, ...], range] = {}
-        for position, pair in enumerate(encoded):
-            for ids, passage in zip(map(tuple, pair.sequences), pair.passages, strict=True):
-                owners.setdefault(ids, []).append(position)
-                passages.setdefault(ids, passage)
-        items = [
-            _Item(self, tuple(pairs), list(ids), passages[ids], self.begun.pop(ids, None))
-            for ids, pairs in owners.items()
-        ]
-        self.begun.clear()  # of those that were not chosen
-        for some in ([item for item in items if (item.begun is None) == fresh] for fresh in (True, False)):
-            self.waiting += _batches(scorer, some, budget) if some else []
-        self.logits = [float("-inf")] * len(encoded)
-        self.tokens = [sum(map(len, pair.sequences)) for pair in encoded]
-
-    def record(self, item: _Item, logit: float) -> None:
-        """Keep the best of a pair's chunks; a logit that is not a number stays one."""
-        for pair in item.pairs:
-            self.logits[pair] = logit if logit != logit else max(self.logits[pair], logit)
-
-    def keep(self, item: _Item, begun: Any) -> None:
-        """Keep what is begun, while there is room."""
-        if self.room >= len(item.ids) and tuple(item.ids) not in self.begun:
-            self.room -= len(item.ids)
-            self.begun[tuple(item.ids)] = begun
-
-    def resolve(self, scorer: Scorer) -> None:
-        try:
-            scores = [scorer.score(*pair) for pair in zip(self.logits, self.tokens, strict=True)]
-        except BaseException as error:
-            self.fail(error)
-        else:
-            if self.future.set_running_or_notify_cancel():
-                self.future.set_result(Estimates(scores, self.begun) if self.estimate else scores)
-
-    def fail(self, error: BaseException) -> None:
-        self.waiting.clear()
-        if not self.future.done() and self.future.set_running_or_notify_cancel():
-            self.future.set_exception(error)
-
-
-def _batches(scorer: Scorer, items: list[_Item], budget: int) -> list[_Batch]:
-    planned = [[items[i] for i in positions] for positions in scorer.plan([item.ids for item in items], budget)]
-    return [_Batch(batch, scorer.cost([item.ids for item in batch])) for batch in planned]
+STATE_BYTES = 512 * 1024**2
+"""What all calls together keep between estimates and scores: 230,000 tokens of mini, 32,768 of a Mistral-7B."""
 
 
 class Engine:
-    """Runs batches on one thread.
+    """Runs batches on one thread, and tokenizes on another.
+
+    After a fork the child has the model, threads and queues of its own, and none of the parent's jobs.
 
     Attributes:
         observer: is told of every call and batch.
 
     Args:
-        load: makes the scorer; called on the worker, once, or again if it failed.
+        load: makes the scorer; called once, or again if it failed.
         batch_tokens: the most tokens that a batch computes.
         share_batches: whether sequences of several jobs may share a batch.
+        in_child: an error for calls in a forked child, where the model does not work there; None where it does.
 
     """
 
-    def __init__(self, load: Callable[[], Scorer], *, batch_tokens: int, share_batches: bool) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Scorer],
+        *,
+        batch_tokens: int,
+        share_batches: bool,
+        in_child: RerankError | None = None,
+    ) -> None:
         self.observer = Observer()
-        self._load = load
-        self._scorer: Scorer | None = None
-        self._batch_tokens = batch_tokens
+        self._size = BatchSize(batch_tokens)
         self._share = share_batches
-        self._inbox: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._jobs: deque[_Job] = deque()
+        self._in_child = in_child
+        self._refusal: RerankError | None = None
+        self._stage = TokenizerStage(load, self._prepare)
+        self._turn = ForkLock()
+        self._make_queues()
+        after_fork(self._start_anew)
+
+    def _make_queues(self) -> None:
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: deque[Job] = deque()
+        self._arrived: deque[Job] = deque()
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._threads: list[threading.Thread] = []
+        self._stopped: Future[None] = Future()
+        self._stopped.set_running_or_notify_cancel()  # nobody may cancel it
+
+    def _start_anew(self) -> None:
+        """Leave the parent's jobs and threads to the parent."""
+        self._stage.forget_jobs()
+        self._make_queues()
+        self._refusal = self._refusal or self._in_child
 
     def submit(
-        self,
-        pairs: Sequence[Pair],
-        overflow: Overflow | None = None,
-        *,
-        begun: dict[tuple[int, ...], Any] | None = None,
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, choice: Choice | None = None
     ) -> Future[list[Score]]:
         """Queue pairs; the future gives one score a pair, in input order. Cancelling it frees its place.
 
         Args:
             pairs: questions with passages.
-            overflow: as in `Scorer.encode`.
-            begun: of `Estimates`, to go on from; it is emptied.
+            overflow: as in `Scorer.slices`.
+            choice: of a call in two passes; the future then gives the scores of the pairs that it chooses.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        return self._put(_Job(pairs, overflow, begun or {}, estimate=False))
-
-    def estimate(self, pairs: Sequence[Pair], overflow: Overflow | None = None) -> Future[Estimates]:
-        """Queue pairs to be estimated; otherwise as `submit`."""
-        return self._put(_Job(pairs, overflow, {}, estimate=True))
-
-    def _put(self, job: _Job) -> Future[Any]:
+        job = Job(pairs, overflow, choice)
         with self._lock:
-            if self._closed:
-                raise RerankerClosedError("the reranker is closed; open a new one")
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="mistral-rerank", daemon=True)
-                self._thread.start()
-            self._inbox.put(job)
+            if self._refusal is not None:
+                raise type(self._refusal)(*self._refusal.args)
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=self._tokenize, name="mistral-rerank-tokenizer", daemon=True),
+                    threading.Thread(target=self._run, name="mistral-rerank", daemon=True),
+                ]
+                for thread in self._threads:
+                    thread.start()
+            self._stage.put(job)
         return job.future
 
-    def close(self) -> None:
-        """Fail what is still waiting, free the model, and wait for the batch that is running."""
+    def stop(self) -> Future[None]:
+        """Fail what is waiting and free the model; the future is done when what is running has ended."""
         with self._lock:
-            self._closed = True
-            thread, self._thread = self._thread, None
-            if thread is not None:
-                self._inbox.put(None)
-        if thread is not None and thread is not threading.current_thread():
-            thread.join()
+            is_first = self._refusal is None
+            self._refusal = RerankerClosedError("the reranker is closed; open a new one")
+            if not self._threads:
+                if not self._stopped.done():
+                    self._stopped.set_result(None)
+            elif is_first:
+                self._stage.put(None)
+        return self._stopped
+
+    def close(self) -> None:
+        """`stop`, and wait until it is done."""
+        stopped = self.stop()
+        if threading.current_thread() not in self._threads:
+            stopped.result()
+            for thread in self._threads:
+                thread.join()
+
+    def _tokenize(self) -> None:
+        self._stage.run(_closed_too_early)
+        self._inbox.put(None)
+
+    def _prepare(self, job: Job, scorer: Scorer) -> None:
+        job.plan(scorer, self._size.tokens)
+        self.observer.tokenized(job.tokenizing)
+        self._inbox.put(job)
 
     def _run(self) -> None:
         while self._take_in():
-            scorer = self._ready()
-            if scorer is not None and self._jobs:
-                self._step(scorer)
-        self._scorer = None
-        for job in self._jobs:
-            job.fail(RerankerClosedError("the reranker was closed before these pairs were scored"))
+            with self._turn:
+                self._admit()
+                if self._jobs and self._stage.scorer is not None:
+                    self._step(self._stage.scorer)
+        self._stage.scorer = None
+        for job in chain(self._jobs, self._arrived):
+            job.fail(_closed_too_early())
         self._jobs.clear()
+        self._arrived.clear()
+        self._stopped.set_result(None)
 
     def _take_in(self) -> bool:
-        """Move what has arrived into the list of jobs, waiting when there is none; False to stop."""
+        """Move what has arrived into the lists of jobs, waiting when there is none; False to stop."""
         while True:
+            is_idle = not self._jobs and not self._arrived
             try:
-                job = self._inbox.get(block=not self._jobs)
+                job = self._inbox.get(block=is_idle or self._refusal is not None)
             except queue.Empty:
                 return True
             if job is None:
                 return False
-            self._jobs.append(job)
+            (self._arrived if job.estimating else self._jobs).append(job)
 
-    def _ready(self) -> Scorer | None:
-        """Load the model if need be, and tokenize the jobs that have just arrived."""
-        try:
-            if self._scorer is None:
-                self._scorer = self._load()
-        except BaseException as error:
-            self._fail_all(error)
-            return None
-        for job in [job for job in self._jobs if not job.logits]:
-            try:
-                begun = time.perf_counter()
-                job.encode(self._scorer, self._batch_tokens)
-                self.observer.tokenized(time.perf_counter() - begun)
-            except BaseException as error:
-                job.fail(error)
-            if not job.waiting:
-                self._jobs.remove(job)
-                if not job.future.done():
-                    job.resolve(self._scorer)
-        return self._scorer
+    def _admit(self) -> None:
+        """Let calls in two passes begin, in the order in which they came, while there is room for their states."""
+        while self._arrived:
+            job = self._arrived[0]
+            if not job.future.cancelled():
+                granted = min(job.need, STATE_BYTES)
+                if granted + sum(other.granted for other in self._jobs) > STATE_BYTES:
+                    return
+                job.grant(granted)
+                self._jobs.append(job)
+            self._arrived.popleft()
 
     def _step(self, scorer: Scorer) -> None:
         """Score one batch: the first job's next, and others' with it if batches are shared."""
-        job = self._jobs[0]
-        if job.future.cancelled():
-            self._jobs.popleft()
+        for job in [job for job in self._jobs if job.future.cancelled()]:
+            self._fail(job, _closed_too_early())
+        self._advance(scorer)
+        if not self._jobs:
             return
+        job = self._jobs[0]
         try:
             batch = self._next_batch(scorer, job)
         except BaseException as error:
@@ -300,11 +200,15 @@ class Engine:
             return
         self._score(scorer, batch)
         self._jobs.rotate(-1)
-        for done in [job for job in self._jobs if not job.waiting]:
-            self._jobs.remove(done)
-            done.resolve(scorer)
+        self._advance(scorer)
 
-    def _score(self, scorer: Scorer, batch: _Batch) -> None:
+    def _advance(self, scorer: Scorer) -> None:
+        """Begin the second pass of jobs, or resolve those that are done."""
+        for job in [job for job in self._jobs if not job.waiting]:
+            if job.advance(scorer, self._size.tokens):
+                self._jobs.remove(job)
+
+    def _score(self, scorer: Scorer, batch: Batch) -> None:
         """Score a batch; where several jobs share one that fails, each is tried alone and answers for itself."""
         jobs = list({id(item.job): item.job for item in batch.items}.values())
         begun = time.perf_counter()
@@ -313,7 +217,8 @@ class Engine:
                 if job.came is not None:
                     self.observer.started(begun - job.came)
                     job.came = None
-            logits = self._logits(scorer, batch.items)
+            logits = self._logits(scorer, batch.items, goes_on=batch.goes_on)
+            self._size.ran_well()
             self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - begun)
         except BaseException as error:
             if len(jobs) == 1:
@@ -321,19 +226,20 @@ class Engine:
                 return
             for job in jobs:
                 own = [item for item in batch.items if item.job is job]
-                self._score(scorer, _Batch(own, scorer.cost([item.ids for item in own])))
+                self._score(scorer, Batch(own, scorer.cost([item.ids for item in own]), batch.goes_on))
             return
         for item, logit in zip(batch.items, logits, strict=True):
             item.job.record(item, logit)
 
-    def _fail(self, job: _Job, error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         job.fail(error)
         self._jobs.remove(job)
 
-    def _next_batch(self, scorer: Scorer, job: _Job) -> _Batch:
+    def _next_batch(self, scorer: Scorer, job: Job) -> Batch:
         batch = job.waiting.popleft()
-        if len(batch.items) > 1 and batch.cost.tokens > self._batch_tokens:
-            batch, *later = _batches(scorer, batch.items, self._batch_tokens)  # planned before memory ran short
+        budget = self._size.tokens
+        if len(batch.items) > 1 and batch.cost.tokens > budget:  # planned before memory ran short
+            batch, *later = batches(scorer, batch.items, budget, goes_on=batch.goes_on)
             job.waiting.extendleft(reversed(later))
         if not self._share:
             return batch
@@ -341,33 +247,45 @@ class Engine:
         for other in list(self._jobs)[1:]:
             while other.waiting and other.waiting[0].kind == batch.kind and not other.future.cancelled():
                 together = cost + other.waiting[0].cost
-                if together.tokens > self._batch_tokens:
+                if together.tokens > budget:
                     break
                 items += other.waiting.popleft().items
                 cost = together
-        return _Batch(items, cost)
+        return Batch(items, cost, batch.goes_on)
 
-    def _logits(self, scorer: Scorer, items: list[_Item]) -> list[float]:
-        """Score a batch, in halves where memory is short; later batches then start at the smaller size."""
+    def _logits(self, scorer: Scorer, items: list[Item], *, goes_on: bool) -> list[float]:
+        """Score a batch. Where memory is short, states that are kept are freed, and then the batch is halved."""
         sequences = [item.ids for item in items]
         try:
-            if not items[0].job.estimate:
-                return scorer.logits(sequences, [item.begun for item in items if item.begun is not None])
+            if not items[0].job.estimating:
+                begun = [item.job.states.get(item.ids) for item in items] if goes_on else []
+                return scorer.logits(sequences, [] if None in begun else begun)
             estimates, begun = scorer.estimates(sequences, [item.passage for item in items])
             for item, own in zip(items, begun, strict=True):
                 item.job.keep(item, own)
             return estimates
         except MemoryError as error:
-            if len(sequences) == 1:
+            has_freed = self._free_states()
+            if len(sequences) == 1 and not has_freed:
                 raise ScoringError(
                     f"out of memory for a single pair of {len(sequences[0])} tokens; lower max_length, or use "
                     "a smaller dtype or another device"
                 ) from error
+        if has_freed:
+            return self._logits(scorer, items, goes_on=False)
         half = (len(sequences) + 1) // 2
-        self._batch_tokens = max(1, min(self._batch_tokens, scorer.cost(sequences[:half]).tokens))
-        return self._logits(scorer, items[:half]) + self._logits(scorer, items[half:])
+        self._size.ran_short(scorer.cost(sequences[:half]).tokens)
+        return [
+            logit for part in (items[:half], items[half:]) for logit in self._logits(scorer, part, goes_on=goes_on)
+        ]
 
-    def _fail_all(self, error: BaseException) -> None:
-        for job in self._jobs:
-            job.fail(error)
-        self._jobs.clear()
+    def _free_states(self) -> bool:
+        """Free what calls keep for their second pass, which is then computed again; whether there was any."""
+        holding = [job for job in self._jobs if job.states]
+        for job in holding:
+            job.drop_states()
+        return bool(holding)
+
+
+def _closed_too_early() -> RerankError:
+    return RerankerClosedError("the reranker was closed before these pairs were scored")

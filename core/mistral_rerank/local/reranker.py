@@ -6,15 +6,18 @@ import asyncio
 import functools
 import logging
 import weakref
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
-from mistral_rerank.local.engine import NO_ESTIMATES, Engine
+from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
-from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
 
 try:
+    import torch
+
     from mistral_rerank.local import checkpoint as checkpoints
     from mistral_rerank.local.cascade import Cascade
     from mistral_rerank.local.device import pick_device, pick_dtype
@@ -26,9 +29,8 @@ except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import torch
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from mistral_rerank.local.model import Begun
     from mistral_rerank.local.packing import PackedCost
@@ -120,6 +122,12 @@ class LocalReranker(Reranker):
             ),
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
+            in_child=None
+            if self.device.type == "cpu"
+            else SettingsError(
+                f"a model on {str(self.device)!r} cannot be used in a forked process; start workers with 'spawn' "
+                "instead of 'fork', or open the reranker after the fork and use no such device before it"
+            ),
         )
         weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights
 
@@ -134,26 +142,16 @@ class LocalReranker(Reranker):
 
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        check_pairs(pairs)
-        cascade = Cascade(pairs, self._contenders)
-        found = self._engine.estimate(cascade.crowded, overflow).result() if cascade.crowded else NO_ESTIMATES
-        lookup = self._cache.look_up(cascade.choose(found.scores), overflow)
-        missing = lookup.missing
-        scores = self._engine.submit(missing, overflow, begun=found.begun).result() if missing else []
-        return cascade.complete(lookup.complete(scores))
+        call = _Call(pairs, overflow, self._contenders, self._cache)
+        return call.complete(self._submit(call).result() if call.missing else [])
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        check_pairs(pairs)
-        cascade = Cascade(pairs, self._contenders)
-        found = NO_ESTIMATES
-        if cascade.crowded:
-            found = await asyncio.wrap_future(self._engine.estimate(cascade.crowded, overflow))
-        lookup = self._cache.look_up(cascade.choose(found.scores), overflow)
-        scores = []
-        if lookup.missing:
-            scores = await asyncio.wrap_future(self._engine.submit(lookup.missing, overflow, begun=found.begun))
-        return cascade.complete(lookup.complete(scores))
+        call = _Call(pairs, overflow, self._contenders, self._cache)
+        return call.complete(await asyncio.wrap_future(self._submit(call)) if call.missing else [])
+
+    def _submit(self, call: _Call) -> Future[list[Score]]:
+        return self._engine.submit(call.missing, call.overflow, choice=call if call.crowded else None)
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -167,6 +165,41 @@ class LocalReranker(Reranker):
         """Free the model; what other threads still wait for fails with RerankerClosedError."""
         self._engine.close()
         self._cache.clear()
+
+    async def aclose(self) -> None:
+        """`close` without blocking the event loop while a batch, or the model's load, comes to its end."""
+        await asyncio.wrap_future(self._engine.stop())
+        self._cache.clear()
+
+
+class _Call:
+    """One call: blank passages are left out, then scores that are cached; the cascade may choose before that.
+
+    Attributes:
+        overflow: as in `score_pairs`.
+        crowded: the pairs whose scores are estimated first.
+        missing: the pairs that the engine needs.
+
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, contenders: int | None, cache: ScoreCache
+    ) -> None:
+        self._texts = TextPairs(pairs)
+        self._cascade = Cascade(self._texts.pairs, contenders)
+        self._cache = cache
+        self.overflow = overflow
+        self.crowded = self._cascade.crowded
+        self.missing: Sequence[Pair] = self._texts.pairs if self.crowded else self.choose([])
+
+    def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
+        """Take the estimates and give the pairs to score."""
+        self._lookup = self._cache.look_up(self._cascade.choose(estimates), self.overflow)
+        return self._lookup.missing
+
+    def complete(self, scores: Sequence[Score]) -> list[Score]:
+        """Take the scores and give those of all pairs."""
+        return self._texts.complete(self._cascade.complete(self._lookup.complete(scores)))
 
 
 class LoadedCheckpoint:
@@ -230,6 +263,7 @@ class LoadedCheckpoint:
             quantization=quantization,
             estimates=early_exit or states,
         )
+        self._state_bytes = loaded.config.hidden_size * torch.float32.itemsize
         self._calibration = config.calibration
         self._early_exit: tuple[EarlyExit, int] | None = None
         if exit_config is not None:
@@ -241,14 +275,28 @@ class LoadedCheckpoint:
             self._early_exit = fitted.to(device), exit_config.layer
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)
 
+    @property
+    def state_bytes(self) -> int:
+        """What a hidden state takes that `estimates` keeps."""
+        return self._state_bytes
+
     def encode(
         self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
     ) -> list[EncodedPair]:
-        """Tokenize pairs, and say in the log how many passages had to be cut."""
-        encoded = self._tokenizer.encode(pairs, overflow, locate=locate)
-        if cut := sum(pair.tokens_left_out > 0 for pair in encoded):
-            logger.info("%d of %d passages were over the limit and were cut", cut, len(encoded))
-        return encoded
+        """See `PairTokenizer.encode`."""
+        return list(chain.from_iterable(self.slices(pairs, overflow, locate=locate)))
+
+    def slices(
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+    ) -> Iterator[list[EncodedPair]]:
+        """Tokenize pairs step by step, and say in the log how many passages had to be cut."""
+        cut = done = 0
+        for encoded in self._tokenizer.slices(pairs, overflow, locate=locate):
+            cut += sum(pair.tokens_left_out > 0 for pair in encoded)
+            done += len(encoded)
+            if cut and encoded and done == len(pairs):
+                logger.info("%d of %d passages were over the limit and were cut", cut, len(pairs))
+            yield encoded
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """See `RerankModel.plan`."""

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from mistral_rerank.forks import after_fork
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -27,6 +29,10 @@ class ScoreCache:
     def __init__(self, size: int) -> None:
         self._size = size
         self._scores: OrderedDict[bytes, Score] = OrderedDict()
+        self._make_lock()
+        after_fork(self._make_lock)
+
+    def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
     def look_up(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Lookup:

@@ -6,6 +6,8 @@ import random
 import threading
 from dataclasses import dataclass
 
+from mistral_rerank.forks import after_fork
+
 
 @dataclass(frozen=True, slots=True)
 class Retries:
@@ -39,8 +41,12 @@ class RateLimit:
 
     def __init__(self, per_minute: float | None) -> None:
         self._gap = 60.0 / per_minute if per_minute else 0.0
-        self._lock = threading.Lock()
         self._next = 0.0
+        self._make_lock()
+        after_fork(self._make_lock)
+
+    def _make_lock(self) -> None:
+        self._lock = threading.Lock()
 
     def reserve(self, now: float, *, before: float) -> float | None:
         """Take the next free moment; give the seconds until then. None if that is too late, and nothing is taken."""

@@ -18,11 +18,12 @@ from pydantic import SecretStr
 
 from mistral_rerank import __version__
 from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
+from mistral_rerank.forks import after_fork
 from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.exchange import Batch, Endpoint, Pause
 from mistral_rerank.remote.pace import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, TextPairs
 
 if TYPE_CHECKING:
     import ssl
@@ -157,8 +158,20 @@ class RemoteReranker(Reranker):
             async_transport=async_transport,
         )
         self._closed = threading.Event()
+        self._make_threads()
+        after_fork(self._start_anew)
+
+    def _make_threads(self) -> None:
         self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="mistral-rerank-remote")
-        weakref.finalize(self, _release, self._transport, self._threads)
+        self._finalizer = weakref.finalize(self, _release, self._transport, self._threads)
+
+    def _start_anew(self) -> None:
+        """Leave the parent's threads to the parent."""
+        is_closed, self._closed = self._closed.is_set(), threading.Event()
+        self._finalizer.detach()
+        self._make_threads()
+        if is_closed:
+            self.close()
 
     def __reduce__(self) -> tuple[functools.partial[RemoteReranker], tuple[()]]:
         """Pickle the settings, never the key."""
@@ -179,7 +192,8 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        check_pairs(pairs)
+        call = TextPairs(pairs)
+        pairs = call.pairs
         deadline = time.monotonic() + self._timeout
         found: list[Score | None] = [None] * len(pairs)
         stopped = threading.Event()
@@ -191,7 +205,8 @@ class RemoteReranker(Reranker):
                     batch, places = cut
                     running[self._start(batch, deadline, stopped)] = places
                 if not running:
-                    return self._endpoint.settled_scores([score for score in found if score is not None])
+                    scores = self._endpoint.settled_scores([score for score in found if score is not None])
+                    return call.complete(scores)
                 left = max(0.0, deadline - time.monotonic())
                 done = wait(running, timeout=left, return_when=FIRST_COMPLETED).done
                 if not done:
@@ -206,7 +221,8 @@ class RemoteReranker(Reranker):
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        check_pairs(pairs)
+        call = TextPairs(pairs)
+        pairs = call.pairs
         deadline = time.monotonic() + self._timeout
         found: list[Score | None] = [None] * len(pairs)
         cut = list(self._batches(pairs, overflow))
@@ -235,7 +251,8 @@ class RemoteReranker(Reranker):
             raise _first(group_error) from None
         except TimeoutError:
             raise self._late() from None
-        return self._endpoint.settled_scores([score for score in found if score is not None])
+        scores = self._endpoint.settled_scores([score for score in found if score is not None])
+        return call.complete(scores)
 
     def close(self) -> None:
         """Close the connections; waiting calls fail with RerankerClosedError."""

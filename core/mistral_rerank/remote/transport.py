@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from mistral_rerank.errors import EndpointUnreachableError, InvalidReplyError
+from mistral_rerank.forks import after_fork
 from mistral_rerank.protocols.urls import shown_url
 from mistral_rerank.remote.deadline import obey_deadlines, until
 from mistral_rerank.remote.environment import UNUSABLE, misconfigured
@@ -81,6 +82,11 @@ class Transport:
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
         }
         self._transport, self._async_transport = transport, async_transport
+        self._forget_clients()
+        after_fork(self._forget_clients)
+
+    def _forget_clients(self) -> None:
+        """Have no connections; in a forked child those of the parent are left to it, and not closed."""
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
