@@ -102,7 +102,7 @@ class SharedRerankers:
             if other[:2] == key[:2] == ("local", key[1]):
                 differing = [name for name, one, two in zip(LOCAL, key[2:], other[2:], strict=True) if one != two]
                 logger.warning(
-                    "%s is loaded already and will be loaded once more, because other settings are asked for: %s",
+                    "%s is open already and is loaded a second time, because these settings differ: %s",
                     key[1],
                     ", ".join(differing),
                 )

@@ -13,6 +13,7 @@ from mistral_rerank.local.engine import NO_ESTIMATES, Engine
 from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, check_pairs
+from mistral_rerank.values import plain
 
 try:
     from mistral_rerank.local import checkpoint as checkpoints
@@ -27,6 +28,7 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from os import PathLike
 
     import torch
 
@@ -71,10 +73,10 @@ class LocalReranker(Reranker):
 
     def __init__(
         self,
-        model: str = checkpoints.MINI,
+        model: str | PathLike[str] = checkpoints.MINI,
         *,
-        device: str = "auto",
-        dtype: str = "auto",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         quantization: Quantization | None = None,
         max_length: int | None = None,
         overflow: Overflow = "truncate",
@@ -83,6 +85,7 @@ class LocalReranker(Reranker):
         contenders: int | None = None,
         cache_size: int = 0,
     ) -> None:
+        model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
         self._model_name = model
         self._options = {
             "device": device,
