@@ -155,7 +155,7 @@ def _bundle(nodes: object, bundle: object, text: object) -> QueryBundle:
     """Make one query of the two ways to give it."""
     if bundle is not None and text is not None:
         raise InvalidInputError("give the query once, as query_str or as query_bundle")
-    if isinstance(nodes, (str, QueryBundle)):
+    if text is None and isinstance(nodes, (str, QueryBundle)) and not isinstance(bundle, QueryBundle):
         raise InvalidInputError(f"query and nodes are swapped; call {_CALL}")
     if bundle is not None and not isinstance(bundle, QueryBundle):
         hint = "give a string as query_str=..." if isinstance(bundle, str) else f"call {_CALL}"

@@ -93,12 +93,13 @@ class RerankerHolder(RerankSettings):
                 yield name, value
 
     def __getstate__(self) -> dict[Any, Any]:
-        held, self._held = self._held, None
+        fields, held, self._held = dict(self.__dict__), self._held, None
         try:
             state = super().__getstate__()
         finally:
+            self.__dict__.update(fields)  # LlamaIndex drops what cannot be pickled, from the living object too
             self._held = held
-        if self.reranker is not None and state["__dict__"].get("reranker") is None:  # LlamaIndex drops what fails
+        if self.reranker is not None and "reranker" not in state["__dict__"]:
             raise SettingsError(f"the reranker, a {type(self.reranker).__name__}, cannot be pickled; {_BY_SETTINGS}")
         return state
 

@@ -120,9 +120,7 @@ class RerankSettings(BaseModel):
             try:
                 super().__setattr__(name, value)
             except ValidationError as error:
-                raise SettingsError(describe(error)) from error
-            except ValueError as error:
-                raise SettingsError(f"{name}: no such option{suggest(name, type(self).model_fields)}") from error
+                raise SettingsError(describe(error, type(self).model_fields)) from error
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
@@ -226,7 +224,10 @@ def describe(error: ValidationError, known: Collection[str] = (), from_environme
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":  # its value may be a key under a misspelled name
+        if problem["type"] in {
+            "extra_forbidden",
+            "no_such_attribute",
+        }:  # its value may be a key under a misspelled name
             problems.append(f"{name}: no such option{suggest(name, known)}")
             continue
         source = f" (from {ENV_PREFIX}{name.upper()})" if name in from_environment else ""

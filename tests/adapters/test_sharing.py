@@ -60,7 +60,10 @@ def test_settings_of_the_other_backend_do_not_make_another_load(options):
 
 
 def test_mini_by_name_and_by_default_are_one_model():
-    assert LANGCHAIN(device="cpu", dtype="float32").use() is LLAMA_INDEX(model="mini", device="cpu", dtype="float32").use()
+    assert (
+        LANGCHAIN(device="cpu", dtype="float32").use()
+        is LLAMA_INDEX(model="mini", device="cpu", dtype="float32").use()
+    )
 
 
 def test_adapters_made_anew_for_each_request_load_the_model_once(options, loads):
