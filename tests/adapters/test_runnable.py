@@ -75,9 +75,11 @@ async def test_missing_keys_are_named(runnable, request_, said):
 
 def test_its_input_schema_names_query_and_documents(runnable):
     schema = runnable.get_input_jsonschema()
-    assert set(schema["required"]) == {"query", "documents"}
-    assert schema["properties"]["query"]["type"] == "string"
-    assert schema["properties"]["documents"]["type"] == "array"
+    request = schema["$defs"]["RerankRequest"]
+    assert schema["$ref"] == "#/$defs/RerankRequest"
+    assert set(request["required"]) == {"query", "documents"}
+    assert request["properties"]["query"]["type"] == "string"
+    assert request["properties"]["documents"]["type"] == "array"
 
 
 def test_other_keys_of_the_input_are_ignored(runnable):
