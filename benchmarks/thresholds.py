@@ -1,6 +1,6 @@
 """How many right and wrong passages a `min_score` keeps outside the training domains: questions about Python functions.
 
-Passages are docstrings of the standard library, their first 400 characters; candidates are BM25's first ten. Prints a table.
+Passages are the first 400 characters of docstrings, candidates BM25's first ten. Prints a table.
 
 pip install 'mistral-rerank[local,eval]'; python benchmarks/thresholds.py [MODEL]
 """
