@@ -1,4 +1,4 @@
-"""How many right and wrong passages a `min_score` keeps outside the training domains: questions about Python functions.
+"""How many right and wrong passages a `min_score` keeps outside the training domains: questions about Python.
 
 Passages are the first 400 characters of docstrings, candidates BM25's first ten. Prints a table.
 
