@@ -9,8 +9,21 @@ from mistral_rerank.adapters import RerankerHolder
 
 
 class MistralCrossEncoder(RerankerHolder, BaseCrossEncoder):
-    """Scores (query, text) pairs with the probability that the text answers the query."""
+    """Scores (query, text) pairs with the probability that the text answers the query.
+
+    CrossEncoderReranker(model=MistralCrossEncoder(), top_n=5)
+    """
 
     @override
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        return [score.probability for score in self.use().score_pairs(text_pairs)] if text_pairs else []
+        """Give a probability for each pair, in input order.
+
+        Args:
+            text_pairs: queries with texts.
+
+        Raises:
+            InvalidInputError: a text is not a string, or a query is blank.
+
+        """
+        pairs = list(text_pairs)
+        return [score.probability for score in self.use().score_pairs(pairs)] if pairs else []

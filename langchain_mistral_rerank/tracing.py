@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     Finish = Callable[[list[Document], list[RankedPassage]], list[Document]]
 
 
+class Run(TypedDict, total=False):
+    """How a run is traced: under whose run, and its name and id where they are not the usual ones."""
+
+    callbacks: Callbacks
+    name: str | None
+    run_id: UUID | None
+
+
 class _Call:
     """What a call was asked and what it answered, as LangChain and OpenInference want it."""
 
@@ -31,14 +39,15 @@ class _Call:
         self._compressor, self._query, self._documents = compressor, query, documents
         self._ranking: list[RankedPassage] = []
 
-    def start(self) -> dict[str, Any]:
+    def start(self, run: Run) -> dict[str, Any]:
         """Give the arguments of `on_chain_start`."""
         compressor = self._compressor
         facts = {"model": compressor.used_model, "top_n": compressor.top_n}
         return {
             "serialized": None,
             "inputs": {"query": self._query, "documents": list(self._documents), **facts},
-            "name": type(compressor).__name__,
+            "name": run.get("name") or type(compressor).__name__,
+            "run_id": run.get("run_id"),
             "run_type": compressor.trace_run_type,
         }
 
@@ -59,9 +68,7 @@ class _Call:
 
 
 @contextmanager
-def child_run(
-    callbacks: Callbacks, compressor: MistralRerank, query: str, documents: Sequence[Document]
-) -> Iterator[Finish]:
+def child_run(run: Run, compressor: MistralRerank, query: str, documents: Sequence[Document]) -> Iterator[Finish]:
     """Trace one call; what it raises ends the run as an error.
 
     Yields:
@@ -69,29 +76,31 @@ def child_run(
 
     """
     call = _Call(compressor, query, documents)
-    run = CallbackManager.configure(inheritable_callbacks=callbacks).on_chain_start(**call.start())
+    manager = CallbackManager.configure(inheritable_callbacks=run.get("callbacks"))
+    started = manager.on_chain_start(**call.start(run))
     try:
         yield call.finish
     except BaseException as error:
-        call.annotate(run.run_id)
-        run.on_chain_error(error)
+        call.annotate(started.run_id)
+        started.on_chain_error(error)
         raise
-    call.annotate(run.run_id)
-    run.on_chain_end(call.outputs)
+    call.annotate(started.run_id)
+    started.on_chain_end(call.outputs)
 
 
 @asynccontextmanager
 async def achild_run(
-    callbacks: Callbacks, compressor: MistralRerank, query: str, documents: Sequence[Document]
+    run: Run, compressor: MistralRerank, query: str, documents: Sequence[Document]
 ) -> AsyncIterator[Finish]:
     """`child_run` with asynchronous callbacks; cancellation ends the run as an error too."""
     call = _Call(compressor, query, documents)
-    run = await AsyncCallbackManager.configure(inheritable_callbacks=callbacks).on_chain_start(**call.start())
+    manager = AsyncCallbackManager.configure(inheritable_callbacks=run.get("callbacks"))
+    started = await manager.on_chain_start(**call.start(run))
     try:
         yield call.finish
     except BaseException as error:
-        call.annotate(run.run_id)
-        await run.on_chain_error(error)
+        call.annotate(started.run_id)
+        await started.on_chain_error(error)
         raise
-    call.annotate(run.run_id)
-    await run.on_chain_end(call.outputs)
+    call.annotate(started.run_id)
+    await started.on_chain_end(call.outputs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from copy import deepcopy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from llama_index.core.callbacks import CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]  # its __init__ lacks __all__
@@ -14,11 +13,11 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import Field
 from typing_extensions import override
 
-from mistral_rerank.adapters import RerankOptions, check_items
+from mistral_rerank.adapters import RerankOptions, copy_metadata
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from mistral_rerank import RankedPassage
 
@@ -34,7 +33,15 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
 
     Each returned `NodeWithScore` is new; it holds the input's node, untouched, and its probability as `score`.
     A node without text is scored as an empty passage.
+
+    Raises:
+        SettingsError: an option is not known, or a value does not fit; also on assignment.
+
     """
+
+    _item: ClassVar[type] = NodeWithScore
+    _how_to_wrap: ClassVar[str] = "wrap the node: NodeWithScore(node=...)"
+    _not_compared: ClassVar[frozenset[str]] = frozenset({"callback_manager"})
 
     metadata_mode: MetadataMode = Field(
         default=MetadataMode.EMBED, description="which metadata the model reads with the text"
@@ -50,10 +57,51 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         return "MistralRerank"
 
     @override
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """Give the options, without the key, for `from_dict`.
+
+        Raises:
+            SettingsError: it would lose a `reranker`.
+
+        """
+        self._check_dump()
+        return super().to_dict(**kwargs)
+
+    @override
+    def postprocess_nodes(
+        self, nodes: Iterable[NodeWithScore], query_bundle: QueryBundle | None = None, query_str: str | None = None
+    ) -> list[NodeWithScore]:
+        """Put the nodes that answer the query first, and keep `top_n` of them.
+
+        Args:
+            nodes: what a retriever found.
+            query_bundle: the question.
+            query_str: the same as a string; one of the two.
+
+        Returns:
+            The nodes in new wrappers, best first, with their probability as `score`.
+
+        Raises:
+            InvalidInputError: there is no query or a blank one, or a node is no NodeWithScore.
+            RerankError: one of its kinds, where the model or the endpoint fails.
+
+        """
+        bundle = _bundle(nodes, query_bundle, query_str)
+        return self._postprocess_nodes(self._checked(bundle.query_str, nodes, _CALL), bundle)
+
+    @override
+    async def apostprocess_nodes(
+        self, nodes: Iterable[NodeWithScore], query_bundle: QueryBundle | None = None, query_str: str | None = None
+    ) -> list[NodeWithScore]:
+        """`postprocess_nodes` without blocking the event loop."""
+        bundle = _bundle(nodes, query_bundle, query_str)
+        return await self._apostprocess_nodes(self._checked(bundle.query_str, nodes, _CALL), bundle)
+
+    @override
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
+        query = _with_text(query_bundle).query_str
         with self._events(query, nodes) as found:
             found += self._reordered(nodes, self.rerank(query, nodes))
         return found
@@ -63,7 +111,7 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        query = _query(query_bundle)
+        query = _with_text(query_bundle).query_str
         with self._events(query, nodes) as found:
             found += self._reordered(nodes, await self.arerank(query, nodes))
         return found
@@ -71,7 +119,6 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
     @contextmanager
     def _events(self, query: str, nodes: list[NodeWithScore]) -> Iterator[list[NodeWithScore]]:
         """Tell LlamaIndex's instrumentation and callbacks of one call; every start gets its end."""
-        check_items(nodes, NodeWithScore, "wrap the node: NodeWithScore(node=...)")
         top_n = len(nodes) if self.top_n is None else self.top_n
         found: list[NodeWithScore] = []
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.used_model))
@@ -88,9 +135,9 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=found))
 
-    def _texts(self, items: Sequence[NodeWithScore]) -> list[str]:
-        check_items(items, NodeWithScore, "wrap the node: NodeWithScore(node=...)")
-        return [_as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode) for item in items]
+    @override
+    def _text(self, item: NodeWithScore) -> str:
+        return _as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode)
 
     def _reordered(self, nodes: list[NodeWithScore], ranking: list[RankedPassage]) -> list[NodeWithScore]:
         found = []
@@ -101,10 +148,25 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         return found
 
 
-def _query(query_bundle: QueryBundle | None) -> str:
-    if query_bundle is None or not query_bundle.query_str.strip():
+_CALL = "postprocess_nodes(nodes, query_str=...)"
+
+
+def _bundle(nodes: object, bundle: object, text: object) -> QueryBundle:
+    """Make one query of the two ways to give it."""
+    if bundle is not None and text is not None:
+        raise InvalidInputError("give the query once, as query_str or as query_bundle")
+    if text is None and isinstance(nodes, (str, QueryBundle)) and not isinstance(bundle, QueryBundle):
+        raise InvalidInputError(f"query and nodes are swapped; call {_CALL}")
+    if bundle is not None and not isinstance(bundle, QueryBundle):
+        hint = "give a string as query_str=..." if isinstance(bundle, str) else f"call {_CALL}"
+        raise InvalidInputError(f"query_bundle is a {type(bundle).__name__}, expected a QueryBundle; {hint}")
+    return _with_text(QueryBundle(text) if isinstance(text, str) else bundle)
+
+
+def _with_text(bundle: QueryBundle | None) -> QueryBundle:
+    if bundle is None or not isinstance(bundle.query_str, str) or not bundle.query_str.strip():
         raise InvalidInputError("reranking needs a query; pass query_str='...' or a QueryBundle with text")
-    return query_bundle.query_str
+    return bundle
 
 
 def _with_retrieval_score(item: NodeWithScore) -> BaseNode:
@@ -112,7 +174,7 @@ def _with_retrieval_score(item: NodeWithScore) -> BaseNode:
     node = _as_retrieved(item.node)
     return node.model_copy(
         update={
-            "metadata": deepcopy(node.metadata) | {RETRIEVAL_SCORE: item.score},
+            "metadata": copy_metadata(node.metadata) | {RETRIEVAL_SCORE: item.score},
             "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, RETRIEVAL_SCORE],
             "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, RETRIEVAL_SCORE],
         }

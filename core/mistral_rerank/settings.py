@@ -6,20 +6,29 @@ so a program moves to another model or device without a change of code.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.reranker import Overflow, Quantization
+from mistral_rerank.suggestions import suggest
+from mistral_rerank.values import plain
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+    from os import PathLike
+
     from mistral_rerank.reranker import Reranker
 
 ENV_PREFIX = "MISTRAL_RERANK_"
+OTHER_VARIABLES = ("api_key", "cache", "embeddings_api_key")
+OTHER_PREFIXES = ("MISTRAL_RERANK_SERVER_", "MISTRAL_RERANK_CLUSTER_")
 DEFAULT_MODEL = "mini"
 
 
@@ -31,10 +40,6 @@ def environment_field(variable: str, default: object, description: str, **constr
         description=description,
         **constraints,
     )
-
-
-def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
-    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
 
 
 def _header_pairs(value: object) -> object:
@@ -56,6 +61,11 @@ class RerankSettings(BaseModel):
     """Which model, where it runs, and how it reads long passages.
 
     `backend` alone moves from this machine to an endpoint and back: the settings of the other one are ignored.
+    Paths, numpy numbers, `torch.device` and `torch.dtype` are taken where a string or a number is.
+
+    Raises:
+        SettingsError: an option is not known, or a value does not fit; also on assignment.
+
     """
 
     model_config = ConfigDict(
@@ -63,55 +73,99 @@ class RerankSettings(BaseModel):
         validate_assignment=True,
         protected_namespaces=(),
         hide_input_in_errors=True,  # a key under a misspelled name
+        json_schema_extra=lambda schema: schema.update(description=str(schema["description"]).split("\n\n")[0]),
     )
 
-    backend: Literal["local", "remote"] = _setting("backend", "local", "this machine, or an HTTP endpoint")
-    model: str | None = _setting(
-        "model", None, "mini (local default), a checkpoint folder, a hub id, or a name at the endpoint"
+    backend: Literal["local", "remote"] = Field("local", description="this machine, or an HTTP endpoint")
+    model: str | None = Field(
+        None, description="mini (local default), a checkpoint folder, a hub id, or a name at the endpoint"
     )
-    base: str | None = _setting(
-        "base", None, "under an adapter that was trained on a folder: that folder, or a hub id"
+    base: str | None = Field(
+        None, description="under an adapter that was trained on a folder: that folder, or a hub id"
     )
-    device: str = _setting("device", "auto", "auto, cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _setting(
-        "dtype", "auto", "auto is bfloat16 where the hardware multiplies it"
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto is bfloat16 where the hardware multiplies it"
     )
-    quantization: Quantization | None = _setting(
-        "quantization", None, "int8: faster on a CPU with VNNI instructions; nf4: weights in 4 bits; other scores"
+    quantization: Quantization | None = Field(
+        None, description="int8: faster on a CPU with VNNI instructions; nf4: weights in 4 bits; other scores"
     )
-    max_length: int | None = _setting("max_length", None, "most tokens of a pair; default: the checkpoint's", ge=8)
-    overflow: Overflow = _setting("overflow", "truncate", "what happens to a passage over the limit")
-    batch_tokens: int | None = _setting("batch_tokens", None, "most tokens that a batch computes", ge=1)
-    share_batches: bool | None = _setting(
-        "share_batches", None, "whether concurrent calls may share batches; default: on accelerators"
+    max_length: int | None = Field(None, ge=8, description="most tokens of a pair; default: the checkpoint's")
+    overflow: Overflow = Field("truncate", description="what happens to a passage over the limit")
+    batch_tokens: int | None = Field(None, ge=1, description="most tokens that a batch computes")
+    share_batches: bool | None = Field(
+        None, description="whether concurrent calls may share batches; default: on accelerators"
     )
-    contenders: int | None = _setting(
-        "contenders", None, "passages of a question that are read to the end, chosen by the lower layers", ge=1
+    contenders: int | None = Field(
+        None, ge=1, description="passages of a question that are read to the end, chosen by the lower layers"
     )
-    cache_size: int = _setting("cache_size", 0, "pairs whose scores are kept for the next time", ge=0)
-    base_url: str | None = _setting("base_url", None, "the endpoint's; default: the vendor's own")
-    protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = _setting(
-        "protocol", "auto", "the contract that the endpoint speaks; auto finds out"
+    cache_size: int = Field(0, ge=0, description="pairs whose scores are kept for the next time")
+    base_url: str | None = Field(None, description="the endpoint's; default: the vendor's own")
+    protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = Field(
+        "auto", description="the contract that the endpoint speaks; auto finds out"
     )
     api_key: SecretStr | None = Field(
-        default=None,
+        None,
         exclude=True,
         description="default: MISTRAL_RERANK_API_KEY; at a vendor's hosts its variable, such as NVIDIA_API_KEY",
     )
     headers: Headers = Field(
-        default_factory=lambda: os.environ.get(ENV_PREFIX + "HEADERS") or (),
-        validate_default=True,
+        (),
         exclude=True,
         description='sent to base_url with every request; from the environment as JSON, like {"api-key": "..."}',
     )
-    timeout: float = _setting("timeout", 120.0, "seconds that a remote call may take in all", gt=0)
-    retries: int = _setting("retries", 2, "how often a failed request is sent again", ge=0)
-    max_passages: int | None = _setting("max_passages", None, "most passages of a request; default: as allowed", ge=1)
-    max_concurrency: int = _setting("max_concurrency", 8, "most requests of one call at once", ge=1)
-    requests_per_minute: float | None = _setting("requests_per_minute", None, "most requests a minute", gt=0)
-    score_unit: Literal["auto", "logit", "probability"] = _setting(
-        "score_unit", "auto", "what the endpoint's scores are; auto goes by its contract"
+    timeout: float = Field(120.0, gt=0, description="seconds that a remote call may take in all")
+    retries: int = Field(2, ge=0, description="how often a failed request is sent again")
+    max_passages: int | None = Field(None, ge=1, description="most passages of a request; default: as allowed")
+    max_concurrency: int = Field(8, ge=1, description="most requests of one call at once")
+    requests_per_minute: float | None = Field(None, gt=0, description="most requests a minute")
+    score_unit: Literal["auto", "logit", "probability"] = Field(
+        "auto", description="what the endpoint's scores are; auto goes by its contract"
     )
+
+    if not TYPE_CHECKING:  # type checkers go by the fields
+
+        def __init__(self, /, **given: Any) -> None:
+            known = type(self).model_fields
+            from_environment = {
+                name: value
+                for name in RerankSettings.model_fields
+                if name not in {"api_key", *given} and (value := os.environ.get(ENV_PREFIX + name.upper()))
+            }
+            try:
+                super().__init__(**from_environment, **given)
+            except ValidationError as error:
+                raise SettingsError(describe(error, known, from_environment)) from error
+            variables = {*RerankSettings.model_fields, *OTHER_VARIABLES}
+            warn_of_unknown_variables(ENV_PREFIX, variables, others=OTHER_PREFIXES)
+            if "backend" not in self.model_fields_set:
+                self._warn_of_an_endpoint_that_is_not_used()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                raise SettingsError(describe(error, type(self).model_fields)) from error
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        _document(cls)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain(cls, value: object) -> object:
+        return plain(value)
+
+    def _warn_of_an_endpoint_that_is_not_used(self) -> None:
+        for name in ("base_url", "protocol", "api_key", "headers"):
+            if name in self.model_fields_set and getattr(self, name) not in {None, "auto", ()}:
+                warnings.warn(
+                    f"{name} is set and backend is not, so the model runs on this machine; "
+                    "give backend='remote' (or MISTRAL_RERANK_BACKEND=remote) to use the endpoint",
+                    stacklevel=3,
+                )
+                return
 
     @property
     def named_model(self) -> str:
@@ -167,7 +221,7 @@ REMOTE = (
 )
 
 
-def open_reranker(model: str | None = None, **settings: Any) -> Reranker:
+def open_reranker(model: str | PathLike[str] | None = None, **settings: Any) -> Reranker:
     """Open a reranker.
 
         reranker = open_reranker("mini")
@@ -182,22 +236,65 @@ def open_reranker(model: str | None = None, **settings: Any) -> Reranker:
         SettingsError: a setting is not known or does not fit.
 
     """
-    given = settings if model is None else {"model": model, **settings}
-    try:
-        return RerankSettings(**given).open()
-    except ValidationError as error:
-        raise SettingsError(describe(error)) from error
+    return RerankSettings(**(settings if model is None else {"model": model, **settings})).open()
 
 
 SECRETS = frozenset({"api_key", "api_keys", "headers"})
 
 
-def describe(error: ValidationError) -> str:
-    """Say in one line what is wrong with which setting."""
+def describe(error: ValidationError, known: Collection[str] = (), from_environment: Collection[str] = ()) -> str:
+    """Say in one line what is wrong with which setting.
+
+    Args:
+        error: pydantic's.
+        known: the options that there are, to suggest one for a name that is not known.
+        from_environment: the settings whose values came from environment variables.
+
+    """
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
-        may_be_secret = problem["type"] == "extra_forbidden" or not SECRETS.isdisjoint(problem["loc"])
-        given = "" if may_be_secret else f" (given: {problem['input']!r})"
-        problems.append(f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
+        if problem["type"] in {"extra_forbidden", "no_such_attribute"}:  # may be a key under a misspelled name
+            problems.append(f"{name}: no such option{suggest(name, known)}")
+            continue
+        source = f" (from {ENV_PREFIX}{name.upper()})" if name in from_environment else ""
+        given = "" if not SECRETS.isdisjoint(problem["loc"]) else f" (given: {problem['input']!r})"
+        problems.append(f"{name}{source}: {problem['msg'][0].lower()}{problem['msg'][1:]}{given}")
     return "; ".join(problems)
+
+
+def warn_of_unknown_variables(
+    prefix: str, known: Collection[str], *, others: tuple[str, ...] = (), stacklevel: int = 2
+) -> None:
+    """Warn of environment variables that begin with `prefix` and name no setting.
+
+    Args:
+        prefix: such as `MISTRAL_RERANK_`.
+        known: names of settings, in lower case, without the prefix.
+        others: longer prefixes that are read elsewhere.
+        stacklevel: where the warning points to; 1 is the caller.
+
+    """
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(prefix).lower()
+        if not variable.startswith(prefix) or variable.startswith(others) or name in known:
+            continue
+        warnings.warn(
+            f"the environment variable {variable} is not read{suggest(name, known)}", stacklevel=stacklevel + 1
+        )
+
+
+def _document(settings: type[RerankSettings]) -> None:
+    """Give a class a docstring and a signature that `help` shows well: its own options first, with what they mean."""
+    fields = settings.model_fields
+    names = sorted(fields, key=lambda name: (fields[name].description is None, name in RerankSettings.model_fields))
+    arguments = [f"    {name}: {fields[name].description}" for name in names if fields[name].description]
+    head, raises, tail = inspect.cleandoc(settings.__doc__ or "").partition("\n\nRaises:")
+    settings.__doc__ = "\n".join([head, "", "Args:", *arguments]) + raises + tail
+    known = inspect.signature(settings).parameters
+    settings.__signature__ = inspect.Signature(
+        [known[name].replace(annotation=fields[name].annotation) for name in names]  # without its constraints
+    )
+
+
+_document(RerankSettings)

@@ -10,10 +10,9 @@ from langchain_core.load import dumps, loads
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import create_retriever_tool
 from langgraph.graph import END, START, StateGraph
-from pydantic import ValidationError
 
 from langchain_mistral_rerank import MistralCrossEncoder, MistralRerank
-from mistral_rerank import InvalidInputError
+from mistral_rerank import InvalidInputError, SettingsError
 
 
 class Note(Document):
@@ -72,7 +71,7 @@ async def test_an_empty_list_loads_no_model():
 
 @pytest.mark.parametrize("options", [{"topn": 3}, {"top_n": -1}, {"min_score": 2}, {"dtype": "int7"}])
 def test_options_that_do_not_fit_are_refused(options):
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingsError):
         MistralRerank(**options)
 
 

@@ -10,10 +10,9 @@ from llama_index.core.response_synthesizers import ResponseMode, get_response_sy
 from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import ImageNode, MetadataMode, Node, NodeWithScore, TextNode
 from llama_index.core.tools import RetrieverTool
-from pydantic import ValidationError
 
 from llama_index_mistral_rerank import MistralRerank
-from mistral_rerank import InvalidInputError
+from mistral_rerank import InvalidInputError, SettingsError
 
 
 @pytest.fixture
@@ -73,7 +72,7 @@ def test_a_missing_query_and_a_wrong_element_are_refused(length_reranker, nodes)
 
 @pytest.mark.parametrize("options", [{"topn": 3}, {"top_n": -1}, {"metadata_mode": "some"}])
 def test_options_that_do_not_fit_are_refused(options):
-    with pytest.raises(ValidationError):
+    with pytest.raises(SettingsError):
         MistralRerank(**options)
 
 

@@ -89,6 +89,7 @@ def test_two_adapters_on_one_model_share_its_weights(tiny):
     assert one.use() is not other.use()
     assert one.model_copy().use() is copy.deepcopy(two).use() is one.use()
     held = weakref.ref(one.use())
+    one.unload()
     del one, two
     gc.collect()
     assert held() is None
@@ -195,7 +196,7 @@ async def test_opening_the_reranker_does_not_block_the_event_loop(adapter, monke
 
     opened_on = []
     monkeypatch.setattr(adapter, "open", opens)
-    mine = adapter(model="opened in another thread")
+    mine = adapter(model=f"opened in another thread by {adapter.__module__}")
     assert len(await acall(mine, ["a", "bb"])) == len(await acall(mine, ["a", "bb"])) == 2
     assert len(opened_on) == 1
     assert opened_on[0] is not threading.current_thread()

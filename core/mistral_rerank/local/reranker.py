@@ -14,6 +14,7 @@ from mistral_rerank.local.engine import Engine
 from mistral_rerank.local.score_cache import ScoreCache
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
+from mistral_rerank.values import plain
 
 try:
     import torch
@@ -31,6 +32,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
+    from os import PathLike
 
     from mistral_rerank.local.model import Begun
     from mistral_rerank.local.packing import PackedCost
@@ -75,11 +77,11 @@ class LocalReranker(Reranker):
 
     def __init__(
         self,
-        model: str = checkpoints.MINI,
+        model: str | PathLike[str] = checkpoints.MINI,
         *,
-        base: str | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
+        base: str | PathLike[str] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
         quantization: Quantization | None = None,
         max_length: int | None = None,
         overflow: Overflow = "truncate",
@@ -88,6 +90,8 @@ class LocalReranker(Reranker):
         contenders: int | None = None,
         cache_size: int = 0,
     ) -> None:
+        model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
+        base = None if base is None else str(plain(base))
         self._model_name = model
         self._options = {
             "base": base,

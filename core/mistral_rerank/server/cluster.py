@@ -19,7 +19,7 @@ from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.run import DRAIN_SECONDS, LOOPBACK
 from mistral_rerank.server.settings import ServerSettings
-from mistral_rerank.settings import RerankSettings, environment_field
+from mistral_rerank.settings import RerankSettings, environment_field, warn_of_unknown_variables
 
 try:
     import ray
@@ -58,6 +58,12 @@ class ClusterSettings(BaseModel):
     )
     cpus: float = _setting("cpus", 1.0, "CPUs that a replica takes", ge=0)
     gpus: float = _setting("gpus", 0.0, "GPUs that a replica takes; 0.5 for two replicas on one", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_environment(cls, values: object) -> object:
+        warn_of_unknown_variables(ENV_PREFIX, cls.model_fields)
+        return values
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:

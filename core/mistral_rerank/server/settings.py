@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
-from mistral_rerank.settings import environment_field
+from mistral_rerank.settings import environment_field, warn_of_unknown_variables
 
 ENV_PREFIX = "MISTRAL_RERANK_SERVER_"
 
@@ -37,6 +37,12 @@ class ServerSettings(BaseModel):
     timeout: float = _setting("timeout", 120.0, "seconds after which a request gets a 504", gt=0)
     telemetry: bool = _setting("telemetry", False, "an OpenTelemetry span of each request and ranking, without texts")
     strict: bool = _setting("strict", False, "refuse fields that the contract does not name, as NIM 2 does")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_environment(cls, values: object) -> object:
+        warn_of_unknown_variables(ENV_PREFIX, cls.model_fields)
+        return values
 
     @field_validator("aliases", "api_keys", "cors_origins", mode="before")
     @classmethod

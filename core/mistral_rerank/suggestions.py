@@ -1,0 +1,60 @@
+"""What an unknown option was probably meant to be: a slip of the keyboard, or another reranker's name for it."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+PEER_NAMES = {
+    "api_base": "base_url",
+    "auth_token": "api_key",
+    "batch_size": "batch_tokens",
+    "cohere_api_key": "api_key",
+    "context_size": "max_length",
+    "endpoint": "base_url",
+    "jina_api_key": "api_key",
+    "k": "top_n",
+    "max_batch_size": "max_passages",
+    "max_retries": "retries",
+    "max_tokens_per_doc": "max_length",
+    "model_id": "model",
+    "model_id_or_path": "model",
+    "model_name": "model",
+    "model_name_or_path": "model",
+    "nvidia_api_key": "api_key",
+    "nvidia_base_url": "base_url",
+    "pinecone_api_key": "api_key",
+    "rank_fields": "metadata_keys",
+    "request_timeout": "timeout",
+    "score_threshold": "min_score",
+    "similarity_cutoff": "min_score",
+    "similarity_top_k": "top_n",
+    "threshold": "min_score",
+    "top_k": "top_n",
+    "torch_dtype": "dtype",
+    "truncate": "overflow",
+    "truncate_text": "overflow",
+    "truncation": "overflow",
+    "url": "base_url",
+    "use_fp16": "dtype",
+    "voyage_api_key": "api_key",
+}
+"""Options of NVIDIARerank, CohereRerank, VoyageAIRerank, SentenceTransformerRerank and others, and ours."""
+
+RANKING_OPTIONS = ("top_n", "min_score")
+"""Arguments of `rank`, and options of an adapter."""
+
+
+def suggest(name: str, known: Collection[str]) -> str:
+    """Say which of `known` was probably meant, as the end of a message, or "" without a guess."""
+    lower = name.lower()
+    close = get_close_matches(lower, [*known, *RANKING_OPTIONS], n=1, cutoff=0.7)
+    meant = PEER_NAMES.get(lower) or (close[0] if close else None)
+    if meant in known:
+        return f"; did you mean {meant}?"
+    if meant in RANKING_OPTIONS:
+        return f"; {meant} is an option of an adapter or an argument of rank()"
+    return ""
