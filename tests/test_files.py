@@ -4,7 +4,9 @@ import json
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.files import BLOCK, read_passages, replacing, score_file, score_lines
+from mistral_rerank.files import replacement, replacing, write_json
+from mistral_rerank.pairs import BLOCK, score_file, score_lines
+from mistral_rerank.passages import read_passages
 
 
 def pairs_text(count):

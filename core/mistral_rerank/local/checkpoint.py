@@ -121,7 +121,7 @@ def read_config(folder: Path) -> CheckpointConfig:
         raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
     if (folder / RERANK_JSON).is_file():
         try:
-            return CheckpointConfig.model_validate_json((folder / RERANK_JSON).read_text("utf-8"))
+            return CheckpointConfig.model_validate_json((folder / RERANK_JSON).read_text("utf-8-sig"))
         except ValidationError as error:
             raise CheckpointError(f"{folder / RERANK_JSON} is not usable: {error}") from error
     if not adapter.is_file():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, SettingsError
-from mistral_rerank.files import replacing
+from mistral_rerank.files import replacement, replacing
 from mistral_rerank.local.bases import independent
 from mistral_rerank.local.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
 from mistral_rerank.local.early_exit import write_early_exit
@@ -67,22 +66,19 @@ def store_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Pat
 @contextmanager
 def _amended(folder: Path, out: Path | None) -> Iterator[Path]:
     """Give the folder to change: the checkpoint itself, or a copy that becomes `out` at the end."""
-    target = folder if out is None else out.with_name(f"{out.name}.{os.getpid()}")
     try:
-        if out is not None:
+        if out is None:
+            yield folder
+            return
+        with replacement(out) as target:
             shutil.copytree(folder, target)
             config = read_config(target)
             if config.base is not None:
                 base = independent(config.base, relative_to=folder)
                 _write_config(config.model_copy(update={"base": base}), target)
-        yield target
-        if out is not None:
-            target.replace(out)
+            yield target
     except OSError as error:
         raise CheckpointError(f"{out or folder} cannot be written: {error.strerror}") from error
-    finally:
-        if out is not None:
-            shutil.rmtree(target, ignore_errors=True)
 
 
 def _write_config(config: CheckpointConfig, folder: Path) -> None:
