@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 JSON_LINES = (".jsonl", ".ndjson")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 REFUSED = frozenset(
-    ".7z .arrow .avro .bz2 .db .doc .docx .eml .epub .feather .htm .html .odt .orc .parquet .pdf .pickle .pkl .ppt .pptx "
-    ".rtf .sqlite .tar .toml .xls .xlsx .xml .xz .yaml .yml .zip .zst".split()
+    {
+        *(".7z", ".arrow", ".avro", ".bz2", ".db", ".doc", ".docx", ".eml", ".epub", ".feather", ".htm", ".html"),
+        *(".odt", ".orc", ".parquet", ".pdf", ".pickle", ".pkl", ".ppt", ".pptx", ".rtf", ".sqlite", ".tar", ".toml"),
+        *(".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"),
+    }
 )
 """Formats whose lines are no passages."""
 FORMATS = "lines of text, JSON lines (.jsonl), JSON (.json), .csv and .tsv, plain or .gz"

@@ -147,7 +147,7 @@ def _opened(file: Path) -> AbstractContextManager[BinaryIO]:
 @contextmanager
 def _not_closed() -> Iterator[BinaryIO]:
     """Give standard input under a second number, so that closing it leaves the first open."""
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:  # noqa: PTH123
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
         yield raw
 
 

@@ -100,7 +100,7 @@ def _read_qrels(file: Path) -> dict[str, dict[str, int]]:
             query, passage, grade = row
             value = float(grade)
             if not value.is_integer():
-                raise ValueError(grade)  # noqa: TRY301
+                raise ValueError(grade)
         except ValueError as error:
             raise InvalidInputError(
                 f"{file}:{number}: expected query-id, corpus-id, score (a whole number), separated by tabs"
