@@ -41,7 +41,7 @@ def write_checkpoint(folder: str, **shape: int) -> None:
 
 def memory_gib(which: str = "VmHWM") -> float:
     """Give the resident memory of this process, the largest so far ("VmHWM") or that of now ("VmRSS")."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text("utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith(which)]
     return int(line.split()[1]) / 2**20
 

@@ -57,7 +57,7 @@ def measure(title: str, name: str, folder: str, *, passages: int, **settings: ob
 
 def memory_now() -> int:
     """Give the resident memory of this process in MiB."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text("utf-8")
     (line,) = [line for line in status.splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) // 1024
 

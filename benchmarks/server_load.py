@@ -130,7 +130,9 @@ def a_server(model: str, share: bool, batch_tokens: int, forward_ms: float) -> I
 
 def memory(pid: int) -> float:
     """Give the resident memory of a process, in MiB."""
-    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")]
+    (line,) = [
+        line for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if line.startswith("VmRSS")
+    ]
     return int(line.split()[1]) / 1024
 
 

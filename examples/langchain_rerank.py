@@ -35,9 +35,9 @@ class WordCounts(Embeddings):
 
 def main() -> None:
     """Print a table of the first document before and after, and how many of all questions it answers."""
-    corpus = [json.loads(line) for line in (FACTS / "corpus.jsonl").read_text().splitlines()]
-    queries = [json.loads(line) for line in (FACTS / "queries.jsonl").read_text().splitlines()]
-    judged = [line.split("\t") for line in (FACTS / "qrels" / "test.tsv").read_text().splitlines()[1:]]
+    corpus = [json.loads(line) for line in (FACTS / "corpus.jsonl").read_text("utf-8").splitlines()]
+    queries = [json.loads(line) for line in (FACTS / "queries.jsonl").read_text("utf-8").splitlines()]
+    judged = [line.split("\t") for line in (FACTS / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]]
     answers = {query: passage for query, passage, _ in judged}
 
     store = InMemoryVectorStore(WordCounts())

@@ -18,9 +18,9 @@ FACTS = Path(__file__).parent / "facts"
 
 def main() -> None:
     """Print a table of the first node before and after, and how many of all questions it answers."""
-    corpus = [json.loads(line) for line in (FACTS / "corpus.jsonl").read_text().splitlines()]
-    queries = [json.loads(line) for line in (FACTS / "queries.jsonl").read_text().splitlines()]
-    judged = [line.split("\t") for line in (FACTS / "qrels" / "test.tsv").read_text().splitlines()[1:]]
+    corpus = [json.loads(line) for line in (FACTS / "corpus.jsonl").read_text("utf-8").splitlines()]
+    queries = [json.loads(line) for line in (FACTS / "queries.jsonl").read_text("utf-8").splitlines()]
+    judged = [line.split("\t") for line in (FACTS / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]]
     answers = {query: passage for query, passage, _ in judged}
 
     nodes = [TextNode(id_=p["_id"], text=p["text"], metadata={"title": p["title"]}) for p in corpus]

@@ -1,10 +1,13 @@
 import io
 import json
+import os
+import threading
 
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.files import BLOCK, read_passages, replacing, score_file, score_lines
+from mistral_rerank.files import replacement, replacing, write_json
+from mistral_rerank.pairs import BLOCK, score_file, score_lines
 
 
 def pairs_text(count):
@@ -21,23 +24,6 @@ def read(path):
 
 def nothing(_):
     pass
-
-
-def test_passages_are_lines_or_json_objects(length_reranker):
-    assert [passage.text for passage in read_passages(["one\n", "\n", "  two \n"], "notes.txt")] == [
-        "one",
-        "two",
-    ]
-    (passage,) = read_passages(['{"_id": 7, "title": "T", "text": "x"}\n'], "stdin")
-    assert (passage.text, passage.record["_id"]) == ("T x", 7)
-    assert read_passages(["{not json\n"], "stdin")[0].text == "{not json"
-
-
-def test_a_wrong_line_is_named():
-    with pytest.raises(InvalidInputError, match="c.jsonl:2: not JSON"):
-        read_passages(['{"text": "x"}', "{"], "c.jsonl")
-    with pytest.raises(InvalidInputError, match="c.jsonl:1: expected a JSON object with the string 'text'"):
-        read_passages(['{"text": 3}'], "c.jsonl")
 
 
 def test_scores_are_added_to_the_records(length_reranker):
@@ -131,3 +117,51 @@ def test_an_existing_result_is_not_overwritten(tmp_path, length_reranker):
             length_reranker, io.StringIO(pairs_text(3)), "p", tmp_path / "s.jsonl", settings={}, progress=nothing
         )
     assert (tmp_path / "s.jsonl").read_text() == "kept"
+
+
+def test_threads_that_write_one_file_each_leave_it_whole(tmp_path):
+    file, barrier, failures = tmp_path / "kept.json", threading.Barrier(8), []
+
+    def write(number):
+        barrier.wait()
+        try:
+            for _ in range(20):
+                write_json(file, [number] * 5000)
+        except OSError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(set(json.loads(file.read_text()))) == 1
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_two_that_write_at_once_do_not_meet(tmp_path):
+    with replacing(tmp_path / "x") as one, replacing(tmp_path / "x") as two:
+        one.write("one")
+        two.write("two")
+    assert (tmp_path / "x").read_text() == "one", "the last to finish"
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_a_new_file_has_the_permissions_that_the_umask_gives(tmp_path):
+    (tmp_path / "usual").write_text("x")
+    write_json(tmp_path / "ours", {})
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_a_folder_that_fails_half_way_leaves_nothing(tmp_path):
+    def make():
+        with replacement(tmp_path / "out") as folder:
+            folder.mkdir()
+            (folder / "half").write_text("x")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        make()
+    assert list(tmp_path.iterdir()) == []

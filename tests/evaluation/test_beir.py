@@ -36,8 +36,17 @@ def test_one_of_several_splits_must_be_named(folder):
 @pytest.mark.parametrize(
     ("file", "content", "hint"),
     [
-        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\nnonsense\n', "corpus.jsonl:2: not a JSON object"),
-        ("corpus.jsonl", '{"_id": "d1"}\n', "corpus.jsonl:1: lacks text"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\nnonsense\n', "corpus.jsonl:2: not JSON"),
+        ("corpus.jsonl", '{"_id": "d1"}\n', "corpus.jsonl:1: lacks 'text' or 'contents'"),
+        ("corpus.jsonl", '{"_id": "d1", "text": null}\n', 'corpus.jsonl:1: "text" is null; expected a string'),
+        ("corpus.jsonl", '{"_id": null, "text": "a"}\n', 'corpus.jsonl:1: "_id" is null; expected a string'),
+        (
+            "corpus.jsonl",
+            '{"_id": "d1", "text": "a"}\n{"_id": "d1", "text": "b"}\n',
+            "corpus.jsonl:2: the id 'd1' of an earlier",
+        ),
+        ("qrels/test.tsv", "q1\td1\t0.5\n", "test.tsv:1: expected query-id"),
+        ("qrels/test.tsv", "q1\td1\t1\nq1\td1\t0\n", "test.tsv:2: another score"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq1\td1\n", "test.tsv:2: expected query-id"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq9\td1\t1\n", "such as 'q9'"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n", "has 0 judged queries and 3 passages"),
@@ -62,3 +71,32 @@ def test_a_missing_file_is_named(folder, missing):
     (folder / missing).unlink()
     with pytest.raises(InvalidInputError, match="not a BEIR folder"):
         load_beir(folder)
+
+
+def test_judgements_without_a_header_keep_their_first(folder):
+    (folder / "qrels" / "test.tsv").write_text("q1\td1\t2\nq1\td2\t0\n\n")
+    assert load_beir(folder).qrels == {"q1": {"d1": 2, "d2": 0}}
+
+
+def test_byte_order_marks_are_no_part_of_ids_and_texts(folder):
+    expected = load_beir(folder)
+    for file in ("corpus.jsonl", "qrels/test.tsv"):
+        (folder / file).write_bytes(b"\xef\xbb\xbf" + (folder / file).read_bytes())
+    packed = folder / "queries.jsonl.gz"
+    packed.write_bytes(gzip.compress(b"\xef\xbb\xbf" + gzip.decompress(packed.read_bytes())))
+    assert load_beir(folder) == expected
+    (folder / "qrels" / "test.tsv").write_bytes(b"\xef\xbb\xbfq1\td1\t2\nq1\td2\t0\n")
+    assert load_beir(folder) == expected, "without a header too"
+
+
+def test_judgements_are_read_plain_or_packed(folder):
+    expected, plain = load_beir(folder), folder / "qrels" / "test.tsv"
+    (folder / "qrels" / "dev.tsv.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    assert load_beir(folder, split="dev") == expected
+    plain.unlink()
+    assert load_beir(folder) == expected
+
+
+def test_ids_and_texts_of_other_tools_are_read(folder):
+    (folder / "corpus.jsonl").write_text('{"id": "d1", "contents": "one"}\n{"id": 2, "page_content": "two"}\n')
+    assert load_beir(folder).corpus == {"d1": "one", "2": "two"}

@@ -88,6 +88,33 @@ def test_scores_equal_transformers_own_one_at_a_time(window, data):
 
 
 @pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 40},
+        {
+            "rope_type": "longrope",
+            "factor": 2.0,
+            "original_max_position_embeddings": 40,
+            "short_factor": [1.0] * 8,
+            "long_factor": [2.0, 3.0] * 4,
+        },
+    ],
+    ids=lambda scaling: scaling["rope_type"],
+)
+def test_short_and_long_sequences_keep_their_own_rotary_frequencies(monkeypatch, scaling):
+    monkeypatch.setattr(models, "row_attention", lambda backbone, device: FlashAttention)
+    torch.manual_seed(0)
+    config = tiny_config(100, max_position_embeddings=40, rope_parameters=scaling | {"rope_theta": 10000.0})
+    reference = MistralForSequenceClassification(config).eval()
+    taken = copy.deepcopy(reference)
+    ours = models.RerankModel(taken.base_model, taken.score, CPU)
+    expected = [logit for ids in SEQUENCES for logit in plain_logits(copy.deepcopy(reference), [ids])]
+    assert ours.logits(SEQUENCES) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_kernel_that_does_it_right_is_used(dtype):
     assert agrees(4, 2, 16, CPU, dtype)

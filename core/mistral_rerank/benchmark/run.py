@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -88,14 +87,14 @@ class Report:
         machine: what ran where, in words.
         rows: the workloads.
         latency: passages of a call -> (median, 95th percentile) in seconds, on passages of the first workload.
-        peak_memory: bytes resident at most in this process, peers included.
+        peak_memory: bytes resident at most in this process, peers included; None on Windows.
 
     """
 
     machine: dict[str, str]
     rows: tuple[Row, ...]
     latency: dict[int, tuple[float, float]]
-    peak_memory: int
+    peak_memory: int | None
 
 
 class _Computed(Observer):
@@ -277,6 +276,10 @@ def _machine(model: str, reranker: LocalReranker, prices: Sequence[str]) -> dict
     }
 
 
-def _peak_memory() -> int:
+def _peak_memory() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

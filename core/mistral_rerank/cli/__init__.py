@@ -14,6 +14,7 @@ from pydantic import ValidationError
 # each module adds its commands, in the order of the help
 from mistral_rerank.cli import ranking, training, quality, serving, models, bench  # isort: skip
 from mistral_rerank.cli.options import app
+from mistral_rerank.cli.terminal import PrintableFormatter, printable
 from mistral_rerank.errors import RerankError
 from mistral_rerank.settings import describe
 
@@ -25,7 +26,9 @@ def root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="say what is loaded and what is cut")] = False,
 ) -> None:
     """Rerank passages with a Mistral-architecture cross-encoder."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
 
 
 def main() -> None:
@@ -52,5 +55,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"mistral-rerank: {message}", file=sys.stderr)  # noqa: T201
+    print(f"mistral-rerank: {printable(message)}", file=sys.stderr)  # noqa: T201
     sys.exit(1)

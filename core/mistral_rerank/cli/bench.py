@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank.cli.options import Base, Contenders, Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ def bench(
 
 def print_report(report: Report) -> None:
     """Print tables for people."""
-    console = Console(width=160)
+    console = Terminal(width=160)
     for name, value in report.machine.items():
-        console.print(f"{name}: {value}", highlight=False)
+        console.print(f"{name}: {value}")
     table = Table("workload", "pairs", "pairs/s", "tokens/s", "computed/real", "of peak", box=None)
     for peer in report.rows[0].against:
         table.add_column(f"x {peer.name}")
@@ -84,5 +84,6 @@ def print_report(report: Report) -> None:
         table.add_row(*cells)
     console.print(table)
     for size, (median, slow) in report.latency.items():
-        console.print(f"{size} passages: p50 {median * 1000:.0f} ms, p95 {slow * 1000:.0f} ms", highlight=False)
-    console.print(f"peak memory: {report.peak_memory / 2**30:.2f} GiB", highlight=False)
+        console.print(f"{size} passages: p50 {median * 1000:.0f} ms, p95 {slow * 1000:.0f} ms")
+    if report.peak_memory is not None:
+        console.print(f"peak memory: {report.peak_memory / 2**30:.2f} GiB")

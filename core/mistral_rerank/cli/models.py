@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank import __version__
 from mistral_rerank.cli.options import Base, Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import RerankSettings
 
@@ -70,4 +70,4 @@ def info(
     )
     for name, value in {"mistral-rerank": __version__, **facts}.items():
         table.add_row(name, repr(value) if "\n" in value else value)
-    Console().print(table)
+    Terminal().print(table)

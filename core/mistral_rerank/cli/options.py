@@ -9,9 +9,9 @@ from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from mistral_rerank.cli.terminal import Terminal, printable
 from mistral_rerank.settings import ENV_PREFIX
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # it would take "[default: 50]" for markup, and cut long names of options
 )
-stderr = Console(stderr=True)
+stderr = Terminal(stderr=True)
 
 Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
 Base = Annotated[str | None, typer.Option(help="under an adapter that was trained on a folder: that folder")]
@@ -93,7 +93,7 @@ def encoder_device(reranker: dict[str, Any]) -> str | None:
 
 def progress_bar() -> Progress:
     """Make a bar that shows on a terminal alone."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
 
 
@@ -105,7 +105,7 @@ def notices() -> Iterator[Notify]:
 
         def notify(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
+                tasks[what] = progress.add_task(printable(what), total=total)
             progress.update(tasks[what], completed=done, total=total)
 
         yield notify

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank.cli.options import (
@@ -20,6 +19,7 @@ from mistral_rerank.cli.options import (
     stderr,
     with_reranker_options,
 )
+from mistral_rerank.cli.terminal import Terminal, printable
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def calibrate(
     outcomes = fitting.outcomes(fitted, others, read_config(folder).calibration, result)
     written = store_calibration(result, folder, out)
     _print_outcomes(outcomes)
-    print(f"probability: {result}")  # noqa: T201
+    print(printable(f"probability: {result}"))  # noqa: T201
     if result.threshold is not None:
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
@@ -205,9 +205,9 @@ def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     _console().print(table)
 
 
-def _console() -> Console:
+def _console() -> Terminal:
     """Give a console for tables, wide enough where it is no terminal."""
-    console = Console(highlight=False, markup=False)
+    console = Terminal()
     if not console.is_terminal:
         console.width = 140
     return console

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from mistral_rerank.cli.options import app, named, progress_bar, with_reranker_options
-from mistral_rerank.files import Passage, read_passages, score_file, score_lines
+from mistral_rerank.cli.terminal import Terminal, json_line
+from mistral_rerank.pairs import score_file, score_lines
+from mistral_rerank.passages import Passage, read_passages
 from mistral_rerank.settings import open_reranker
+from mistral_rerank.text_files import STDIN, shown_name, text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,23 +25,29 @@ if TYPE_CHECKING:
 @with_reranker_options
 def rank(
     query: Annotated[str, typer.Argument(help="the question")],
-    files: Annotated[list[Path] | None, typer.Argument(help="text or .jsonl files; none or - for stdin")] = None,
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="text, .jsonl, .json, .csv, .tsv; none or - for stdin")
+    ] = None,
     top_n: Annotated[int | None, typer.Option(min=0, help="how many to show  [default: all]")] = None,
     min_score: Annotated[float | None, typer.Option(min=0, max=1, help="hide less probable passages")] = None,
+    text_field: Annotated[
+        str | None,
+        typer.Option(help="field or column of a passage  [default: title, and text, contents or page_content]"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines instead of a table")] = False,
     **reranker: Any,
 ) -> None:
     """Put the passages that answer a question first.
 
-    A passage is a line of text, or a JSON object a line with "text" (and "title", if any).
+    A passage is a line of text, an object of JSON or JSON lines, or a row of CSV or TSV.
     """
-    passages = [passage for file in files or [Path("-")] for passage in _passages(file)]
+    passages = [passage for file in files or [STDIN] for passage in read_passages(file, text_field=text_field)]
     with open_reranker(**reranker) as opened:
         texts = [passage.text for passage in passages]
         ranking = opened.rank(query, texts, top_n=top_n, min_score=min_score)
     if as_json:
         for record in _records(passages, ranking):
-            print(json.dumps(record, ensure_ascii=False))  # noqa: T201
+            print(json_line(record))  # noqa: T201
     else:
         _print_table(ranking)
 
@@ -54,34 +60,23 @@ def score(
     **reranker: Any,
 ) -> None:
     """Score pairs: the same JSON lines come out, with "logit" and "probability"."""
-    name = "stdin" if pairs == Path("-") else str(pairs)
-    with (
-        open_reranker(**reranker) as opened,
-        sys.stdin if pairs == Path("-") else _open(pairs) as lines,
-    ):
+    name = shown_name(pairs)
+    with open_reranker(**reranker) as opened:
         if out is None:
-            for record in score_lines(opened, lines, name):
-                print(json.dumps(record, ensure_ascii=False), flush=True)  # noqa: T201
+            for record in score_lines(opened, text_lines(pairs), name):
+                print(json_line(record), flush=True)  # noqa: T201
             return
-        total = None if lines is sys.stdin else sum(1 for line in lines if line.strip())
-        if total is not None:
-            lines.seek(0)
+        total = None if pairs == STDIN else sum(1 for line in text_lines(pairs) if line.strip())
         with progress_bar() as progress:
             task = progress.add_task("pairs", total=total)
             score_file(
-                opened, lines, name, out, settings=named(reranker), progress=lambda n: progress.advance(task, n)
+                opened,
+                text_lines(pairs),
+                name,
+                out,
+                settings=named(reranker),
+                progress=lambda n: progress.advance(task, n),
             )
-
-
-def _open(path: Path) -> Any:
-    return path.open(encoding="utf-8")
-
-
-def _passages(file: Path) -> list[Passage]:
-    if file == Path("-"):
-        return read_passages(sys.stdin, "stdin")
-    with _open(file) as lines:
-        return read_passages(lines, str(file))
 
 
 def _records(passages: Sequence[Passage], ranking: list[RankedPassage]) -> list[dict[str, object]]:
@@ -101,4 +96,4 @@ def _print_table(ranking: list[RankedPassage]) -> None:
     for column in table.columns[:3]:
         column.justify, column.min_width = "right", len(str(column.header))
     table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", True
-    Console(highlight=False, markup=False).print(table)
+    Terminal().print(table)

@@ -20,6 +20,7 @@ from mistral_rerank.cli.options import (
     stderr,
     with_reranker_options,
 )
+from mistral_rerank.cli.terminal import printable
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 
@@ -100,7 +101,7 @@ def mine(
             dataset = Source(path=folder).load("train")
             with progress_bar() as progress:
                 task = progress.add_task(
-                    folder.name, total=min(len(dataset.queries), max_queries or len(dataset.queries))
+                    printable(folder.name), total=min(len(dataset.queries), max_queries or len(dataset.queries))
                 )
                 mined = mine_set(
                     dataset,
@@ -170,7 +171,7 @@ def early_exit(
         layer=layer, fitted_on=tuple(source.name for source in sources), questions=fitted.questions
     )
     written = store_early_exit(fitted.early_exit, config, folder, out)
-    print(f"early exit {config}")  # noqa: T201
+    print(printable(f"early exit {config}"))  # noqa: T201
     print(fitted)  # noqa: T201
     stderr.print(
         f"wrote {written}; see what it costs: mistral-rerank bench --model {written} --contenders 5", soft_wrap=True

@@ -1,4 +1,6 @@
-"""BEIR folders: `corpus.jsonl`, `queries.jsonl` (or `.gz`) and `qrels/<split>.tsv`.
+"""BEIR folders: `corpus.jsonl`, `queries.jsonl` and `qrels/<split>.tsv`, each plain or `.gz`.
+
+Ids may be called `_id` or `id`, texts `text`, `contents` or `page_content`.
 
 Source of the format: https://github.com/beir-cellar/beir/wiki/Load-your-custom-dataset
 """
@@ -6,16 +8,14 @@ Source of the format: https://github.com/beir-cellar/beir/wiki/Load-your-custom-
 from __future__ import annotations
 
 import csv
-import gzip
-import json
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.text_files import TEXT_FIELDS, Record, id_of, json_record, string_of, text_lines, text_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -57,15 +57,8 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
 
     """
     qrels = _read_qrels(_qrels_file(folder, split))
-    corpus = {
-        str(record["_id"]): f"{record.get('title') or ''} {record['text']}".strip()
-        for record in _read_jsonl(folder, "corpus", ("_id", "text"))
-    }
-    queries = {
-        str(record["_id"]): str(record["text"])
-        for record in _read_jsonl(folder, "queries", ("_id", "text"))
-        if str(record["_id"]) in qrels
-    }
+    corpus = _texts(folder, "corpus", text_of)
+    queries = {query: text for query, text in _texts(folder, "queries", _question).items() if query in qrels}
     if lost := sorted(qrels.keys() - queries.keys()):
         raise InvalidInputError(f"{folder}: {len(lost)} judged queries have no text, such as {lost[0]!r}")
     if not queries or not corpus:
@@ -75,12 +68,21 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
     return BeirDataset(folder.name, corpus, queries, qrels)
 
 
+def qrels_files(folder: Path) -> dict[str, Path]:
+    """Give the files of judgements by the names of their splits, plain ones before packed ones."""
+    found = [*(folder / "qrels").glob("*.tsv.gz"), *(folder / "qrels").glob("*.tsv")]
+    return {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in sorted(found, key=_is_plain)}
+
+
+def _is_plain(file: Path) -> tuple[bool, str]:
+    return file.suffix != ".gz", file.name
+
+
 def _qrels_file(folder: Path, split: str | None) -> Path:
-    found = sorted((folder / "qrels").glob("*.tsv"))
-    if split is not None:
-        found = [file for file in found if file.stem == split]
+    splits = qrels_files(folder)
+    found = [file for name, file in splits.items() if split in (None, name)]
     if len(found) != 1:
-        names = ", ".join(file.stem for file in found) or "none"
+        names = ", ".join(sorted(splits)) or "none"
         raise InvalidInputError(
             f"{folder} is not a BEIR folder with one qrels/{split or '<split>'}.tsv (found: {names})"
         )
@@ -88,38 +90,51 @@ def _qrels_file(folder: Path, split: str | None) -> Path:
 
 
 def _read_qrels(file: Path) -> dict[str, dict[str, int]]:
+    """Read judgements, under a header or without one."""
     qrels: dict[str, dict[str, int]] = {}
-    with file.open(encoding="utf-8", newline="") as lines:
-        rows = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-        next(rows, None)
-        for number, row in enumerate(rows, start=2):
-            try:
-                query, passage, grade = row
-                qrels.setdefault(query, {})[passage] = int(float(grade))
-            except ValueError as error:
-                raise InvalidInputError(f"{file}:{number}: expected query-id, corpus-id, score") from error
+    rows = csv.reader(text_lines(file, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
+    for number, row in enumerate(rows, start=1):
+        if not any(row) or (number == 1 and len(row) == 3 and not _is_number(row[2])):
+            continue
+        try:
+            query, passage, grade = row
+            value = float(grade)
+            if not value.is_integer():
+                raise ValueError(grade)
+        except ValueError as error:
+            raise InvalidInputError(
+                f"{file}:{number}: expected query-id, corpus-id, score (a whole number), separated by tabs"
+            ) from error
+        if qrels.setdefault(query, {}).setdefault(passage, int(value)) != value:
+            raise InvalidInputError(f"{file}:{number}: another score for the pair of an earlier line")
     return qrels
 
 
-def _read_jsonl(folder: Path, stem: str, needed: tuple[str, ...]) -> Iterator[dict[str, object]]:
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _texts(folder: Path, stem: str, text_in: Callable[[Record, str], str]) -> dict[str, str]:
+    """Read id and text of each line of `<stem>.jsonl`."""
     plain, packed = folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"
     if not plain.is_file() and not packed.is_file():
         raise InvalidInputError(f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz; it is not a BEIR folder")
     file = plain if plain.is_file() else packed
-    with gzip.open(file) if file is packed else file.open("rb") as lines:
-        for number, line in enumerate(_unpacked(lines, file), start=1):
-            try:
-                record = json.loads(line)
-                missing = [key for key in needed if key not in record]
-            except (ValueError, TypeError) as error:
-                raise InvalidInputError(f"{file}:{number}: not a JSON object") from error
-            if missing:
-                raise InvalidInputError(f"{file}:{number}: lacks {', '.join(missing)}")
-            yield record
+    texts: dict[str, str] = {}
+    for number, line in enumerate(text_lines(file), start=1):
+        if not line.strip():
+            continue
+        place = f"{file}:{number}"
+        record = json_record(line, place)
+        name, text = id_of(record, place), text_in(record, place)
+        if texts.setdefault(name, text) != text:
+            raise InvalidInputError(f"{place}: the id {name!r} of an earlier line, with another text")
+    return texts
 
 
-def _unpacked(lines: Iterable[bytes], file: Path) -> Iterator[bytes]:
-    try:
-        yield from lines
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InvalidInputError(f"{file} is damaged or cut off ({error}); fetch it again") from error
+def _question(record: Record, place: str) -> str:
+    return string_of(record, place, TEXT_FIELDS)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from mistral_rerank.files import replacement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -47,7 +48,6 @@ class KeepingEncoder:
             progress(len(texts))
             return vectors
         vectors = self._encoder.encode(texts, kind, progress=progress)
-        beside = self._folder / f"{name}.{os.getpid()}.partial.npy"
-        np.save(beside, vectors, allow_pickle=False)
-        beside.replace(file)
+        with replacement(file) as beside, beside.open("xb") as out:
+            np.save(out, vectors, allow_pickle=False)
         return vectors

@@ -14,6 +14,7 @@ import numpy as np
 
 from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.files import replacing
+from mistral_rerank.text_files import text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -59,18 +60,17 @@ def read_run(file: Path) -> Run:
 
     """
     rows: dict[str, dict[str, tuple[float, int]]] = {}
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                query, _, passage, rank, score, _ = line.split()
-                row = float(score), int(rank)
-            except ValueError as error:
-                raise InvalidInputError(f"{file}:{number}: expected 'query Q0 passage rank score tag'") from error
-            if passage in rows.setdefault(query, {}):
-                raise InvalidInputError(f"{file}:{number}: passage {passage!r} of query {query!r} comes twice")
-            rows[query][passage] = row
+    for number, line in enumerate(text_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            query, _, passage, rank, score, _ = line.split()
+            row = float(score), int(rank)
+        except ValueError as error:
+            raise InvalidInputError(f"{file}:{number}: expected 'query Q0 passage rank score tag'") from error
+        if passage in rows.setdefault(query, {}):
+            raise InvalidInputError(f"{file}:{number}: passage {passage!r} of query {query!r} comes twice")
+        rows[query][passage] = row
     return {
         query: distinct(
             (passage, score)

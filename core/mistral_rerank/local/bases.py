@@ -296,6 +296,6 @@ def _convert(gguf: Path, target: Path) -> None:
     model.load_state_dict(source.state_dict())
     model.to(torch.bfloat16).save_pretrained(target)
     tokenizer.save_pretrained(target)
-    settings = json.loads((target / "tokenizer_config.json").read_text())
+    settings = json.loads((target / "tokenizer_config.json").read_text("utf-8"))
     settings.pop("name_or_path", None)
-    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), "utf-8")

@@ -206,7 +206,7 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     if checkpoint.base is None:
         model = load_classifier(checkpoint.folder, dtype="auto")
         model.score.weight.data = _stored_head(checkpoint.folder)  # "auto" has rounded it with the backbone
-        model.base_model.to(dtype)
+        _cast_parameters(model.base_model, dtype)
         return model
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -220,8 +220,14 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
             module.merge(safe_merge=True)
             module.get_base_layer().to(dtype)
     merged: PreTrainedModel = adapted.unload()
-    merged.base_model.to(dtype)
+    _cast_parameters(merged.base_model, dtype)
     return merged
+
+
+def _cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast weights, and no buffers: like transformers, keep the rotary frequencies in float32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _stored_head(folder: Path) -> torch.Tensor:

@@ -8,7 +8,6 @@ similar one, as in ColBERT (arXiv 2004.12832).
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, softplus
 
 from mistral_rerank.errors import CheckpointError
+from mistral_rerank.files import replacement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,13 +93,9 @@ def normalized(states: Tensor) -> Tensor:
 def write_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Path) -> None:
     """Write an early exit into a checkpoint folder, whole or not at all."""
     file = folder / EARLY_EXIT_FILE
-    beside = file.with_name(f"{file.name}.{uuid4().hex}")
     file.parent.mkdir(exist_ok=True)
-    try:
+    with replacement(file) as beside:
         beside.write_bytes(save(early_exit.state_dict(), metadata={"early_exit": config.model_dump_json()}))
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def read_early_exit_config(folder: Path) -> EarlyExitConfig | None:

@@ -25,6 +25,7 @@ from mistral_rerank.local.flash import FlashAttention, agrees
 from mistral_rerank.local.packing import member_places, pack, packed_cost, plan_packs, row_room, trees_of
 from mistral_rerank.local.plan import PaddedCost, plan_batches
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
+from mistral_rerank.local.rotary import forget_lengths, same_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,6 +141,7 @@ class RerankModel:
         estimates: bool = False,
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
+        forget_lengths(backbone)
         self._head = head.float().to(device).eval().requires_grad_(False)
         self._device = device
         self._reading = reading
@@ -219,11 +221,16 @@ class RerankModel:
             CheckpointError: the model was not made for estimates.
 
         """
-        if self._packed is None:
+        backbone = self._packed
+        if backbone is None:
             raise CheckpointError("this model was not made for estimates")
-        packed = self._pack(sequences)
-        row = self._packed.states(packed, layer)
-        return [Begun(row[places], layer) for places in self._places(packed)]
+
+        def run(members: Sequence[int]) -> list[Begun]:
+            packed = self._pack([sequences[member] for member in members])
+            row = backbone.states(packed, layer)
+            return [Begun(row[places], layer) for places in self._places(packed)]
+
+        return self._by_frequencies(sequences, run)
 
     @torch.inference_mode()
     def _within_memory(self, compute: Callable[[], Found]) -> Found:
@@ -239,7 +246,23 @@ class RerankModel:
             torch.cuda.empty_cache()
         raise MemoryError(message)
 
+    def _by_frequencies(
+        self, sequences: Sequence[Sequence[int]], run: Callable[[Sequence[int]], list[Found]]
+    ) -> list[Found]:
+        """Run sequences of different rotary frequencies one after the other; `run` takes their positions."""
+        found: dict[int, Found] = {}
+        for members in same_frequencies(self._backbone.config, [len(sequence) for sequence in sequences]):
+            found |= zip(members, run(members), strict=True)
+        return [found[position] for position in range(len(sequences))]
+
     def _forward(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun]) -> list[float]:
+        def run(members: Sequence[int]) -> list[float]:
+            own = [sequences[member] for member in members]
+            return self._forward_together(own, [begun[member] for member in members] if begun else ())
+
+        return self._by_frequencies(sequences, run)
+
+    def _forward_together(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun]) -> list[float]:
         if self._packed is None:
             ids, lengths = pad(sequences)
             on_device = ids.to(self._device), lengths.to(self._device)

@@ -154,7 +154,7 @@ def read_json(file: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
     with unusable(file):
         if (size := file.stat().st_size) > limit:
             raise CheckpointError(f"{file} has {size} bytes, and at most {limit} are read")
-        content = json.loads(file.read_text("utf-8"))
+        content = json.loads(file.read_text("utf-8-sig"))
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object")
     return content

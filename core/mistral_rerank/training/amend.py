@@ -6,10 +6,9 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from mistral_rerank.errors import CheckpointError, SettingsError
-from mistral_rerank.files import replacing
+from mistral_rerank.files import replacement, replacing
 from mistral_rerank.local.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
 from mistral_rerank.local.early_exit import write_early_exit
 
@@ -66,19 +65,16 @@ def store_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Pat
 @contextmanager
 def _amended(folder: Path, out: Path | None) -> Iterator[Path]:
     """Give the folder to change: the checkpoint itself, or a copy that becomes `out` at the end."""
-    target = folder if out is None else out.with_name(f"{out.name}.{uuid4().hex}")
     try:
-        if out is not None:
-            read_config(folder)  # which sees that no link leads out of it
+        if out is None:
+            yield folder
+            return
+        read_config(folder)  # which sees that no link leads out of it
+        with replacement(out) as target:
             shutil.copytree(folder, target)
-        yield target
-        if out is not None:
-            target.replace(out)
+            yield target
     except OSError as error:
         raise CheckpointError(f"{out or folder} cannot be written: {error.strerror}") from error
-    finally:
-        if out is not None:
-            shutil.rmtree(target, ignore_errors=True)
 
 
 def _write_config(config: CheckpointConfig, folder: Path) -> None:

@@ -41,6 +41,7 @@ from mistral_rerank.local.checkpoint import (
 )
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.nf4 import import_bitsandbytes
+from mistral_rerank.local.rotary import forget_lengths
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.local.trust import inner_folder, read_lora_config, read_model_config
 from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
@@ -155,7 +156,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         max_length=settings.max_length,
     )
     _check_questions(tokenizer, [*groups, *validation])
-    collator = GroupCollator(tokenizer, settings.batch_tokens, config.reading)
+    collator = GroupCollator(tokenizer, settings.batch_tokens, config.reading, config=shape)
     claim(state / "settings.json", settings.model_dump(mode="json"), holder=state)
     transformers.set_seed(settings.seed)
     memory = estimate(
@@ -309,6 +310,7 @@ def _trainable(
     classifier.score.float()
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
     register()
+    forget_lengths(classifier.base_model)
     classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
     classifier.forward = partial(group_logits, classifier, reading)  # under the Trainer's own wrappers: autocast, DDP
     if isinstance(adapter, LoraConfig):

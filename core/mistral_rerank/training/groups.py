@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.files import replacing
+from mistral_rerank.text_files import text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,14 +58,15 @@ def read_groups(file: Path) -> list[Group]:
 
     """
     groups = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                groups.append(_GROUP_LINE.validate_json(line))
-            except ValidationError as error:
-                raise InvalidInputError(f"{file}, line {number}: {error.errors()[0]['msg']}") from error
-            if problem := _problem(groups[-1]):
-                raise InvalidInputError(f"{file}, line {number}: {problem}")
+    for number, line in enumerate(text_lines(file), start=1):
+        if not line.strip():
+            continue
+        try:
+            groups.append(_GROUP_LINE.validate_json(line))
+        except ValidationError as error:
+            raise InvalidInputError(f"{file}, line {number}: {error.errors()[0]['msg']}") from error
+        if problem := _problem(groups[-1]):
+            raise InvalidInputError(f"{file}, line {number}: {problem}")
     return groups
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.evaluation.beir import load_beir
 from mistral_rerank.evaluation.run import first_stage_run, score_candidates
+from mistral_rerank.text_files import text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -86,17 +87,14 @@ def judge(
 def _of_file(file: Path, reranker: Reranker, notify: Notify) -> JudgedPairs:
     logits: list[float] = []
     labels: list[int] = []
-    with file.open(encoding="utf-8") as lines:
-        records = _records(lines, file)
-        while block := list(islice(records, BLOCK)):
-            unscored = [record for record in block if "logit" not in record]
-            scores = (
-                reranker.score_pairs([(str(r["query"]), str(r["passage"])) for r in unscored]) if unscored else []
-            )
-            found = iter(scores)
-            logits += [float(r["logit"]) if "logit" in r else next(found).logit for r in block]  # type: ignore[arg-type]
-            labels += [int(bool(record["label"])) for record in block]
-            notify(f"{file.name}: scoring", len(labels), len(labels))
+    records = _records(text_lines(file), file)
+    while block := list(islice(records, BLOCK)):
+        unscored = [record for record in block if "logit" not in record]
+        scores = reranker.score_pairs([(str(r["query"]), str(r["passage"])) for r in unscored]) if unscored else []
+        found = iter(scores)
+        logits += [float(r["logit"]) if "logit" in r else next(found).logit for r in block]  # type: ignore[arg-type]
+        labels += [int(bool(record["label"])) for record in block]
+        notify(f"{file.name}: scoring", len(labels), len(labels))
     return JudgedPairs(file.stem, tuple(logits), tuple(labels))
 
 

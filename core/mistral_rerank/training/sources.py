@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from mistral_rerank.errors import InvalidInputError
-from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.beir import load_beir, qrels_files
 from mistral_rerank.training.groups import Group, read_groups
 from mistral_rerank.training.mining import mine
 
@@ -47,7 +47,7 @@ class Source(BaseModel):
 
     def load(self, *splits: str) -> BeirDataset:
         """Read a BEIR folder; of several judged splits, the first of these names that is there."""
-        there = {file.stem for file in (self.path / "qrels").glob("*.tsv")}
+        there = qrels_files(self.path)
         split = next((name for name in splits if name in there), None) if len(there) > 1 else None
         return load_beir(self.path, split=split)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from mistral_rerank.local.backbone import window_of
 from mistral_rerank.local.model import apply_head
 from mistral_rerank.local.packing import Pack, pack, plan_packs, sequence_means
 from mistral_rerank.local.reading import LAST_TOKEN, Reading
+from mistral_rerank.local.rotary import same_frequencies
 from mistral_rerank.training.losses import Loss, group_loss
 from mistral_rerank.training.validation import ndcg
 
@@ -24,7 +26,7 @@ except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mistral_rerank.local.tokens import PairTokenizer
     from mistral_rerank.training.groups import Group
@@ -40,17 +42,23 @@ HEAD_RATE = 4.0
 class GroupCollator:
     """Turns groups into rows of tokens without padding, and says how to put the logits back in order."""
 
-    def __init__(self, tokenizer: PairTokenizer, batch_tokens: int, reading: Reading = LAST_TOKEN) -> None:
+    def __init__(
+        self, tokenizer: PairTokenizer, batch_tokens: int, reading: Reading = LAST_TOKEN, *, config: Any = None
+    ) -> None:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
         self._reading = reading
+        self._config = config
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
         """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
         pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
         sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
-        rows = plan_packs(sequences, self._batch_tokens, share=self._reading.shares)
-        packs = [pack(sequences, trees, causal=not self._reading.bidirectional) for trees in rows]
+        packs = [
+            packed
+            for members in same_frequencies(self._config, [len(sequence) for sequence in sequences])
+            for packed in self._rows(sequences, members)
+        ]
         order = torch.tensor([member for packed in packs for member in packed.members])
         nan = float("nan")
         grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
@@ -61,6 +69,13 @@ class GroupCollator:
             "grades": torch.tensor(grades),
             "teacher": torch.tensor(teacher) if teacher else None,
         }
+
+    def _rows(self, sequences: Sequence[Sequence[int]], members: Sequence[int]) -> Iterator[Pack]:
+        """Lay some of the sequences out in rows."""
+        own = [sequences[member] for member in members]
+        for trees in plan_packs(own, self._batch_tokens, share=self._reading.shares):
+            packed = pack(own, trees, causal=not self._reading.bidirectional)
+            yield replace(packed, members=tuple(members[place] for place in packed.members))
 
 
 def group_logits(

@@ -1,0 +1,161 @@
+"""Text files of users: UTF-8 with or without a byte order mark, plain or `.gz`, and the fields of their records."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import sys
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from mistral_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+STDIN = Path("-")
+TEXT_FIELDS = ("text", "contents", "page_content")
+"""Fields that hold a passage, as BEIR, Pyserini and LangChain name them; the first that is there counts."""
+ID_FIELDS = ("_id", "id")
+
+Record = dict[str, object]
+
+_SNIFFED = 4096
+_UTF_16_OR_32 = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+_BINARY = {b"%PDF-": "a PDF", b"PAR1": "a Parquet file", b"PK\x03\x04": "a ZIP archive, such as .docx or .xlsx"}
+_BINARY |= {b"\x1f\x8b": "a gzip archive", b"{\\rtf": "an RTF document"}
+
+
+def text_lines(file: Path, *, newline: str | None = None) -> Iterator[str]:
+    """Read a file line by line, without its byte order mark.
+
+    Args:
+        file: packed if its name ends in .gz; `STDIN` for standard input.
+        newline: as in `open`: None turns every line end into a line feed, "" keeps them.
+
+    Raises:
+        InvalidInputError: it is not UTF-8 text, or is a damaged .gz.
+        OSError: it cannot be read.
+
+    """
+    name = shown_name(file)
+    try:
+        with _opened(file) as raw, io.BufferedReader(cast("io.RawIOBase", raw), 1 << 16) as content:
+            _refuse_binary(content.peek(_SNIFFED), name)
+            with io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline) as lines:
+                yield from lines
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{name} is not UTF-8 text ({error.reason}); convert it first") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise InvalidInputError(f"{name} is damaged or cut off ({error}); fetch it again") from error
+
+
+def shown_name(file: Path) -> str:
+    """Give what to call a file in errors."""
+    return "stdin" if file == STDIN else str(file)
+
+
+def json_record(line: str, place: str) -> Record:
+    """Read a JSON object.
+
+    Raises:
+        InvalidInputError: it is none; the error names the place.
+
+    """
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep, or a number too long"
+        raise InvalidInputError(f"{place}: not JSON ({reason}); expected one JSON object a line") from error
+    if not isinstance(record, dict):
+        raise InvalidInputError(f"{place}: expected a JSON object, found {_kind(record)}")
+    return record
+
+
+def text_of(record: Record, place: str, field: str | None = None) -> str:
+    """Give the text of a passage: its title, if any, and its text.
+
+    Args:
+        record: an object or row.
+        place: what to call it in errors.
+        field: the field that is the whole passage; None for the title and the first of `TEXT_FIELDS`.
+
+    Raises:
+        InvalidInputError: there is no such field, or it holds no string.
+
+    """
+    if field is not None:
+        return string_of(record, place, (field,)).strip()
+    text = string_of(record, place, TEXT_FIELDS)
+    title = record.get("title")
+    if title is not None and not isinstance(title, str):
+        raise InvalidInputError(f'{place}: "title" is {_kind(title)}; expected a string')
+    return f"{title or ''} {text}".strip()
+
+
+def id_of(record: Record, place: str) -> str:
+    """Give the id of a record, a string or a whole number, as a string.
+
+    Raises:
+        InvalidInputError: there is none.
+
+    """
+    name, value = _first(record, place, ID_FIELDS)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise InvalidInputError(f'{place}: "{name}" is {_kind(value)}; expected a string')
+    return str(value)
+
+
+def string_of(record: Record, place: str, fields: tuple[str, ...]) -> str:
+    """Give the first of some fields that is there.
+
+    Raises:
+        InvalidInputError: there is none, or it holds no string.
+
+    """
+    name, value = _first(record, place, fields)
+    if not isinstance(value, str):
+        raise InvalidInputError(f'{place}: "{name}" is {_kind(value)}; expected a string')
+    return value
+
+
+def _first(record: Record, place: str, fields: tuple[str, ...]) -> tuple[str, object]:
+    there = [(name, record[name]) for name in fields if name in record]
+    if not there:
+        known = ", ".join(list(map(repr, record))[:10]) or "no fields"
+        raise InvalidInputError(f"{place}: lacks {' or '.join(map(repr, fields))}; it has {known}")
+    return next((found for found in there if found[1] is not None), there[0])
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    kinds = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return kinds.get(type(value), "an object")
+
+
+def _opened(file: Path) -> AbstractContextManager[BinaryIO]:
+    if file == STDIN:
+        return _not_closed()
+    return cast("BinaryIO", gzip.open(file)) if file.suffix == ".gz" else file.open("rb", buffering=0)
+
+
+@contextmanager
+def _not_closed() -> Iterator[BinaryIO]:
+    """Give standard input under a second number, so that closing it leaves the first open."""
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
+        yield raw
+
+
+def _refuse_binary(start: bytes, name: str) -> None:
+    if start.startswith(_UTF_16_OR_32):
+        raise InvalidInputError(f"{name} is UTF-16 or UTF-32, not UTF-8 text; save it as UTF-8")
+    kind = next((kind for magic, kind in _BINARY.items() if start.startswith(magic)), None)
+    if kind is None and b"\0" in start:
+        kind = "binary, or text in UTF-16"
+    if kind is not None:
+        raise InvalidInputError(f"{name} is {kind}, not UTF-8 text; give its text instead")
