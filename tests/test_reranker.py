@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -73,3 +74,52 @@ def test_calibration_moves_the_probability_and_not_the_logit():
 
 def test_sigmoid_holds_at_both_ends():
     assert (sigmoid(-1e4), sigmoid(0.0), sigmoid(1e4)) == (0.0, 0.5, 1.0)
+
+
+async def test_no_blank_passage_outranks_text_or_is_scored(length_reranker):
+    passages = ["", "a", " \n\u3000", "bb"]
+    ranking = length_reranker.rank("q", passages)
+    assert [place.index for place in ranking] == [3, 1, 0, 2]
+    assert [place.score.probability for place in ranking[2:]] == [0.0, 0.0]
+    assert json.loads(json.dumps(ranking[-1].score.logit)) == ranking[-1].score.logit == -1e4
+    assert await length_reranker.arank("q", passages) == ranking
+    assert [place.index for place in length_reranker.rank("q", passages, min_score=0.01)] == [3, 1]
+    length_reranker.calls = 0
+    assert len(length_reranker.rank("q", ["", " "])) == 2
+    assert length_reranker.calls == 0
+
+
+def test_a_model_gives_a_blank_passage_probability_0(tiny_reranker):
+    scores = tiny_reranker.score_pairs([("q", ""), ("q", "a"), ("q", "\t")])
+    assert [score.probability == 0.0 for score in scores] == [True, False, True]
+    assert scores[1] == tiny_reranker.score_pairs([("q", "a")])[0]
+
+
+async def test_passages_and_pairs_may_come_from_a_generator(length_reranker, tiny_reranker):
+    expected = length_reranker.rank("q", ["a", "bb"])
+    assert length_reranker.rank("q", (text for text in ["a", "bb"])) == expected
+    assert await length_reranker.arank("q", (text for text in ["a", "bb"])) == expected
+    pairs = [("q", "a"), ("q", "bb")]
+    assert tiny_reranker.score_pairs(pair for pair in pairs) == tiny_reranker.score_pairs(pairs)
+    assert await tiny_reranker.ascore_pairs([list(pair) for pair in pairs]) == tiny_reranker.score_pairs(pairs)
+
+
+@pytest.mark.parametrize(
+    ("query", "passages", "hint"),
+    [
+        (["a", "b"], "secret", "swapped"),
+        (["secret"], ["a"], "must be a string, got a list"),
+        ("q", None, "passages is a NoneType"),
+        ("q", {"a": 1}, "passages is a dict"),
+    ],
+)
+def test_swapped_and_foreign_arguments_are_named(length_reranker, query, passages, hint):
+    with pytest.raises(InvalidInputError, match=hint) as caught:
+        length_reranker.rank(query, passages)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pairs", ["ab", ("qa", "pb"), [("q",)], [("q", 3)], {"q": "a"}, None])
+def test_pairs_of_another_shape_are_refused(tiny_reranker, pairs):
+    with pytest.raises(InvalidInputError):
+        tiny_reranker.score_pairs(pairs)
