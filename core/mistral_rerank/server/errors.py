@@ -39,6 +39,19 @@ STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
 )
 """What an error of the reranker is to a client; any other is a 500. The first that fits counts."""
 
+SEE_LOG = "the server's log says why"
+PUBLIC: tuple[tuple[type[errors.RerankError], str | None], ...] = (
+    (errors.RemoteInputTooLongError, "the question with a passage exceeds the maximum allowed length; shorten it"),
+    (errors.InvalidInputError, None),
+    (errors.ScoringError, None),
+    (errors.RerankerClosedError, "the server is shutting down; send this to another"),
+    (errors.RequestTooLargeError, "the model's endpoint takes fewer or shorter passages at once; send less"),
+    (errors.RateLimitError, "the model's endpoint has had too many requests; try again later"),
+    (errors.DeadlineExceededError, "the model's endpoint did not answer in time; send fewer passages, or try again"),
+    (errors.RemoteError, "the model's endpoint gave no usable answer; " + SEE_LOG),
+)
+"""What a client is told of an error; None for the error's own words, which name no path, address or checkpoint."""
+
 
 class ErrorBody(BaseModel):
     """What every status of 400 and over comes with."""
@@ -102,7 +115,8 @@ def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 async def _reranker(request: Request, error: Any) -> JSONResponse:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
-    if status >= 500:
+    if status >= 500 or isinstance(error, errors.RemoteError):
         logger.error("%s: %s", type(error).__name__, error)
+    message = next((text for kind, text in PUBLIC if isinstance(error, kind)), "the model is unusable; " + SEE_LOG)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return error_response(request.url.path, status, str(error), headers=headers)
+    return error_response(request.url.path, status, message or str(error), headers=headers)
