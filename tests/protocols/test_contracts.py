@@ -43,7 +43,7 @@ def test_a_server_reads_what_a_client_wrote(contract, query, passages, model, tr
     read = contract.read_request(json.loads(json.dumps(contract.write_request(request))))
     assert (read.query, read.passages, read.unit) == (query, tuple(passages), contract.unit)
     if contract.name != "tei":
-        assert read.model == model
+        assert read.model == (model if model and model.strip() else None)
     if contract.name not in ("cohere", "jina"):  # they always cut
         assert read.truncate == truncate
 

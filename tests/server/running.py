@@ -12,12 +12,11 @@ from functools import cache
 
 import httpx
 import pytest
-import uvicorn
 from command import COMMAND
 
 from mistral_rerank import Reranker
 from mistral_rerank.server.app import create_app
-from mistral_rerank.server.run import DrainingServer
+from mistral_rerank.server.run import DrainingServer, server_config
 from mistral_rerank.server.settings import ServerSettings
 
 
@@ -25,7 +24,7 @@ from mistral_rerank.server.settings import ServerSettings
 def running(reranker: Reranker, **settings: object) -> Iterator[str]:
     """Serve on a free port; yields the base URL."""
     app = create_app(reranker, ServerSettings(**settings))
-    config = uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=2)
+    config = server_config(app, app.state.service.settings, log_level="warning")
     server = DrainingServer(config, app.state.service)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -8,13 +8,21 @@ import pytest
 from server.running import replicated, running
 from support import FailingReranker, LengthReranker
 
-from mistral_rerank import CheckpointError, InputTooLongError, MissingDependencyError, ScoringError, SettingsError
+from mistral_rerank import (
+    CheckpointError,
+    InputTooLongError,
+    MissingDependencyError,
+    RemoteReranker,
+    ScoringError,
+    SettingsError,
+)
 from mistral_rerank.errors import (
     AuthenticationError,
     DeadlineExceededError,
     EndpointUnreachableError,
     RateLimitError,
     RemoteInputTooLongError,
+    RequestTooLargeError,
     ServerError,
 )
 
@@ -140,7 +148,7 @@ def test_a_body_that_is_not_json_is_a_client_error(client: httpx.Client, body: b
 def test_a_lone_surrogate_is_refused(client: httpx.Client):
     body = b'{"query": {"text": "\\ud800"}, "passages": [{"text": "a"}]}'
     reply = client.post("/v1/ranking", content=body, headers={"content-type": "application/json"})
-    assert reply.status_code == 422
+    assert reply.status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -233,3 +241,132 @@ def test_origins_that_are_named_may_call_from_a_page():
         other = httpx.options(url + "/v1/ranking", headers=asked | {"Origin": "https://other.example"})
     assert allowed.headers["Access-Control-Allow-Origin"] == "https://app.example"
     assert "Access-Control-Allow-Origin" not in other.headers
+
+
+@pytest.mark.parametrize("path", ["/score", "/v1/score"])
+@pytest.mark.parametrize(
+    ("texts", "scores"),
+    [
+        ({"text_1": "q", "text_2": "bbb"}, [3.0]),
+        ({"text_1": "q", "text_2": ["a", "bbb", "cc"]}, [1.0, 3.0, 2.0]),
+        ({"text_1": ["q", "r"], "text_2": ["bbb", "a"]}, [3.0, 1.0]),
+    ],
+)
+def test_vllms_score_api_gives_scores_in_the_requests_order(
+    client: httpx.Client, path: str, texts: dict, scores: list
+):
+    reply = client.post(path, json=texts | {"use_activation": False}).json()
+    assert reply["data"] == [{"index": at, "object": "score", "score": score} for at, score in enumerate(scores)]
+    assert (reply["object"], reply["model"]) == ("list", "length")
+    found = [entry["score"] for entry in client.post(path, json=texts).json()["data"]]
+    assert found == pytest.approx([1 / (1 + math.exp(-score)) for score in scores])
+
+
+def test_the_score_api_refuses_texts_that_make_no_pairs(client: httpx.Client):
+    reply = client.post("/score", json={"text_1": ["q", "r"], "text_2": ["a", "b", "c"]})
+    assert (reply.status_code, "text_1 holds 2 texts and text_2 3" in reply.json()["message"]) == (422, True)
+    assert client.post("/score", json={"text_1": "q", "text_2": ["a"] * 1001}).status_code == 422
+    assert client.post("/score", json={"text_1": "q", "text_2": "a", "model": "gpt-4"}).status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/reranking", "/v1/reranking"])
+def test_llama_cpps_paths_answer_as_jinas(client: httpx.Client, path: str):
+    reply = client.post(path, json=COHERE | {"top_n": 2}).json()
+    assert [place["index"] for place in reply["results"]] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["length", "rerank-v3.5", "nvidia/rerank-qa-mistral-4b"])
+def test_the_model_is_found_by_each_of_its_names(client: httpx.Client, name: str):
+    assert client.get(f"/v1/models/{name}").json()["id"] == "length"
+
+
+def test_another_models_description_is_a_404(client: httpx.Client):
+    assert client.get("/v1/models/gpt-4").status_code == 404
+
+
+def test_teis_info_names_the_model_and_the_limits(client: httpx.Client):
+    info = client.get("/info").json()
+    assert (info["model_id"], info["max_client_batch_size"], info["max_concurrent_requests"]) == ("length", 1000, 256)
+    assert "reranker" in info["model_type"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/health/live", "/v1/health/ready", "/metrics"])
+def test_head_answers_like_get_without_a_body(client: httpx.Client, path: str):
+    reply = client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_null_in_anothers_mark_leaves_the_contract(client: httpx.Client):
+    reply = client.post("/rerank", json=COHERE | {"texts": None, "top_k": None, "use_activation": None, "top_n": 1})
+    assert [place["index"] for place in reply.json()["results"]] == [1]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ServerError("https://up.example/v1/ranking answered 500: secret (nvapi-secret)", status=500),
+        RateLimitError("https://up.example/v1/ranking answered 429: secret", status=429),
+        RemoteInputTooLongError("https://up.example answered 422: secret exceeds", status=422),
+        RequestTooLargeError("https://up.example answered 413: secret", status=413),
+        DeadlineExceededError("no answer from up.example within 3 s; secret"),
+        CheckpointError("/srv/secret/up.example holds no usable model"),
+        SettingsError("base_url https://up.example secret"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_address_path_or_upstream_word_reaches_a_client(error: Exception):
+    with running(FailingReranker(error)) as url:
+        replies = [httpx.post(url + "/v1/ranking", json=NVIDIA), httpx.post(url + "/rerank", json=TEI)]
+    for reply in replies:
+        assert reply.status_code in (422, 429, 500, 502, 504)
+        assert "up.example" not in reply.text
+        assert "secret" not in reply.text
+
+
+def test_a_gateways_model_has_no_address_in_its_name():
+    with RemoteReranker(base_url="http://127.0.0.1:9", retries=0) as remote, running(remote) as url:
+        found = httpx.get(url + "/v1/models").text + httpx.get(url + "/v1/metadata").text
+        assert "127.0.0.1" not in found
+
+
+def test_a_local_models_folder_is_told_by_its_last_name_alone(tmp_path):
+    class Foldered(LengthReranker):
+        @property
+        def model_name(self) -> str:
+            return str(tmp_path)
+
+    with running(Foldered()) as url:
+        assert httpx.get(url + "/v1/models").json()["data"][0]["id"] == tmp_path.name
+
+
+MANY = b",".join([b"1"] * 300_000)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", b'{"query": "q", "texts": [' + MANY + b"]}"),
+        ("/v1/rerank", b'{"query": "q", "documents": [' + MANY + b"]}"),
+        ("/v1/ranking", b'{"query": {"text": "q"}, "passages": [' + MANY + b"]}"),
+        ("/score", b'{"text_1": "q", "text_2": [' + MANY + b"]}"),
+        ("/rerank", b'{"query": "q", "texts": ["a"], "metadata": [' + MANY + b"]}"),
+    ],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_parsed(client: httpx.Client, path: str, body: bytes):
+    reply = client.post(path, content=body, headers={"content-type": "application/json"})
+    assert (reply.status_code, len(reply.content) < 2000) == (413, True)
+    assert "more than 100000 JSON values" in reply.json()["message"]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v1/ranking", "/score"])
+def test_an_error_of_a_thousand_faults_is_short(client: httpx.Client, path: str):
+    body = {"query": "q", "texts": [1] * 1000} if path == "/rerank" else {"query": "q", "documents": [1] * 1000}
+    body |= {"passages": [1] * 500, "text_1": [1] * 1000, "text_2": [1] * 1000}
+    reply = client.post(path, json=body)
+    assert (reply.status_code, len(reply.content) < 2000) == (422, True)
+
+
+def test_commas_and_brackets_inside_texts_are_no_values(client: httpx.Client):
+    text = 'a, [b], {"c": "d"}\\ "' * 20_000
+    reply = client.post("/rerank", json={"query": "q", "texts": [text, "b"]})
+    assert [place["index"] for place in reply.json()] == [0, 1]

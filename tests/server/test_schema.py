@@ -8,7 +8,7 @@ import json
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from server.running import running
@@ -79,6 +79,11 @@ def operations():
 @few
 def test_the_server_keeps_to_its_openapi_document(client, operation, mode, data):
     case = data.draw(operation.as_strategy(generation_mode=mode))
+    if operation.path.endswith("/score") and isinstance(case.body, dict):
+        first, second = (
+            text if isinstance(text, list) else ["one"] for text in map(case.body.get, ("text_1", "text_2"))
+        )
+        assume(len(first) in (1, len(second)))  # JSON schema has no word for it
     case.call_and_validate(base_url=str(client.base_url))
 
 

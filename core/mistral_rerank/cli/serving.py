@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_rerank.cli.options import app, given, with_reranker_options
-from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.settings import RerankSettings
 
 
@@ -17,7 +17,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="its port")] = 8000,
     model_id: Annotated[str | None, typer.Option(help="what clients call the model  [default: its name]")] = None,
     alias: Annotated[list[str] | None, typer.Option(help="one more name that clients may use; repeatable")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="keys that clients must send, one a line")] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="keys that clients must send, one a line; # begins a comment")
+    ] = None,
     strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the contract lacks")] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
     **reranker: Any,
@@ -28,15 +30,14 @@ def serve(
     MISTRAL_RERANK_SERVER_ variables; how many replicas a cluster has, from the MISTRAL_RERANK_CLUSTER_ ones.
     """
     try:
+        from mistral_rerank.server.keys import read_keys
         from mistral_rerank.server.run import serve as run
         from mistral_rerank.server.settings import ServerSettings
     except ImportError as error:
         raise MissingDependencyError.of("serve", error) from error
 
     aliases = tuple(alias) if alias else None
-    api_keys = None if api_key_file is None else tuple(api_key_file.read_text(encoding="utf-8").split())
-    if api_keys == ():
-        raise SettingsError(f"{api_key_file} holds no key; write one a line, or leave the option out")
+    api_keys = None if api_key_file is None else read_keys(api_key_file)
     settings = ServerSettings(**given(locals(), "model_id", "aliases", "api_keys", "strict"))
     chosen = RerankSettings(**reranker)
     if chosen.share_batches is None:

@@ -14,7 +14,9 @@ from typing_extensions import TypedDict, override
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
+    Flag,
     Message,
+    ModelName,
     Place,
     Positive,
     Query,
@@ -36,10 +38,10 @@ class CohereBody(Body):
     """The body of a request, for both versions."""
 
     query: Query
-    documents: list[str | Document] = Field(min_length=1, max_length=10_000)
-    model: str | None = None
+    documents: list[str | Document] = Field(min_length=1, max_length=10_000, fail_fast=True)
+    model: ModelName | None = None
     top_n: Positive | None = None
-    return_documents: bool = False
+    return_documents: Flag | None = False
 
     @override
     def to_request(self) -> RerankRequest:
@@ -49,7 +51,7 @@ class CohereBody(Body):
             model=self.model,
             top_n=self.top_n,
             unit="probability",
-            return_texts=self.return_documents,
+            return_texts=bool(self.return_documents),
         )
 
 

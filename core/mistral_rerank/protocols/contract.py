@@ -6,11 +6,21 @@ read the same functions from opposite ends, so they cannot drift apart.
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, with_config
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WithJsonSchema,
+    with_config,
+)
 from typing_extensions import TypedDict
 
 from mistral_rerank.errors import InvalidInputError
@@ -23,14 +33,40 @@ if TYPE_CHECKING:
 Unit = Literal["logit", "probability"]
 
 
+def _flag(value: object) -> object:
+    return FLAGS.get(value, value) if isinstance(value, str) else value
+
+
 def _whole(value: object) -> object:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return int(value) if isinstance(value, str) and re.search(DIGITS, value) else value
 
 
-Whole = Annotated[int, BeforeValidator(_whole)]
-"""In JSON 5.0 is an integer too."""
-Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
-NotNegative = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+def _or_string(schema: dict[str, Any], **strings: Any) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [schema, {"type": "string", **strings}]})
+
+
+FLAGS = {"true": True, "True": True, "false": False, "False": False}
+DIGITS = r"^-?[0-9]{1,9}$"
+Flag = Annotated[bool, BeforeValidator(_flag), _or_string({"type": "boolean"}, enum=list(FLAGS))]
+"""Xinference's clients send "true"."""
+Whole = Annotated[int, BeforeValidator(_whole), _or_string({"type": "integer"}, pattern=DIGITS)]
+"""In JSON 5.0 is an integer too, and Xinference's clients send "5"."""
+Positive = Annotated[
+    int,
+    Field(ge=1),
+    BeforeValidator(_whole),
+    _or_string({"type": "integer", "minimum": 1}, pattern=r"^0{0,4}[1-9][0-9]{0,4}$"),
+]
+NotNegative = Annotated[
+    int,
+    Field(ge=0),
+    BeforeValidator(_whole),
+    _or_string({"type": "integer", "minimum": 0}, pattern=r"^[0-9]{1,9}$"),
+]
+ModelName = Annotated[str, AfterValidator(lambda name: name if name.strip() else None)]
+"""A blank name is no name."""
 Query = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
 """Is not blank; the reranker refuses those that are, and its message says more than a pattern."""
 Index = Annotated[int, Field(ge=0, description="the passage's position in the request")]
@@ -103,7 +139,11 @@ class Message(BaseModel):
 
 
 class Body(Message):
-    """The body of a request."""
+    """The body of a request.
+
+    In an optional field null means absent. Lists have a maximum length and `fail_fast`: the first item that does not
+    fit ends the validation.
+    """
 
     @abstractmethod
     def to_request(self) -> RerankRequest:
@@ -152,10 +192,19 @@ class Contract:
             raise InvalidInputError(describe_fields(error.errors(include_input=False, include_url=False))) from None
 
 
+MOST_FAULTS = 10
+MOST_BYTES = 500
+"""Of a description, which an error object holds up to three times."""
+
+
 def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
-    """Say which fields do not fit and why, without their content."""
-    fields = (f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems)
-    return "; ".join(fields)
+    """Say which fields do not fit and why, without their content; at most ten of them."""
+    fields = [
+        f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:MOST_FAULTS]
+    ]
+    if len(problems) > MOST_FAULTS:
+        fields.append(f"and {len(problems) - MOST_FAULTS} more")
+    return "; ".join(fields).encode()[:MOST_BYTES].decode(errors="ignore")
 
 
 def score_of(place: RankedPassage, unit: Unit) -> float:

@@ -14,6 +14,7 @@ from mistral_rerank.protocols.contract import (
     Body,
     Contract,
     Message,
+    ModelName,
     Place,
     Positive,
     Query,
@@ -40,9 +41,9 @@ class RankingBody(Body):
     """The body of a request."""
 
     query: QueryText
-    passages: list[Text] = Field(min_length=1, max_length=512)
-    model: str | None = None
-    truncate: Literal["NONE", "END"] = "NONE"
+    passages: list[Text] = Field(min_length=1, max_length=512, fail_fast=True)
+    model: ModelName | None = None
+    truncate: Literal["NONE", "END"] | None = "NONE"
     top_k: Positive | None = Field(default=None, description="no NIM takes it; LiteLLM sends it to hosted models")
 
     @override

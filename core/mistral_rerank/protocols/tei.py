@@ -13,6 +13,7 @@ from typing_extensions import override
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
+    Flag,
     Place,
     Query,
     RerankReply,
@@ -26,10 +27,10 @@ class TeiBody(Body):
     """The body of a request."""
 
     query: Query
-    texts: list[str] = Field(min_length=1)
-    raw_scores: bool = False
-    return_text: bool = False
-    truncate: bool | None = None
+    texts: list[str] = Field(min_length=1, max_length=10_000, fail_fast=True)
+    raw_scores: Flag | None = False
+    return_text: Flag | None = False
+    truncate: Flag | None = None
 
     @override
     def to_request(self) -> RerankRequest:
@@ -38,7 +39,7 @@ class TeiBody(Body):
             tuple(self.texts),
             truncate=self.truncate is not False,
             unit="logit" if self.raw_scores else "probability",
-            return_texts=self.return_text,
+            return_texts=bool(self.return_text),
         )
 
 

@@ -12,14 +12,14 @@ from pydantic import Field
 from typing_extensions import override
 
 from mistral_rerank.protocols import cohere
-from mistral_rerank.protocols.contract import Contract, NotNegative, RerankRequest, Whole
+from mistral_rerank.protocols.contract import Contract, Flag, NotNegative, RerankRequest, Whole
 
 
 class VllmBody(cohere.CohereBody):
     """The body of a request."""
 
     top_n: NotNegative | None = Field(default=None, description="0 for all")
-    use_activation: bool | None = None
+    use_activation: Flag | None = None
     truncate_prompt_tokens: Whole | None = None
 
     @override

@@ -13,6 +13,8 @@ from typing_extensions import TypedDict, override
 from mistral_rerank.protocols.contract import (
     Body,
     Contract,
+    Flag,
+    ModelName,
     Place,
     Positive,
     Probability,
@@ -28,11 +30,11 @@ class VoyageBody(Body):
     """The body of a request."""
 
     query: Query
-    documents: list[str] = Field(min_length=1, max_length=1000)
-    model: str | None = None
+    documents: list[str] = Field(min_length=1, max_length=1000, fail_fast=True)
+    model: ModelName | None = None
     top_k: Positive | None = None
-    return_documents: bool = False
-    truncation: bool = True
+    return_documents: Flag | None = False
+    truncation: Flag | None = True
 
     @override
     def to_request(self) -> RerankRequest:
@@ -40,10 +42,10 @@ class VoyageBody(Body):
             self.query,
             tuple(self.documents),
             model=self.model,
-            truncate=self.truncation,
+            truncate=self.truncation is not False,
             top_n=self.top_k,
             unit="probability",
-            return_texts=self.return_documents,
+            return_texts=bool(self.return_documents),
         )
 
 

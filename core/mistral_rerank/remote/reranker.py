@@ -131,7 +131,7 @@ class RemoteReranker(Reranker):
         }
         tried = candidates(base_url, protocol, model)
         private = _private_headers(_key(api_key, tried[0][1]), headers or {})
-        self._model, self._timeout, self._overflow = model, timeout, overflow
+        self.model, self._timeout, self._overflow = model, timeout, overflow
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
         self._host = urlsplit(tried[0][1]).netloc
         self._endpoint = Endpoint(
@@ -178,12 +178,12 @@ class RemoteReranker(Reranker):
         return functools.partial(RemoteReranker, **self._settings), ()  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        return f"RemoteReranker({self._model!r}, host={self._host!r}, protocol={self._endpoint.contract.name!r})"
+        return f"RemoteReranker({self.model!r}, host={self._host!r}, protocol={self._endpoint.contract.name!r})"
 
     @property
     def model_name(self) -> str:
         """The model as the user named it, or else the endpoint's host."""
-        return self._model or self._host
+        return self.model or self._host
 
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`.

@@ -18,18 +18,20 @@ from mistral_rerank.protocols import CONTRACTS
 from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingBody, RankingReply
 from mistral_rerank.protocols.tei import TeiRank
+from mistral_rerank.protocols.vllm_score import ScoreBody, ScoreReply
 from mistral_rerank.protocols.voyage import VoyageReply
 from mistral_rerank.server.bodies import RerankBody, RerankOrTeiBody  # noqa: TC001 - FastAPI reads the annotations
 from mistral_rerank.server.errors import ErrorBody, add_error_handlers
+from mistral_rerank.server.json_body import JsonRoute
 from mistral_rerank.server.management import management
-from mistral_rerank.server.middleware import BearerKeys, BodyLimit, RequestContext
+from mistral_rerank.server.middleware import Admission, BearerKeys, RequestContext
 from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError, Service
 from mistral_rerank.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mistral_rerank.protocols.contract import Body
+    from mistral_rerank.protocols.contract import Body, Message
     from mistral_rerank.reranker import Reranker
 
 logger = logging.getLogger(__name__)
@@ -37,14 +39,15 @@ logger = logging.getLogger(__name__)
 CONTRACT_OF = {contract.body: contract for contract in CONTRACTS.values()}
 """Jina's and Cohere's bodies are one, and so are their replies."""
 FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 413, 422, 429, 500, 502, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 502, 503, 504)
 }
 RANKING: dict[int | str, dict[str, Any]] = {200: {"model": RankingReply}}
+SCORE: dict[int | str, dict[str, Any]] = {200: {"model": ScoreReply}}
 RERANK: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | VoyageReply}}
 RERANK_OR_TEI: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | VoyageReply | list[TeiRank]}}
 
 
-inference = APIRouter(tags=["rerank"], responses=FAILURES)
+inference = APIRouter(tags=["rerank"], responses=FAILURES, route_class=JsonRoute)
 
 
 @inference.post("/v1/ranking", summary="NVIDIA's contract", responses=RANKING)
@@ -71,6 +74,8 @@ async def rank_with(model: str, body: RankingBody, request: Request) -> Response
 
 @inference.post("/v1/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract", responses=RERANK)
 @inference.post("/v2/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract", responses=RERANK)
+@inference.post("/reranking", summary="The same, at llama.cpp's path", responses=RERANK)
+@inference.post("/v1/reranking", summary="The same, at llama.cpp's path", responses=RERANK)
 async def rerank(body: RerankBody, request: Request) -> Response:
     """Give probabilities, best first; raw logits for `use_activation: false`."""
     return await _answer(body, request)
@@ -82,6 +87,16 @@ async def rerank_or_tei(body: RerankOrTeiBody, request: Request) -> Response:
     return await _answer(body, request)
 
 
+@inference.post("/score", summary="vLLM's score API", responses=SCORE)
+@inference.post("/v1/score", summary="vLLM's score API", responses=SCORE)
+async def score(body: ScoreBody, request: Request) -> Response:
+    """Give the probability of each pair, in the request's order; raw logits for `use_activation: false`."""
+    service: Service = request.app.state.service
+    if service.settings.strict:
+        await _refuse_other_fields(body, request)
+    return JSONResponse(await service.score(body, request))
+
+
 async def _answer(body: Body, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
@@ -91,7 +106,7 @@ async def _answer(body: Body, request: Request) -> Response:
     return JSONResponse(CONTRACT_OF[type(body)].write_reply(asked, reply))
 
 
-async def _refuse_other_fields(body: Body, request: Request) -> None:
+async def _refuse_other_fields(body: Message, request: Request) -> None:
     others = set(await request.json()) - set(type(body).model_fields)
     if others:
         raise HTTPException(400, f"{len(others)} fields beside {', '.join(type(body).model_fields)}; leave them out")
@@ -118,7 +133,7 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
         loading.cancel()
         await asyncio.wait({loading})
 
-    layers = [Middleware(layer, service=service) for layer in (RequestContext, BearerKeys, BodyLimit)]
+    layers = [Middleware(layer, service=service) for layer in (RequestContext, BearerKeys, Admission)]
     if service.settings.cors_origins:
         origins = service.settings.cors_origins
         layers.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))
@@ -145,7 +160,11 @@ def _describe_limits(document: dict[str, Any], most: int) -> None:
     for contract in CONTRACTS.values():
         fields = document["components"]["schemas"][contract.body.__name__]["properties"]
         passages = next(fields[name] for name in ("passages", "documents", "texts") if name in fields)
-        passages["maxItems"] = min(most, passages.get("maxItems", most))
+        passages["maxItems"] = min(most, passages["maxItems"])
+    for field in ("text_1", "text_2"):
+        document["components"]["schemas"]["ScoreBody"]["properties"][field]["anyOf"][1]["maxItems"] = min(
+            most, 10_000
+        )
 
 
 async def _nobody_reads(_request: Request, _error: Exception) -> Response:

@@ -24,7 +24,7 @@ MARKS = {
     "voyage": ("top_k", "truncation"),
     "vllm": ("use_activation", "truncate_prompt_tokens"),
 }
-"""Fields that one contract alone has; the first contract of which a body has one is its own."""
+"""Fields that one contract alone has; the first contract of which a body has one, and not null, is its own."""
 
 
 class _ByMarks:
@@ -34,7 +34,9 @@ class _ByMarks:
         described = handler(schema)
         others: list[dict[str, Any]] = []
         for name, body in zip(schema["choices"], described["oneOf"], strict=True):
-            conditions: list[dict[str, Any]] = [{"required": [mark]} for mark in MARKS.get(name, ())]
+            conditions: list[dict[str, Any]] = [
+                {"required": [mark], "properties": {mark: {"not": {"type": "null"}}}} for mark in MARKS.get(name, ())
+            ]
             body |= {"allOf": [{"$ref": body.pop("$ref")}, *([{"anyOf": conditions}] if conditions else [])]}
             if others:
                 body["not"] = {"anyOf": list(others)}
@@ -43,8 +45,10 @@ class _ByMarks:
 
 
 def _contract_of(body: object) -> str:
-    fields = set(body) if isinstance(body, dict) else set()
-    return next((name for name, marks in MARKS.items() if fields & set(marks)), "cohere")
+    fields = body if isinstance(body, dict) else {}
+    return next(
+        (name for name, marks in MARKS.items() if any(fields.get(mark) is not None for mark in marks)), "cohere"
+    )
 
 
 def _cohere_like(body: object) -> str:

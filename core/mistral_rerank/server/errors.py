@@ -39,14 +39,18 @@ STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
 )
 """What an error of the reranker is to a client; any other is a 500. The first that fits counts."""
 
-TOLD = errors.InvalidInputError, errors.RerankerClosedError, errors.ScoringError
-"""Errors whose own words reach clients. Those of a checkpoint hold paths, those of an endpoint its address."""
-UNTOLD = {
-    422: "a question with a passage is longer than the model takes; shorten it",
-    429: "the endpoint behind this server has had too many requests; try again later",
-    502: "the endpoint behind this server gave no usable answer; the server's log says why",
-    504: "the endpoint behind this server did not answer in time",
-}
+SEE_LOG = "the server's log says why"
+PUBLIC: tuple[tuple[type[errors.RerankError], str | None], ...] = (
+    (errors.RemoteInputTooLongError, "the question with a passage exceeds the maximum allowed length; shorten it"),
+    (errors.InvalidInputError, None),
+    (errors.ScoringError, None),
+    (errors.RerankerClosedError, "the server is shutting down; send this to another"),
+    (errors.RequestTooLargeError, "the model's endpoint takes fewer or shorter passages at once; send less"),
+    (errors.RateLimitError, "the model's endpoint has had too many requests; try again later"),
+    (errors.DeadlineExceededError, "the model's endpoint did not answer in time; send fewer passages, or try again"),
+    (errors.RemoteError, "the model's endpoint gave no usable answer; " + SEE_LOG),
+)
+"""What a client is told of an error; None for the error's own words, which name no path, address or checkpoint."""
 
 
 class ErrorBody(BaseModel):
@@ -111,9 +115,8 @@ def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 async def _reranker(request: Request, error: Any) -> JSONResponse:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
-    told = isinstance(error, TOLD) and not isinstance(error, errors.RemoteError)
-    if status >= 500 or not told:
+    if status >= 500 or isinstance(error, errors.RemoteError):
         logger.error("%s: %s", type(error).__name__, error)
+    message = next((text for kind, text in PUBLIC if isinstance(error, kind)), "the model is unusable; " + SEE_LOG)
     headers = {"Retry-After": "1"} if status in (429, 503) else None
-    message = str(error) if told else UNTOLD.get(status, "the model cannot be used; the server's log says why")
-    return error_response(request.url.path, status, message, headers=headers)
+    return error_response(request.url.path, status, message or str(error), headers=headers)

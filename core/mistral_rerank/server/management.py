@@ -38,6 +38,17 @@ class Models(TypedDict):
     data: list[Model]
 
 
+class TeiInfo(TypedDict):
+    """What text-embeddings-inference tells of itself, as far as it has a meaning here."""
+
+    model_id: str
+    model_type: dict[Literal["reranker"], dict[str, dict[str, str | int]]]
+    max_concurrent_requests: int
+    max_client_batch_size: int
+    auto_truncate: bool
+    version: str
+
+
 class Health(TypedDict):
     """What a NIM says of itself."""
 
@@ -70,16 +81,40 @@ class Metadata(TypedDict):
 @management.get("/v1/models", responses={401: {"model": ErrorBody}})
 async def models(request: Request) -> Models:
     """List the model, as OpenAI's API does."""
+    return {"object": "list", "data": [_model(request)]}
+
+
+@management.get("/v1/models/{model:path}", responses={status: {"model": ErrorBody} for status in (401, 404)})
+async def model(model: str, request: Request) -> Model:
+    """Describe the model by its id or an alias."""
+    request.app.state.service.check_model(model)
+    return _model(request)
+
+
+def _model(request: Request) -> Model:
     service: Service = request.app.state.service
     name = service.model_id
-    model: Model = {
+    return {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "mistral-rerank",
         "root": name,
     }
-    return {"object": "list", "data": [model]}
+
+
+@management.get("/info", responses={401: {"model": ErrorBody}})
+async def info(request: Request) -> TeiInfo:
+    """Say what TEI's clients ask: the model and the limits."""
+    service: Service = request.app.state.service
+    return {
+        "model_id": service.model_id,
+        "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
+        "max_concurrent_requests": service.settings.max_requests,
+        "max_client_batch_size": service.settings.max_passages,
+        "auto_truncate": True,
+        "version": __version__,
+    }
 
 
 @management.get("/v1/health/live")

@@ -1,10 +1,11 @@
-"""Around every request: its id, its place in the metrics, its key, the length of its body.
+"""Around every request: its id, its place in the metrics, its key, its admission, the limits of its body.
 
 Plain ASGI, so that disconnects reach the routes.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
@@ -45,6 +46,8 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the same answer; the HTTP server leaves its body out
         sent = headers.get("x-request-id", "")
         request_id = sent if SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
         if not self._spans:
@@ -103,38 +106,63 @@ class BearerKeys:
         return scheme.lower() == "bearer" and any(known)
 
 
-class BodyLimit:
-    """Refuses a body that is too long, by what it says of itself or else as it comes in."""
+class Admission:
+    """Counts a request before its body is read, and refuses it where there are too many.
+
+    A body is refused if it is too long, by what it says of itself or else as it comes in; if it comes too slowly; and
+    if the bodies of all requests together are too long.
+    """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._most = app, service.settings.max_body_bytes
-        self._rejections = service.metrics.rejections
+        self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
-        said = Headers(scope=scope).get("content-length", "")
-        if said.isdecimal() and int(said) > self._most:
-            refusal = error_response(scope["path"], 413, self._message(), headers={"Connection": "close"})
+        try:
+            with self._service.admitted():
+                await self._read(scope, receive, send)
+        except HTTPException as refused:
+            refusal = error_response(scope["path"], refused.status_code, refused.detail, headers=refused.headers)
             await refusal(scope, receive, send)
-            return
-        length = 0
+
+    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
+        service, settings = self._service, self._service.settings
+        most = settings.max_body_bytes
+        too_long = f"the body is longer than {most} bytes; send fewer or shorter passages at once"
+        said = Headers(scope=scope).get("content-length", "")
+        if said.isdecimal() and int(said) > most:
+            raise service.rejection("body", 413, too_long, close=True)
+        length, complete = 0, False
+        until = asyncio.get_running_loop().time() + settings.transfer_timeout
 
         async def limited() -> Message:
-            nonlocal length
-            message = await receive()
-            length += len(message.get("body", b""))
-            if length > self._most:
-                raise HTTPException(413, self._message(), {"Connection": "close"})
+            nonlocal length, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(until):
+                    message = await receive()
+            except TimeoutError:
+                late = f"the body did not arrive within {settings.transfer_timeout:g} s; send it faster"
+                raise service.rejection("slow_body", 408, late, close=True) from None
+            size = len(message.get("body", b""))
+            length += size
+            service.held_bytes += size
+            complete = not message.get("more_body", False)
+            if length > most:
+                raise service.rejection("body", 413, too_long, close=True)
+            if service.held_bytes > settings.max_held_bytes:
+                full = "the server holds as many bytes of requests as it may; try again"
+                raise service.rejection("bytes", 503, full, close=True)
             return message
 
-        await self._app(scope, limited, send)
-
-    def _message(self) -> str:
-        self._rejections.labels("body").inc()
-        return f"the body is longer than {self._most} bytes; send fewer or shorter passages at once"
+        try:
+            await self._app(scope, limited, send)
+        finally:
+            service.held_bytes -= length
 
 
 def _digest(key: str) -> bytes:

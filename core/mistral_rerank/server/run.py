@@ -11,9 +11,12 @@ from typing_extensions import override
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.server.app import create_app
+from mistral_rerank.server.connections import limited_protocol
 
 if TYPE_CHECKING:
     from types import FrameType
+
+    from fastapi import FastAPI
 
     from mistral_rerank.reranker import Reranker
     from mistral_rerank.server.service import Service
@@ -56,6 +59,22 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
+def server_config(
+    app: FastAPI, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 0, log_level: str = "info"
+) -> uvicorn.Config:
+    """Describe how uvicorn runs the application: with the limits on connections."""
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        http=limited_protocol(settings),
+        ws="none",
+        timeout_graceful_shutdown=5,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
+
+
 def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int, log_level: str = "info") -> None:
     """Serve a reranker over HTTP until SIGINT or SIGTERM.
 
@@ -75,14 +94,7 @@ def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int,
         logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
     app = create_app(reranker, settings)
     service: Service = app.state.service
-    config = uvicorn.Config(
-        app,
-        host=host,
-        port=port,
-        log_level=log_level,
-        timeout_graceful_shutdown=5,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-    )
+    config = server_config(app, settings, host=host, port=port, log_level=log_level)
     try:
         DrainingServer(config, service).run()
     except SystemExit as exit_:  # uvicorn has logged why it could not start

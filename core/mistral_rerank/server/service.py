@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import httpx
 from starlette.exceptions import HTTPException
 
+from mistral_rerank.errors import DeadlineExceededError, RemoteError
 from mistral_rerank.protocols.contract import RerankReply
+from mistral_rerank.protocols.vllm_score import write_score_reply
+from mistral_rerank.remote.failures import RETRYABLE, is_retryable
+from mistral_rerank.remote.reranker import RemoteReranker
 from mistral_rerank.server.metrics import Metrics
 from mistral_rerank.telemetry import rerank_span, tracer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Coroutine, Iterator
 
     from starlette.requests import Request
 
     from mistral_rerank.protocols.contract import RerankRequest
-    from mistral_rerank.reranker import Overflow, RankedPassage, Reranker
+    from mistral_rerank.protocols.vllm_score import ScoreBody, ScoreReply
+    from mistral_rerank.reranker import Overflow, RankedPassage, Reranker, Score
     from mistral_rerank.server.settings import ServerSettings
 
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+UNNAMED = "rerank"
+"""What the model is called in front of an endpoint where none was named."""
+PARSED_AT_ONCE = 2
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+"""Seconds between attempts to load the model: the first, and the longest as they double."""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status of a request whose client has gone; it reaches the metrics alone."""
 
@@ -37,7 +54,9 @@ class Service:
         settings: names, keys and limits.
         metrics: what is counted.
         created: when the service began, in seconds since 1970.
-        in_flight: how many requests wait or run.
+        in_flight: how many requests are admitted: their bodies arrive, or they wait or run.
+        held_bytes: how many bytes of bodies these have sent.
+        parsing: lets few long bodies be parsed at once.
         draining: whether the server is on its way down: it takes no new requests.
         failure: why the model cannot be used, or None.
 
@@ -51,6 +70,8 @@ class Service:
         self.metrics.watch_queue(lambda: self.in_flight)
         self.created = int(time.time())
         self.in_flight = 0
+        self.held_bytes = 0
+        self.parsing = asyncio.Semaphore(PARSED_AT_ONCE)
         self.draining = False
         self.failure: Exception | None = None
         self._loaded = False
@@ -59,8 +80,13 @@ class Service:
 
     @property
     def model_id(self) -> str:
-        """What the model is called in replies and in the list of models."""
-        return self.settings.model_id or self._reranker.model_name
+        """What the model is called in replies and in the list of models: no path and no address."""
+        if self.settings.model_id:
+            return self.settings.model_id
+        if isinstance(self._reranker, RemoteReranker) and self._reranker.model is None:
+            return UNNAMED
+        name = self._reranker.model_name
+        return Path(name).resolve().name if Path(name).is_dir() else name
 
     @property
     def not_ready(self) -> str | None:
@@ -72,58 +98,98 @@ class Service:
         return None if self._loaded else "Service is loading the model."
 
     async def warmup(self) -> None:
-        """Load the model by scoring one short pair."""
+        """Load the model by scoring one short pair, again and again while what stops it may pass.
+
+        Raises:
+            Exception: the model cannot be used; `failure` holds the same.
+
+        """
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                await self._reranker.ascore_pairs([("warm", "up")])
+            except Exception as error:
+                if not may_pass(error):
+                    self.failure = error
+                    raise
+                logger.warning("not ready (%s); trying again in %g s", error, pause)
+            else:
+                self._loaded = True
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+
+    @contextmanager
+    def admitted(self) -> Iterator[None]:
+        """Count a request from its headers to its answer.
+
+        Raises:
+            HTTPException: there are too many requests, or the server is on its way down.
+
+        """
+        if self.draining:
+            raise self.rejection("draining", 503, "the server is shutting down; send this to another")
+        if self.in_flight >= self.settings.max_requests:
+            raise self.rejection("queue_full", 503, f"{self.in_flight} requests are waiting; try again")
+        self.in_flight += 1
         try:
-            await self._reranker.ascore_pairs([("warm", "up")])
-        except Exception as error:
-            self.failure = error
-            raise
-        self._loaded = True
+            yield
+        finally:
+            self.in_flight -= 1
 
     async def rerank(self, asked: RerankRequest, request: Request) -> RerankReply:
         """Rank the passages of a request.
 
         Raises:
-            HTTPException: the model is another, there are too many passages or requests, or time is over.
+            HTTPException: the model is another, there are too many passages, or time is over.
             RerankError: the reranker's own.
             ClientGoneError: nobody waits any more.
 
         """
-        self._check_model(asked.model)
-        most = self.settings.max_passages
-        if len(asked.passages) > most:
-            raise self._rejection("passages", 422, f"send at most {most} passages at once, not {len(asked.passages)}")
-        try:
-            "".join((asked.query, *asked.passages)).encode()
-        except UnicodeEncodeError:
-            raise self._rejection(
-                "text", 422, "a text holds half of a surrogate pair, which is no character"
-            ) from None
-        if self.draining:
-            raise self._rejection("draining", 503, "the server is shutting down; send this to another")
-        if self.in_flight >= self.settings.max_requests:
-            raise self._rejection("queue_full", 503, f"{self.in_flight} requests are waiting; try again")
-        self.in_flight += 1
-        try:
-            ranking = await self._while_connected(self._rank(asked), request)
-        finally:
-            self.in_flight -= 1
+        self._check(asked.model, len(asked.passages))
+        overflow = _overflow(asked.truncate)
+
+        async def rank() -> list[RankedPassage]:
+            return await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
+
+        async def traced() -> list[RankedPassage]:
+            with rerank_span(
+                asked.query, asked.passages, model=self.model_id, top_n=asked.top_n, content=False
+            ) as report:
+                ranking = await rank()
+                report(ranking[: asked.top_n])
+                return ranking
+
+        ranking = await self._while_connected(traced() if self.settings.telemetry else rank(), request)
         tokens = sum(place.score.tokens for place in ranking)
         self.metrics.prompt_tokens.inc(tokens)
         return RerankReply(tuple(ranking[: asked.top_n]), self.model_id, uuid.uuid4().hex, tokens)
 
-    async def _rank(self, asked: RerankRequest) -> list[RankedPassage]:
-        overflow: Overflow | None = None if asked.truncate else "error"  # None: as whoever runs the server chose
-        if not self.settings.telemetry:
-            return await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
-        with rerank_span(
-            asked.query, asked.passages, model=self.model_id, top_n=asked.top_n, content=False
-        ) as report:
-            ranking = await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
-            report(ranking[: asked.top_n])
-            return ranking
+    async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
+        """Score the pairs of a request, in its order; errors as `rerank`'s."""
+        pairs = body.pairs()
+        self._check(body.model, len(pairs))
+        overflow = _overflow(body.truncate_prompt_tokens is not None)
 
-    async def _while_connected(self, work: Awaitable[list[RankedPassage]], request: Request) -> list[RankedPassage]:
+        async def score() -> list[Score]:
+            return await self._reranker.ascore_pairs(pairs, overflow=overflow)
+
+        async def traced() -> list[Score]:
+            texts = [passage for _, passage in pairs]
+            with rerank_span(pairs[0][0], texts, model=self.model_id, top_n=None, content=False):
+                return await score()
+
+        scores = await self._while_connected(traced() if self.settings.telemetry else score(), request)
+        self.metrics.prompt_tokens.inc(sum(score.tokens for score in scores))
+        return write_score_reply(
+            scores,
+            unit=body.unit,
+            model=self.model_id,
+            reply_id=f"score-{uuid.uuid4().hex}",
+            created=int(time.time()),
+        )
+
+    async def _while_connected(self, work: Coroutine[Any, Any, T], request: Request) -> T:
         """Wait for work as long as its client does; work that is given up leaves the reranker's queue."""
         task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
         try:
@@ -136,19 +202,54 @@ class Service:
                 self.metrics.rejections.labels("disconnected").inc()
                 raise ClientGoneError
             seconds = f"{self.settings.timeout:g}"
-            raise self._rejection("timeout", 504, f"no answer within {seconds} s; send fewer passages, or try again")
+            raise self.rejection("timeout", 504, f"no answer within {seconds} s; send fewer passages, or try again")
         finally:
             task.cancel()
             gone.cancel()
 
-    def _check_model(self, asked: str | None) -> None:
+    def check_model(self, asked: str | None) -> None:
+        """Refuse a name that is not the model's.
+
+        Raises:
+            HTTPException: 404.
+
+        """
         known = (self.model_id, *self.settings.aliases)
         if asked is not None and asked not in known:
-            raise self._rejection("model", 404, f"no such model; there is {', '.join(known)}")
+            raise self.rejection("model", 404, f"no such model; there is {', '.join(known)}")
 
-    def _rejection(self, reason: str, status: int, message: str) -> HTTPException:
+    def rejection(self, reason: str, status: int, message: str, *, close: bool = False) -> HTTPException:
+        """Count a refusal; gives what to raise. `close` ends the connection, whose body is not read to its end."""
         self.metrics.rejections.labels(reason).inc()
-        return HTTPException(status, message, {"Retry-After": "1"} if status == 503 else None)
+        headers = ({"Retry-After": "1"} if status == 503 else {}) | ({"Connection": "close"} if close else {})
+        return HTTPException(status, message, headers or None)
+
+    def _check(self, model: str | None, passages: int) -> None:
+        self.check_model(model)
+        most = self.settings.max_passages
+        if passages > most:
+            raise self.rejection("passages", 422, f"send at most {most} passages at once, not {passages}")
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Whether what stopped a model from loading, or an endpoint from answering, may be over after a while."""
+    while error is not None:
+        if isinstance(error, RemoteError):
+            return is_retryable(error) or isinstance(error, DeadlineExceededError)
+        if type(error).__name__ == "OfflineModeIsEnabled":
+            return False  # the model hub's client was told not to use the network
+        if isinstance(error, ConnectionError | TimeoutError | MemoryError | httpx.TransportError):
+            return True
+        if getattr(getattr(error, "response", None), "status_code", None) in RETRYABLE:
+            return True  # an error of httpx, or of the model hub's client
+        if type(error).__name__ == "OutOfMemoryError":
+            return True  # torch's; the server does not import it
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False
+
+
+def _overflow(truncate: bool) -> Overflow | None:
+    return None if truncate else "error"  # None: as whoever runs the server chose
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,0 +1,87 @@
+"""Limits on connections: how many there are, how long one may be without a request, how long it may not read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from mistral_rerank.server.settings import ServerSettings
+
+HEADER_SECONDS = 10.0
+"""From the first byte, or from the connection's begin, to the last header of a request."""
+
+
+def limited_protocol(settings: ServerSettings, header_seconds: float = HEADER_SECONDS) -> type[H11Protocol]:
+    """Make uvicorn's HTTP protocol with the limits of one server.
+
+    Args:
+        settings: `max_connections` and `transfer_timeout`.
+        header_seconds: how long a connection may take to send the headers of a request.
+
+    """
+    idle: dict[LimitedProtocol, None] = {}
+    """Connections without a request, the longest idle first."""
+
+    class LimitedProtocol(H11Protocol):
+        """Closes connections that send or read too slowly, and the longest idle ones where there are too many."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._timers: dict[str, asyncio.TimerHandle] = {}
+
+        @override
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            idle[self] = None
+            self._abort_in(header_seconds, "request")
+            if len(self.connections) > settings.max_connections:
+                longest = next(iter(idle))
+                del idle[longest]
+                longest.transport.abort()
+
+        @override
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                idle.pop(self, None)
+                self._stop("request")
+            elif "request" not in self._timers:
+                self._abort_in(header_seconds, "request")
+
+        @override
+        def on_response_complete(self) -> None:
+            idle[self] = None  # before the next request of a pipeline begins
+            super().on_response_complete()
+            if not self.cycle.response_complete:
+                idle.pop(self, None)
+
+        @override
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._abort_in(settings.transfer_timeout, "reader")
+
+        @override
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stop("reader")
+
+        @override
+        def connection_lost(self, exc: Exception | None) -> None:
+            idle.pop(self, None)
+            self._stop("request")
+            self._stop("reader")
+            super().connection_lost(exc)
+
+        def _abort_in(self, seconds: float, timer: str) -> None:
+            self._timers[timer] = self.loop.call_later(seconds, self.transport.abort)
+
+        def _stop(self, timer: str) -> None:
+            if timer in self._timers:
+                self._timers.pop(timer).cancel()
+
+    return LimitedProtocol
