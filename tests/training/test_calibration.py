@@ -6,7 +6,7 @@ from mistral_rerank.evaluation.reliability import reliability
 from mistral_rerank.local.checkpoint import Calibration
 from mistral_rerank.reranker import Score
 from mistral_rerank.training.calibration import calibrate, check_choices, fit, outcomes, pick_threshold, probabilities
-from mistral_rerank.training.judged_pairs import JudgedPairs
+from mistral_rerank.training.labelled_pairs import LabelledPairs
 
 SCALE, BIAS = 0.4, -1.3
 
@@ -16,7 +16,7 @@ def synthetic(seed, count=40_000, name="made"):
     chance = np.random.default_rng(seed)
     logits = chance.normal(1, 5, count)
     labels = chance.random(count) < 1 / (1 + np.exp(-(SCALE * logits + BIAS)))
-    return JudgedPairs(name, tuple(logits.tolist()), tuple(labels.astype(int).tolist()))
+    return LabelledPairs(name, tuple(logits.tolist()), tuple(labels.astype(int).tolist()))
 
 
 def test_a_known_scale_and_bias_are_found_again():

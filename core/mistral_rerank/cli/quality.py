@@ -64,7 +64,8 @@ def evaluate(
         bool | None, typer.Option("--drop-same-id", help="drop candidates with the question's id (ArguAna, Quora)")
     ] = None,
     bi_encoder: Annotated[
-        str | None, typer.Option(help="rerank with this embedding model instead, a yardstick; named like MODEL below")
+        str | None,
+        typer.Option(help="rerank with this embedding model instead, as a baseline; named like MODEL below"),
     ] = None,
     seed: Seed = 0,
     **reranker: Any,
@@ -130,8 +131,7 @@ def calibrate(
     from mistral_rerank.local.checkpoint import read_config
     from mistral_rerank.training import calibration as fitting
     from mistral_rerank.training.amend import checkpoint_to_amend, store_calibration
-    from mistral_rerank.training.calibration_report import write_report
-    from mistral_rerank.training.judged_pairs import judge
+    from mistral_rerank.training.labelled_pairs import read_pairs
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"
@@ -146,7 +146,7 @@ def calibrate(
     )
     with chosen.open() as opened, notices() as notify:
         fitted, others = (
-            [judge(source, opened, stage, settings, notify=notify) for source in sources]
+            [read_pairs(source, opened, stage, settings, notify=notify) for source in sources]
             for sources in (data, held_out or [])
         )
     result = fitting.calibrate(fitted, method=method, precision=precision)
@@ -157,7 +157,7 @@ def calibrate(
     if result.threshold is not None:
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
-        write_report(outcomes, result, report)
+        fitting.write_report(outcomes, result, report)
     stderr.print(f"wrote {written / 'rerank.json'}", soft_wrap=True)
 
 

@@ -19,6 +19,7 @@ from torch.nn.functional import kl_div
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.local.early_exit import EarlyExit, normalized
 from mistral_rerank.local.reranker import BATCH_TOKENS
+from mistral_rerank.training.sources import load_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.reranker import LoadedCheckpoint
     from mistral_rerank.local.tokens import EncodedPair
-    from mistral_rerank.training.sources import Source
 
     Question = tuple[str, tuple[str, ...]]
     Notify = Callable[[str, int, int], None]
@@ -66,15 +66,21 @@ class FittedEarlyExit:
 
 
 def draw_questions(
-    data: Sequence[Source], *, negatives: int = 11, random_negatives: int = 4, seed: int
+    data: Sequence[Path],
+    *,
+    negatives: int = 11,
+    random_negatives: int = 4,
+    max_queries: int | None = None,
+    seed: int,
 ) -> list[Question]:
-    """Give questions of data sets, each once, with passages, in an order that the seed decides.
+    """Draw the questions of data sets with passages, each question once, in random order.
 
     Args:
-        data: BEIR folders, or files of groups, which hold the passages that they hold.
+        data: BEIR folders, or files of groups, whose passages are taken as they are.
         negatives: passages of a question that BM25 finds, beside one that answers.
-        random_negatives: passages from anywhere.
-        seed: the same seed draws the same.
+        random_negatives: passages drawn from the whole corpus.
+        max_queries: questions of each data set at most.
+        seed: the same seed draws the same questions and passages.
 
     Raises:
         InvalidInputError: a data set cannot be read, or there are too few questions.
@@ -83,8 +89,14 @@ def draw_questions(
     passages = {
         query: group.passages
         for source in data
-        for group in source.groups(
-            "train", questions=1, negatives=negatives, random_negatives=random_negatives, seed=seed
+        for group in load_groups(
+            source,
+            "train",
+            questions=1,
+            negatives=negatives,
+            random_negatives=random_negatives,
+            max_queries=max_queries,
+            seed=seed,
         )
         for query in group.queries
     }

@@ -13,6 +13,7 @@ import random
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -46,7 +47,7 @@ from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.record import TrainingRecord, write_checkpoint
-from mistral_rerank.training.sources import Source
+from mistral_rerank.training.sources import load_groups
 from mistral_rerank.training.trainer import (
     VALIDATION_METRIC,
     GroupCollator,
@@ -65,7 +66,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from peft import PeftModel
 
@@ -85,8 +85,9 @@ class TrainSettings(BaseModel):
     base: str | None = Field(default=None, description="a folder, a hub id, or smollm2-135m")
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
     init: str | None = Field(default=None, description="instead of a base: go on from this adapter, or mini")
-    data: tuple[Source, ...] = Field(min_length=1, description="data sets, with their caps and weights")
-    validation: tuple[Source, ...] = Field(default=(), description="data sets ranked after every save_steps")
+    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
+    validation: tuple[Path, ...] = Field(default=(), description="data sets ranked after every save_steps")
+    max_queries: int | None = Field(default=None, ge=1, description="questions of each data set at most")
     patience: int | None = Field(default=None, ge=1, description="validations in a row without a better one, to stop")
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
@@ -342,12 +343,14 @@ def _check_apart(groups: Sequence[Group], validation: Sequence[Group]) -> None:
         )
 
 
-def _groups(source: Source, settings: TrainSettings, *splits: str) -> list[Group]:
-    return source.groups(
+def _groups(source: Path, settings: TrainSettings, *splits: str) -> list[Group]:
+    return load_groups(
+        source,
         *splits,
         questions=settings.questions,
         negatives=settings.negatives,
         random_negatives=settings.random_negatives,
+        max_queries=settings.max_queries,
         seed=settings.seed,
     )
 
