@@ -7,7 +7,7 @@ import io
 import itertools
 import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import MissingDependencyError
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.metrics import Interval
     from mistral_rerank.evaluation.reliability import Reliability
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.grid": True,
     "axes.spines.right": False,

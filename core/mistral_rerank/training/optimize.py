@@ -16,8 +16,8 @@ def minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> list[f
     """Minimize a smooth function by L-BFGS in float64, until its gradient is below 1e-11.
 
     Args:
-        loss: takes the parameters, (len(start),) float64; a mean, so that the gradient's scale does not grow with data.
-        start: the first parameters.
+        loss: of the parameters, (len(start),) float64; a mean, not a sum, over the data.
+        start: the initial parameters.
 
     """
     parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
