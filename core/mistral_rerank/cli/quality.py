@@ -131,7 +131,7 @@ def calibrate(
     from mistral_rerank.local.checkpoint import read_config
     from mistral_rerank.training import calibration as fitting
     from mistral_rerank.training.amend import checkpoint_to_amend, store_calibration
-    from mistral_rerank.training.labelled_pairs import read_pairs
+    from mistral_rerank.training.judged_pairs import read_pairs
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"

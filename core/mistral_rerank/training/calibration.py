@@ -18,7 +18,7 @@ from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.evaluation.reliability import Reliability, reliability
 from mistral_rerank.evaluation.report import render
 from mistral_rerank.local.checkpoint import Calibration
-from mistral_rerank.training.labelled_pairs import pooled
+from mistral_rerank.training.judged_pairs import pooled
 from mistral_rerank.training.optimize import minimize
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from mistral_rerank.training.labelled_pairs import LabelledPairs
+    from mistral_rerank.training.judged_pairs import LabelledPairs
 
 Method = Literal["platt", "temperature"]
 

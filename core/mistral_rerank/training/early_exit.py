@@ -202,11 +202,11 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
     with torch.no_grad():
         early_exit.around.bias.add_((first.logits - early_exit(first.states, first.passages)).mean())
     optimizer = torch.optim.AdamW(early_exit.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps, chance = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
+    steps, rng = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     for step in range(steps):
         if step % len(files) == 0:
-            order = chance.sample(files, len(files))
+            order = rng.sample(files, len(files))
         example = _Example.of(order[step % len(files)])
         optimizer.zero_grad()
         _loss(early_exit(example.states, example.passages), example.logits).backward()  # type: ignore[no-untyped-call]

@@ -1,8 +1,8 @@
 """The teacher's logits: a weighted sum of a bi-encoder's cosine and BM25's score.
 
 A bi-encoder misses passages that repeat a question's rare words. BM25 misses paraphrases. Their weighted sum ranks
-better than both (docs/mini.md). The weights are fitted on the data set's judgements, so the softmax of the logits is a
-calibrated target for distillation.
+better than both (docs/mini.md). The weights are fitted on the data set's judgements, so the softmax of the logits is
+a calibrated target for distillation.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from support import FACTS, LengthReranker
 from mistral_rerank import InvalidInputError
 from mistral_rerank.evaluation.first_stage import BM25Stage
 from mistral_rerank.evaluation.run import EvaluationSettings, evaluate
-from mistral_rerank.training.labelled_pairs import LabelledPairs, pooled, read_pairs
+from mistral_rerank.training.judged_pairs import LabelledPairs, pooled, read_pairs
 
 SETTINGS = EvaluationSettings(data=(FACTS,), top_k=4, queries=6)
 
