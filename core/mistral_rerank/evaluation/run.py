@@ -132,7 +132,7 @@ def evaluate(
 
 
 def sample_queries(dataset: BeirDataset, count: int | None, *, seed: int) -> list[str]:
-    """Draw that many judged questions, the same for the same seed; None for all."""
+    """Sample `count` judged questions with the seed; None for all."""
     ids = sorted(dataset.queries)
     return ids if count is None or count >= len(ids) else random.Random(seed).sample(ids, count)  # noqa: S311
 
@@ -153,17 +153,17 @@ def first_stage_run(
 def score_candidates(
     dataset: BeirDataset, run: Run, reranker: Reranker, *, at_once: int, skip: int = 0
 ) -> Iterator[tuple[str, list[Score], float]]:
-    """Score the candidates of every question, some questions in one call.
+    """Score the candidates of every question, `at_once` questions per call.
 
-    Candidates of several questions are read once by a model whose prompt puts the passage first.
+    A model whose prompt puts the passage first computes a passage once for all questions of a call.
 
     Args:
         dataset: holds the texts.
         run: the candidates.
-        reranker: any.
-        at_once: questions of a call.
-        skip: questions to leave out at the beginning. The others share a call with the same ones as without it, so
-            that their scores are the same to the last bit.
+        reranker: any reranker.
+        at_once: questions per call.
+        skip: questions at the beginning to leave out. The calls are composed as without it, so that scores are
+            bit-identical.
 
     Yields:
         The question's id, its candidates' scores, and its share of the call's seconds.
@@ -171,31 +171,31 @@ def score_candidates(
     """
     queries = list(run)
     for start in range(skip - skip % at_once, len(queries), at_once):
-        together = queries[start : start + at_once]
-        pairs = [(dataset.queries[query], dataset.corpus[passage]) for query in together for passage, _ in run[query]]
-        begun = time.perf_counter()
+        block = queries[start : start + at_once]
+        pairs = [(dataset.queries[query], dataset.corpus[passage]) for query in block for passage, _ in run[query]]
+        start_time = time.perf_counter()
         scores = iter(reranker.score_pairs(pairs) if pairs else [])
-        seconds_of_a_pair = (time.perf_counter() - begun) / max(1, len(pairs))
-        for place, query in enumerate(together, start):
-            own = list(itertools.islice(scores, len(run[query])))
-            if place >= skip:
-                yield query, own, seconds_of_a_pair * len(own)
+        seconds_per_pair = (time.perf_counter() - start_time) / max(1, len(pairs))
+        for number, query in enumerate(block, start):
+            query_scores = list(itertools.islice(scores, len(run[query])))
+            if number >= skip:
+                yield query, query_scores, seconds_per_pair * len(query_scores)
 
 
 def reordered(
     ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int
 ) -> list[tuple[str, float]]:
-    """Sort the first `depth` passages by (-logit, place); the others follow as they were.
+    """Sort the first `depth` passages by (-logit, index); the others follow in their order.
 
     Returns:
-        Passages with distinct scores: logits, or where not all are reranked negative places.
+        Passages with distinct scores: logits, or negative ranks if not all are reranked.
 
     """
-    places = sorted(range(min(depth, len(ranking))), key=lambda place: (-logits[place], place))
+    order = sorted(range(min(depth, len(ranking))), key=lambda index: (-logits[index], index))
     if depth >= len(ranking):
-        return distinct((ranking[place][0], logits[place]) for place in places)
-    order = [*places, *range(depth, len(ranking))]
-    return [(ranking[place][0], float(-rank)) for rank, place in enumerate(order)]
+        return distinct((ranking[index][0], logits[index]) for index in order)
+    order += range(depth, len(ranking))
+    return [(ranking[index][0], float(-rank)) for rank, index in enumerate(order)]
 
 
 def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, top_k: int) -> tuple[SetResult, Run]:

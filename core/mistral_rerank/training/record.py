@@ -28,11 +28,11 @@ class TrainingRecord:
     """The figures of a run.
 
     Attributes:
-        settings: all of them, data sets by name.
-        groups: of one epoch.
-        validation_groups: ranked after every `save_steps`.
-        steps: of the optimizer.
-        best_step: whose weights were kept; the last, where there was no validation.
+        settings: all settings, with data sets by name.
+        groups: number of groups in an epoch.
+        validation_groups: number of groups ranked after every `save_steps`.
+        steps: number of optimizer steps.
+        best_step: step of the weights that were kept; the last one without validation.
         loss: of every step.
         validation: step -> mean nDCG@10.
 
@@ -72,19 +72,19 @@ class TrainingRecord:
 
 
 def write_checkpoint(
-    model: PreTrainedModel, config: CheckpointConfig, record: TrainingRecord, *, beside: Path, out: Path
+    model: PreTrainedModel, config: CheckpointConfig, record: TrainingRecord, *, scratch: Path, out: Path
 ) -> None:
     """Write a folder with adapter, head, `rerank.json`, figures, plot and card, whole or not at all.
 
     Args:
         model: base and adapter.
-        config: what the checkpoint says of itself.
+        config: of the checkpoint.
         record: the run's figures.
-        beside: a folder on the same disk to write in first.
+        scratch: a folder on the same disk, written first.
         out: the folder to make.
 
     """
-    finished = beside / "finished"
+    finished = scratch / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     adapter = model.peft_config["default"]
     adapter.base_model_name_or_path = config.base.name if config.base else None
