@@ -400,6 +400,6 @@ def test_rows_without_padding_are_put_back_into_groups(tokenizer, template):
     for packed in batch["packs"]:
         found += list(packed.members)
     assert sorted(found) == list(range(12))
-    assert [found[place] for place in batch["places"].flatten()] == list(range(12))
+    assert [found[place] for place in batch["positions"].flatten()] == list(range(12))
     assert batch["grades"].nan_to_num(-1).tolist() == [[1, 0, -1], [0, 1, 0], [1, 0, -1], [0, 1, 0]]
     assert batch["teacher"] is None

@@ -130,14 +130,14 @@ def calibrate(
     from mistral_rerank.evaluation.run import EvaluationSettings
     from mistral_rerank.local.checkpoint import read_config
     from mistral_rerank.training import calibration as fitting
-    from mistral_rerank.training.amend import checkpoint_to_amend, store_calibration
+    from mistral_rerank.training.amend import checkpoint_to_update, store_calibration
     from mistral_rerank.training.judged_pairs import read_pairs
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"
     settings = EvaluationSettings(**given(locals(), *names), questions_at_once=QUESTIONS_AT_ONCE, seed=seed)
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
-    folder = checkpoint_to_amend(chosen.named_model, out)
+    folder = checkpoint_to_update(chosen.named_model, out)
     stage = open_first_stage(
         settings.first_stage,
         query_prefix=query_prefix,

@@ -142,11 +142,11 @@ def early_exit(
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.early_exit import EarlyExitConfig
     from mistral_rerank.local.reranker import LoadedCheckpoint
-    from mistral_rerank.training.amend import checkpoint_to_amend, store_early_exit
+    from mistral_rerank.training.amend import checkpoint_to_update, store_early_exit
     from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
 
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype"))
-    folder = checkpoint_to_amend(chosen.named_model, out)
+    folder = checkpoint_to_update(chosen.named_model, out)
     questions = draw_questions(data, max_queries=max_queries, seed=seed)
     where = pick_device(chosen.device)
     loaded = LoadedCheckpoint(
