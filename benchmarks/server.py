@@ -1,6 +1,6 @@
 """Compare the server with infinity-emb on the same weights, the same machine and the same load.
 
-mistral-rerank export --merged --model mini --dtype float32 --out mini-merged
+mistral-rerank export --model mini --dtype float32 --out mini-merged
 python -m venv peer && peer/bin/pip install 'infinity-emb[server,torch]'
 python benchmarks/server.py --model mini-merged --peer peer/bin/infinity_emb [--rounds 5] [--requests 100]
 

@@ -91,7 +91,7 @@ def test_a_remote_reranker_over_a_remote_first_stage(tmp_path):
     assert not (tmp_path / "out" / "vectors").exists()
 
 
-def test_a_yardstick_reranks_the_same_candidates(tmp_path):
+def test_a_bi_encoder_baseline_reranks_the_same_candidates(tmp_path):
     def embeds(exchange):
         data = [{"index": i, "embedding": [len(text), 1.0]} for i, text in enumerate(exchange.request.body["input"])]
         exchange.answer(200, {"data": data})
@@ -104,7 +104,7 @@ def test_a_yardstick_reranks_the_same_candidates(tmp_path):
     assert found.returncode == 0, found.stderr
     assert json.loads((tmp_path / "out" / "results.json").read_text())["settings"]["model"] == f"m@{encoder.url}"
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
-    assert timing["median_seconds_of_a_query_by_depth"] == {}  # vectors are kept: a second time would say nothing
+    assert timing["median_seconds_of_a_query_by_depth"] == {}  # vectors are cached, so a second run takes no time
     assert "Not timed" in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -31,13 +31,15 @@ def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path)
     read = [json.loads(line) for line in groups.read_text().splitlines()]
     assert {(len(group["queries"]), len(group["passages"])) for group in read} == {(4, 8)}
     trained = run(
-        *("train", "--base", tiny, "--layers", 2, "--data", f"{groups}@24@2x", "--validation", f"{data}@6"),
+        *("train", "--base", tiny, "--layers", 2, "--data", groups, "--data", groups, "--validation", data),
+        *("--max-queries", 24),
         *("--groups-per-step", 4, "--save-steps", 2, "--patience", 9, "--device", "cpu", "--out", out),
     )
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.splitlines()[-1].startswith(f"wrote {out}; try: ")
     record = json.loads((out / "training.json").read_text())
-    assert record["settings"]["data"] == ["groups.jsonl@24@2x"]
+    assert record["settings"]["data"] == ["groups.jsonl", "groups.jsonl"]
+    assert (record["settings"]["max_queries"], record["validation_groups"]) == (24, 8)
     assert (record["groups"], record["steps"], list(record["validation"])) == (12, 3, ["2", "3"])
     assert {file.name for file in out.iterdir()} == {
         *("README.md", "adapter_config.json", "adapter_model.safetensors"),
@@ -47,10 +49,12 @@ def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path)
 
 def test_an_early_exit_is_fitted_used_and_priced(tiny, tmp_path):
     out, on_cpu = tmp_path / "out", ("--device", "cpu", "--dtype", "float32")
-    fitted = run("early-exit", "--model", tiny, "--data", f"{FACTS}@30", "--epochs", 2, "--out", out, *on_cpu)
+    fitted = run(
+        "early-exit", "--model", tiny, "--data", FACTS, "--max-queries", 30, "--epochs", 2, "--out", out, *on_cpu
+    )
     assert fitted.returncode == 0, fitted.stderr
     what, how_well = fitted.stdout.splitlines()
-    assert what == "early exit after layer 1, fitted on 27 questions of facts@30"
+    assert what == "early exit after layer 1, fitted on 27 questions of facts"
     assert how_well.startswith("of 3 questions that it was not fitted on, ")
     assert fitted.stderr.splitlines()[-1].startswith(f"wrote {out}; ")
     assert what.removeprefix("early exit ") in run("info", "--model", out, *on_cpu).stdout
@@ -70,9 +74,11 @@ def test_an_early_exit_is_fitted_used_and_priced(tiny, tmp_path):
         (("mine", "--data", FACTS, "--teacher", "nobody", "--out", "OUT"), "no embedding model 'nobody'"),
         (("mine", "--data", FACTS, "--teacher", "nobody", "--out", FACTS), "exists; give another file"),
         (("early-exit", "--data", FACTS), "give --out"),
-        (("early-exit", "--data", f"{FACTS}@9", "--out", "OUT"), "9 questions to fit on; give at least 20"),
+        (
+            ("early-exit", "--data", FACTS, "--max-queries", 9, "--out", "OUT"),
+            "9 questions to fit on; give at least 20",
+        ),
         (("train", "--data", FACTS, "--out", "OUT"), "give a base to train on"),
-        (("train", "--base", "smollm2-135m", "--data", f"{FACTS}@0", "--out", "OUT"), "max_queries"),
         (("train", "--base", "smollm2-135m", "--data", FACTS, "--patience", 1, "--out", "OUT"), "patience counts"),
     ],
 )

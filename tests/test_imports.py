@@ -46,6 +46,21 @@ def test_without_its_extra_a_command_says_so_in_a_line(command):
     assert len(found.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
+def test_without_what_the_report_needs_an_evaluation_ends_before_it_starts(missing, tmp_path):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None\n"
+        f"sys.argv = ['mistral-rerank', 'evaluate', '--data', '.', '--out', {str(tmp_path / 'out')!r}]\n"
+        "from mistral_rerank.cli import main; main()"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert found.returncode == 1
+    assert found.stderr == (
+        f"mistral-rerank: {missing} is not installed; install it with: pip install 'mistral-rerank[eval]'\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_every_public_name_exists():
     import mistral_rerank
 

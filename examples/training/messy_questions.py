@@ -1,16 +1,16 @@
-"""Make training questions as people really ask them: what the last round of mini was trained on beside its data sets.
+"""Make training questions as users type them; mini's last round was trained on them beside its data sets.
 
 python examples/training/messy_questions.py DATA GROUPS OUT
 
-DATA holds the BEIR folders bioasq_6_8 and squad_du, GROUPS what `mine` made of medquad, stackexchange_small and
-techdocs_faq. OUT gets two new BEIR folders, to `mine` in turn, and the three files of groups in other words:
+DATA has the BEIR folders bioasq_6_8 and squad_du, GROUPS the output of `mine` for medquad, stackexchange_small and
+techdocs_faq. OUT gets two new BEIR folders, to be mined too, and the three files of groups with rewritten questions:
 
-- requests: a piece of an abstract asks for the other abstracts that answer the same question;
-- double: two questions in one, so that each of two passages answers half;
-- medquad: its questions from templates as a patient would ask them;
+- requests: part of an abstract is the query for the other abstracts that answer the same question;
+- double: two questions in one, each answered by its own passage;
+- medquad: questions from templates in a patient's words;
 - medquad, stackexchange_small and techdocs_faq: often in lower case, without a question mark, or mistyped.
 
-The teacher's scores stay those of the question as it was.
+The teacher's scores are those of the original question.
 """
 
 import argparse
@@ -96,85 +96,85 @@ FORMS = {
 }
 
 
-def requests(dataset: BeirDataset, draw: random.Random) -> BeirDataset:
-    """Ask with a piece of one relevant passage, which leaves the corpus, for the others of its question."""
+def requests(dataset: BeirDataset, rng: random.Random) -> BeirDataset:
+    """Make a query of part of a relevant passage, removed from the corpus, for the other relevant ones."""
     chosen = [query for query in dataset.queries if len(dataset.positives(query)) >= 3]
-    draw.shuffle(chosen)
+    rng.shuffle(chosen)
     queries: dict[str, str] = {}
     taken: dict[str, str] = {}
     for query in chosen[:REQUESTS]:
         left = [passage for passage in dataset.positives(query) if passage not in taken.values()]
         if len(left) < 3:
             continue
-        taken[query] = draw.choice(left)
-        words = draw.randint(25, 75)
+        taken[query] = rng.choice(left)
+        words = rng.randint(25, 75)
         sentences = re.split(r"(?<=[.?!]) ", dataset.corpus[taken[query]])
-        start = draw.randrange(max(1, len(sentences) // 2))
+        start = rng.randrange(max(1, len(sentences) // 2))
         queries[query] = " ".join(" ".join(sentences[start:]).split()[:words])
-    gone = set(taken.values())
-    qrels = {query: {p: 1 for p in dataset.positives(query) if p not in gone} for query in queries}
-    corpus = {passage: text for passage, text in dataset.corpus.items() if passage not in gone}
-    return BeirDataset("requests", corpus, queries, {query: found for query, found in qrels.items() if found})
+    removed = set(taken.values())
+    qrels = {query: {p: 1 for p in dataset.positives(query) if p not in removed} for query in queries}
+    corpus = {passage: text for passage, text in dataset.corpus.items() if passage not in removed}
+    return BeirDataset("requests", corpus, queries, {query: judged for query, judged in qrels.items() if judged})
 
 
-def doubles(dataset: BeirDataset, draw: random.Random) -> BeirDataset:
-    """Join a question with one of a passage that shares its words."""
-    asked: dict[str, list[str]] = {}
+def doubles(dataset: BeirDataset, rng: random.Random) -> BeirDataset:
+    """Join a question with a question of a passage that BM25 finds for it."""
+    questions_of: dict[str, list[str]] = {}
     for query in dataset.queries:
-        asked.setdefault(dataset.positives(query)[0], []).append(query)
+        questions_of.setdefault(dataset.positives(query)[0], []).append(query)
     ids = list(dataset.corpus)
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(dataset.corpus.values()), show_progress=False), show_progress=False)
     chosen = list(dataset.queries)
-    draw.shuffle(chosen)
+    rng.shuffle(chosen)
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
     for query in chosen[:DOUBLES]:
-        (own, *_), text = dataset.positives(query), dataset.queries[query]
+        (answer, *_), text = dataset.positives(query), dataset.queries[query]
         (top,), _ = index.retrieve(
             bm25s.tokenize([text], show_progress=False), k=min(12, len(ids)), show_progress=False
         )
-        others = [ids[place] for place in top if ids[place] != own and ids[place] in asked]
+        others = [ids[index] for index in top if ids[index] != answer and ids[index] in questions_of]
         if not others:
             continue
-        passage = draw.choice(others[:6])
-        other = dataset.queries[draw.choice(asked[passage])]
+        passage = rng.choice(others[:6])
+        other = dataset.queries[rng.choice(questions_of[passage])]
         first, second = (words.strip().rstrip("?. ") for words in (text, other))
         joined = second[0].lower() + second[1:] if second.split()[0].lower() in NOT_NAMES else second
         forms = f"{first}, and {joined}?", f"{first}? {second}?", f"{first} and {joined}?"
-        queries[query] = draw.choice(forms)
-        qrels[query] = {own: 1, passage: 1}
+        queries[query] = rng.choice(forms)
+        qrels[query] = {answer: 1, passage: 1}
     return BeirDataset("double", dataset.corpus, queries, qrels)
 
 
-def as_a_patient(question: str, draw: random.Random) -> str:
-    """Say most questions of MedQuAD's templates in other words."""
+def as_a_patient(question: str, rng: random.Random) -> str:
+    """Rewrite most of MedQuAD's template questions."""
     for pattern, forms in FORMS.items():
-        found = re.match(pattern, question.strip(), re.IGNORECASE)
-        if found and draw.random() < 0.8:
-            question = draw.choice(forms).format(x=found[1])
+        match = re.match(pattern, question.strip(), re.IGNORECASE)
+        if match and rng.random() < 0.8:
+            question = rng.choice(forms).format(x=match[1])
             break
-    return in_a_hurry(question, draw)
+    return in_a_hurry(question, rng)
 
 
-def in_a_hurry(question: str, draw: random.Random) -> str:
-    """Leave capitals, the question mark, or letters out."""
-    if draw.random() < 0.35:
+def in_a_hurry(question: str, rng: random.Random) -> str:
+    """Drop capitals, the question mark, or letters."""
+    if rng.random() < 0.35:
         question = question.lower()
-    if draw.random() < 0.35:
+    if rng.random() < 0.35:
         question = question.rstrip("?. ")
-    return mistyped(question, draw) if draw.random() < 0.35 else question
+    return mistyped(question, rng) if rng.random() < 0.35 else question
 
 
-def mistyped(question: str, draw: random.Random) -> str:
-    """Leave out, swap or double a letter of up to two longer words."""
+def mistyped(question: str, rng: random.Random) -> str:
+    """Drop, swap or double a letter in up to two longer words."""
     words = question.split()
-    for _ in range(draw.randint(0, 2)):
-        place = draw.randrange(len(words))
-        word = words[place]
+    for _ in range(rng.randint(0, 2)):
+        index = rng.randrange(len(words))
+        word = words[index]
         if len(word) > 5:
-            i = draw.randrange(1, len(word) - 2)
-            words[place] = draw.choice(
+            i = rng.randrange(1, len(word) - 2)
+            words[index] = rng.choice(
                 (
                     word[:i] + word[i + 1 :],
                     word[:i] + word[i + 1] + word[i] + word[i + 2 :],
@@ -190,23 +190,23 @@ def write(dataset: BeirDataset, folder: Path) -> None:
     for name, texts in (("corpus", dataset.corpus), ("queries", dataset.queries)):
         lines = (json.dumps({"_id": key, "text": text}, ensure_ascii=False) + "\n" for key, text in texts.items())
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    rows = [f"{query}\t{passage}\t1\n" for query, found in dataset.qrels.items() for passage in found]
+    rows = [f"{query}\t{passage}\t1\n" for query, judged in dataset.qrels.items() for passage in judged]
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
 
 
 def main() -> None:
-    """Write all of it."""
+    """Write the folders and the groups."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("groups", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=5)
     options = parser.parse_args()
-    draw = random.Random(options.seed)
+    rng = random.Random(options.seed)
     for make, source in ((requests, "bioasq_6_8"), (doubles, "squad_du")):
-        made = make(load_beir(options.data / source), draw)
-        write(made, options.out / made.name)
-        print(f"{made.name}: {len(made.queries)} questions, {len(made.corpus)} passages")
+        dataset = make(load_beir(options.data / source), rng)
+        write(dataset, options.out / dataset.name)
+        print(f"{dataset.name}: {len(dataset.queries)} questions, {len(dataset.corpus)} passages")
     for name, rewrite in (
         ("medquad", as_a_patient),
         ("stackexchange_small", in_a_hurry),
@@ -214,7 +214,7 @@ def main() -> None:
     ):
         groups = [json.loads(line) for line in (options.groups / f"{name}.jsonl").read_text("utf-8").splitlines()]
         for group in groups:
-            group["queries"] = [rewrite(question, draw) for question in group["queries"]]
+            group["queries"] = [rewrite(question, rng) for question in group["queries"]]
         lines = (json.dumps(group, ensure_ascii=False) + "\n" for group in groups)
         (options.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
         print(f"{name}: {len(groups)} groups")

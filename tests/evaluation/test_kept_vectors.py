@@ -3,7 +3,7 @@ import pytest
 
 from mistral_rerank.errors import EndpointUnreachableError
 from mistral_rerank.evaluation import kept_vectors
-from mistral_rerank.evaluation.kept_vectors import KeepingEncoder
+from mistral_rerank.evaluation.kept_vectors import CachedEncoder
 
 
 class Counts:
@@ -24,15 +24,15 @@ def test_a_stopped_encoding_goes_on_after_its_last_block(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_vectors, "BLOCK", 4)
     texts = ["x" * length for length in range(10)]
     with pytest.raises(EndpointUnreachableError):
-        KeepingEncoder(Counts(most=9), tmp_path / "v").encode(texts, "passage", progress=lambda _: None)
+        CachedEncoder(Counts(most=9), tmp_path / "v").encode(texts, "passage", progress=lambda _: None)
     rest, done = Counts(), []
-    found = KeepingEncoder(rest, tmp_path / "v").encode(texts, "passage", progress=done.append)
+    found = CachedEncoder(rest, tmp_path / "v").encode(texts, "passage", progress=done.append)
     assert rest.seen == texts[8:]
     assert done == [4, 4, 2]
     assert found.tolist() == [[length, 0] for length in range(10)]
 
 
 def test_a_question_is_no_passage(tmp_path):
-    encoder = KeepingEncoder(Counts(), tmp_path)
+    encoder = CachedEncoder(Counts(), tmp_path)
     assert [encoder.encode(["a"], kind, progress=lambda _: None)[0, 1] for kind in ("query", "passage")] == [1, 0]
     assert len(list(tmp_path.glob("*.npy"))) == 2

@@ -10,15 +10,13 @@ from mistral_rerank.evaluation.trec import distinct
 
 @pytest.mark.parametrize("seed", range(20))
 def test_measures_are_pytrec_evals_whatever_ties_gaps_and_grades(seed):
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     docs = [f"d{i}" for i in range(30)]
-    qrels = {f"q{i}": {d: chance.choice([0, 0, 1, 2, 3]) for d in chance.sample(docs, 8)} for i in range(25)}
+    qrels = {f"q{i}": {d: rng.choice([0, 0, 1, 2, 3]) for d in rng.sample(docs, 8)} for i in range(25)}
     raw = {
-        query: [
-            (d, chance.choice([0.5, 0.5, 0.25, chance.random()])) for d in chance.sample(docs, chance.randint(1, 20))
-        ]
+        query: [(d, rng.choice([0.5, 0.5, 0.25, rng.random()])) for d in rng.sample(docs, rng.randint(1, 20))]
         for query in qrels
-        if chance.random() < 0.8
+        if rng.random() < 0.8
     }
     run = {query: distinct(sorted(ranking, key=lambda place: -place[1])) for query, ranking in raw.items()}
     found = per_query(qrels, run, recall_at=20)

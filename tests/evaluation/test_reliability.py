@@ -26,9 +26,9 @@ def test_bins_hold_equal_numbers():
 
 
 def test_true_probabilities_have_almost_no_error():
-    chance = np.random.default_rng(0)
-    p = chance.random(100_000)
-    assert reliability(p.tolist(), (chance.random(p.size) < p).astype(int).tolist()).ece < 0.006
+    rng = np.random.default_rng(0)
+    p = rng.random(100_000)
+    assert reliability(p.tolist(), (rng.random(p.size) < p).astype(int).tolist()).ece < 0.006
 
 
 def test_certainty_that_is_wrong_is_finite():

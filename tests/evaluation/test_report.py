@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
+from xml.etree import ElementTree
 
 import pytest
 from support import FACTS, LengthReranker
@@ -21,7 +23,7 @@ HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title
 def made(tmp_path_factory):
     """An evaluation of two sets, one of them with markup in its texts."""
     folder = tmp_path_factory.mktemp("report")
-    hostile = folder / "hostile <b>set</b>"
+    hostile = folder / "hostile <b>$set$"
     shutil.copytree(FACTS, hostile)
     for name in ("corpus.jsonl", "queries.jsonl"):
         text = (hostile / name).read_text("utf-8")
@@ -58,17 +60,45 @@ def page(browser, made):
     assert faults == []
 
 
+def drawings(html):
+    """The SVG of every plot, read as XML."""
+    return [
+        ElementTree.fromstring(base64.b64decode(coded))
+        for coded in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', html)
+    ]
+
+
 def test_the_report_names_no_address_of_anyone(made):
     html = made[0].read_text("utf-8")
-    assert (
-        re.findall(
-            r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:,)[^\s\"'>]+", re.sub(r"&[^;]+;", "", html.split("<main>")[0])
-        )
-        == []
-    )
+    assert re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:,)[^\s\"'>]+", html.split("<main>")[0]) == []
+    assert set(re.findall(r'<[^>]* (?:src|href)="([^";,]+)', html.split("<main>")[1])) == {"data:image/svg+xml"}
+    assert "default-src 'none'" in html.split("<style>")[0]
     assert "http:" not in html
     assert "https:" not in html
     assert "<script" not in html
+    for svg in drawings(html):
+        elements = list(svg.iter())
+        assert not {element.tag.split("}")[1] for element in elements} & {"script", "image", "foreignObject", "a"}
+        assert all(value[0] == "#" for e in elements for name, value in e.attrib.items() if name.endswith("href"))
+        assert not re.search(r"@import|url\((?!#)", ElementTree.tostring(svg, encoding="unicode"))
+
+
+def test_plots_show_the_figures_of_the_evaluation(made):
+    gains, _, facts, hostile, depths, latency, reliability = drawings(made[0].read_text("utf-8"))
+    of_sets = [figure.name for figure in made[1]]
+    texts = [[text.text for text in svg.iterfind(".//{*}text")] for svg in (gains, depths, latency, reliability)]
+    assert (
+        [text for text in texts[0] if not re.search(r"\d", text)] == of_sets == ["facts", "hostile <b>$set$", "mean"]
+    )
+    assert [text for text in texts[1] if text.isdigit()] == ["0", "2", "5", "10", "20"]
+    for words in texts[1:3]:
+        assert words[-3:] == ["nDCG@10", "Recall@5", "MRR"]
+    assert {"probability", "share relevant", "current"} <= set(texts[3])
+    points = [len(svg.findall(".//{*}g[@clip-path]/{*}use")) for svg in (gains, depths, latency, reliability)]
+    assert points == [3, 3 * 5, 3 * 4, 15]
+    assert all("#d62728" in ElementTree.tostring(svg, encoding="unicode") for svg in (facts, hostile)), (
+        "losses are red"
+    )
 
 
 def test_figures_are_those_of_the_evaluation(page, made):
@@ -89,17 +119,35 @@ def test_figures_are_those_of_the_evaluation(page, made):
     assert f"to {made[1][-1].reranked['nDCG@10']:.3f}" in lead
 
 
-def test_every_plot_has_a_name_and_its_points_have_words(page):
+def test_every_plot_is_drawn_and_has_a_name_and_a_table_of_its_figures(page, made):
     plots = page.get_by_role("img")
-    names = [plots.nth(i).get_attribute("aria-label") for i in range(plots.count())]
+    names = [plots.nth(i).get_attribute("alt") for i in range(plots.count())]
     assert names[:2] == ["Gain in nDCG@10", "Gain in Recall@5"]
     assert len(names) == 7  # two of gains, one of wins for each set, candidates, latency, reliability
-    assert page.locator("svg circle > title, svg g > title").count() > 30
+    assert all(page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 200)"))
+    mean = made[1][-1]
+
+    def cells(caption):
+        rows = page.locator("table").filter(has_text=caption).locator("tbody tr")
+        return [rows.nth(i).locator("th, td").all_text_contents() for i in range(rows.count())]
+
+    assert cells("Mean over sets") == [
+        [str(depth), *(f"{values[name]:.4f}" for name in ("nDCG@10", "Recall@5", "MRR"))]
+        for depth, values in mean.by_depth.items()
+    ]
+    assert [row[0] for row in cells("Median of a few questions")] == ["2", "5", "10", "20"]
+    assert cells("Queries whose nDCG@10 rose")[0] == ["facts", "4", "5", "31"]
+    assert cells("bin by bin") == [
+        [str(number), str(one.pairs), f"{one.probability:.4f}", f"{one.share:.4f}"]
+        for number, one in enumerate(mean.reliability.bins, start=1)
+    ]
 
 
 def test_texts_with_markup_stay_text(page):
     assert page.title().startswith("Evaluation of length over bm25")
-    assert page.locator("img, main script").count() == 0
+    assert page.locator("main script, [onerror], b:text-is('$set$')").count() == 0
+    assert page.locator("img").count() == page.locator("img[src^='data:image/svg+xml;base64,']").count()
+    assert page.get_by_role("heading", name="hostile <b>$set$: worst losses").count() == 1
     summary = page.locator("summary").filter(has_text="onerror").first
     assert HOSTILE in summary.text_content()
 
@@ -119,13 +167,13 @@ def test_the_worst_loss_comes_first_and_shows_what_it_lost(page, made):
     section = page.locator("section").last
     worst = section.locator("details").first
     facts = load_beir(FACTS)
-    gains = section.locator("h3:text-is('facts: worst losses') ~ details > summary > .gain.down").all_text_contents()
+    gains = section.locator("h3:text-is('facts: worst losses') ~ details > summary > .loss").all_text_contents()
     assert gains[:10] == sorted(gains[:10], key=float)
     query = re.search(r"\((\w+)\)$", worst.locator("summary").text_content().strip())[1]
     (relevant,) = facts.positives(query)
-    assert worst.locator("ol").first.locator(".grade.yes + *, .grade.yes").count() <= 1
-    if worst.locator("ol").first.locator(".grade.yes").count():
-        text = worst.locator("ol").first.locator("li:has(.grade.yes)").text_content()
+    assert worst.locator("ol").first.locator("b.gain").count() <= 1
+    if worst.locator("ol").first.locator("b.gain").count():
+        text = worst.locator("ol").first.locator("li:has(b.gain)").text_content()
         assert facts.corpus[relevant][:100] in text
 
 

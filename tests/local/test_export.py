@@ -1,4 +1,4 @@
-"""What `export --merged` writes, read by those it is for: plain transformers, Jinja, and our own reranker."""
+"""What `export` writes, read by those it is for: plain transformers, Jinja, and our own reranker."""
 
 import json
 import shutil
@@ -226,13 +226,12 @@ def test_the_command_exports_and_its_errors_are_one_line(tiny, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
     out = tmp_path / "out"
-    done = run("--merged", "--model", tiny, "--out", out, "--dtype", "float32")
+    done = run("--model", tiny, "--out", out, "--dtype", "float32")
     assert (done.returncode, done.stdout) == (0, "")
     assert (out / "model.safetensors").is_file()
     for arguments, hint in (
-        (("--merged", "--model", tiny, "--out", out), "exists"),
-        (("--model", tiny, "--out", tmp_path / "b"), "add --merged"),
-        (("--merged", "--model", tiny, "--out", tmp_path / "b", "--dtype", "int8"), "'bfloat16'"),
+        (("--model", tiny, "--out", out), "exists"),
+        (("--model", tiny, "--out", tmp_path / "b", "--dtype", "int8"), "'bfloat16'"),
     ):
         refused = run(*arguments)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)

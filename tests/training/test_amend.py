@@ -8,7 +8,7 @@ from transformers import MistralForSequenceClassification
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
 from mistral_rerank.local.checkpoint import Calibration, CheckpointConfig, PretrainedBase, read_config, summary
-from mistral_rerank.training.amend import checkpoint_to_amend, store_calibration
+from mistral_rerank.training.amend import checkpoint_to_update, store_calibration
 
 FOUND = Calibration(scale=0.5, bias=-1.25, threshold=0.37, precision=0.8, fitted_on=("a", "b"), pairs=99)
 PAIRS = [("who?", "me"), ("who?", "you and I"), ("where?", "here")]
@@ -20,7 +20,7 @@ def checkpoint(tiny, tmp_path):
 
 
 def test_a_stored_calibration_changes_probabilities_alone(checkpoint, tiny_reranker):
-    assert store_calibration(FOUND, checkpoint_to_amend(str(checkpoint), None), None) == checkpoint
+    assert store_calibration(FOUND, checkpoint_to_update(str(checkpoint), None), None) == checkpoint
     assert read_config(checkpoint).calibration == FOUND
     before = tiny_reranker.score_pairs(PAIRS)
     with LocalReranker(str(checkpoint), device="cpu", dtype="float32", batch_tokens=400) as reranker:
@@ -83,15 +83,15 @@ def test_a_copy_has_a_base_that_is_inside_the_original(checkpoint, tmp_path):
 @pytest.mark.parametrize("model", ["mini"])
 def test_mini_itself_is_not_changed(model, tmp_path):
     with pytest.raises(SettingsError, match="give --out"):
-        checkpoint_to_amend(model, None)
-    assert checkpoint_to_amend(model, tmp_path / "mine").name == "mini"
+        checkpoint_to_update(model, None)
+    assert checkpoint_to_update(model, tmp_path / "mine").name == "mini"
 
 
 def test_an_existing_out_and_a_missing_model_are_refused(checkpoint, tmp_path):
     with pytest.raises(SettingsError, match="exists; give another --out"):
-        checkpoint_to_amend(str(checkpoint), tmp_path)
+        checkpoint_to_update(str(checkpoint), tmp_path)
     with pytest.raises(CheckpointError, match="there is no folder"):
-        checkpoint_to_amend(str(tmp_path / "nothing"), None)
+        checkpoint_to_update(str(tmp_path / "nothing"), None)
 
 
 def test_a_folder_that_cannot_be_written_is_said(checkpoint, tmp_path):

@@ -6,17 +6,17 @@ from mistral_rerank.evaluation.reliability import reliability
 from mistral_rerank.local.checkpoint import Calibration
 from mistral_rerank.reranker import Score
 from mistral_rerank.training.calibration import calibrate, check_choices, fit, outcomes, pick_threshold, probabilities
-from mistral_rerank.training.judged_pairs import JudgedPairs
+from mistral_rerank.training.judged_pairs import LabelledPairs
 
 SCALE, BIAS = 0.4, -1.3
 
 
 def synthetic(seed, count=40_000, name="made"):
     """Logits whose true probability is sigmoid(SCALE * logit + BIAS)."""
-    chance = np.random.default_rng(seed)
-    logits = chance.normal(1, 5, count)
-    labels = chance.random(count) < 1 / (1 + np.exp(-(SCALE * logits + BIAS)))
-    return JudgedPairs(name, tuple(logits.tolist()), tuple(labels.astype(int).tolist()))
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(1, 5, count)
+    labels = rng.random(count) < 1 / (1 + np.exp(-(SCALE * logits + BIAS)))
+    return LabelledPairs(name, tuple(logits.tolist()), tuple(labels.astype(int).tolist()))
 
 
 def test_a_known_scale_and_bias_are_found_again():
@@ -34,9 +34,9 @@ def test_the_fit_is_the_maximum_of_the_likelihood():
 
 
 def test_a_temperature_has_no_bias():
-    chance = np.random.default_rng(2)
-    logits = chance.normal(0, 5, 40_000)
-    labels = (chance.random(logits.size) < 1 / (1 + np.exp(-logits / 3))).astype(int)
+    rng = np.random.default_rng(2)
+    logits = rng.normal(0, 5, 40_000)
+    labels = (rng.random(logits.size) < 1 / (1 + np.exp(-logits / 3))).astype(int)
     assert fit(logits.tolist(), labels.tolist(), method="temperature") == (pytest.approx(1 / 3, abs=0.02), 0.0)
 
 

@@ -12,7 +12,7 @@ from mistral_rerank.local.reranker import LoadedCheckpoint
 from mistral_rerank.training.amend import store_early_exit
 from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
 from mistral_rerank.training.groups import write_groups
-from mistral_rerank.training.sources import Source
+from mistral_rerank.training.sources import load_groups
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +30,21 @@ def model(tiny):
 
 @pytest.fixture(scope="module")
 def questions():
-    return draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=1)
+    return draw_questions([FACTS], negatives=5, random_negatives=2, seed=1)
 
 
 def test_every_question_comes_with_as_many_passages(questions, facts):
     assert {query for query, _ in questions} == set(facts.queries.values())
     assert {len(set(passages)) for _, passages in questions} == {8}
-    again = draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=1)
+    again = draw_questions([FACTS], negatives=5, random_negatives=2, seed=1)
     assert again == questions
-    assert draw_questions([Source(path=FACTS)], negatives=5, random_negatives=2, seed=2) != questions
+    assert draw_questions([FACTS], negatives=5, random_negatives=2, seed=2) != questions
 
 
-def test_a_question_is_drawn_once_however_its_set_is_weighted_and_grouped(tmp_path):
-    groups = Source(path=FACTS).groups(questions=4, negatives=4, random_negatives=0, seed=0)
+def test_a_question_is_drawn_once_however_often_its_set_is_given_and_grouped(tmp_path):
+    groups = load_groups(FACTS, questions=4, negatives=4, random_negatives=0, seed=0)
     write_groups(groups, tmp_path / "groups.jsonl")
-    drawn = draw_questions([Source(path=tmp_path / "groups.jsonl", weight=2), Source(path=FACTS)], seed=0)
+    drawn = draw_questions([*[tmp_path / "groups.jsonl"] * 2, FACTS], seed=0)
     assert len(drawn) == len({query for query, _ in drawn}) == 40
 
 
@@ -55,7 +55,7 @@ def test_a_layer_that_is_not_below_others_is_refused(model, questions):
 
 def test_too_few_questions_are_refused():
     with pytest.raises(InvalidInputError, match="there are 19 questions"):
-        draw_questions([Source(path=FACTS, max_queries=19)], seed=0)
+        draw_questions([FACTS], max_queries=19, seed=0)
 
 
 def test_fitting_brings_estimates_near_to_the_logits(model, questions):

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,9 +23,8 @@ from mistral_rerank.local.reading import Reading
 from mistral_rerank.local.tokens import PairTokenizer
 from mistral_rerank.prompts import Prompt
 from mistral_rerank.training.finetune import TrainSettings, _last_whole_state, finetune
-from mistral_rerank.training.groups import Group, write_groups
+from mistral_rerank.training.groups import Group, read_groups, write_groups
 from mistral_rerank.training.mining import mine
-from mistral_rerank.training.sources import Source
 from mistral_rerank.training.trainer import GroupCollator, GroupTrainer
 from mistral_rerank.training.validation import ndcg
 
@@ -34,7 +34,7 @@ def settings(tiny):
     return TrainSettings(
         base=str(tiny),
         layers=2,
-        data=(Source(path=FACTS),),
+        data=(FACTS,),
         negatives=2,
         max_length=160,
         groups_per_step=8,
@@ -47,12 +47,14 @@ def settings(tiny):
 
 
 @pytest.fixture(scope="module")
-def held_out(tmp_path_factory):
-    """Questions that are not trained on."""
-    folder = shutil.copytree(FACTS, tmp_path_factory.mktemp("held") / "out")
-    queries = folder / "queries.jsonl"
+def nine_groups(tmp_path_factory):
+    """A file of groups whose questions are not trained on."""
+    folder = tmp_path_factory.mktemp("held")
+    queries = shutil.copytree(FACTS, folder / "out") / "queries.jsonl"
     queries.write_text(queries.read_text().replace('"text": "', '"text": "Tell me: '))
-    return folder
+    mined = mine(load_beir(folder / "out"), negatives=2, random_negatives=1, max_queries=9)
+    write_groups(mined.groups, folder / "groups.jsonl")
+    return folder / "groups.jsonl"
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +75,11 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def assert_ndcg_of(checkpoint, settings, held_out, found):
+def assert_ndcg_of(checkpoint, settings, groups, found):
     """Hold a mean nDCG@10 of nine groups to the finished checkpoint's, which bfloat16 may have ranked otherwise in ties."""
     low, high = [], []
     with LocalReranker(str(checkpoint), device="cpu", dtype="float32", max_length=settings.max_length) as reranker:
-        for group in mine(load_beir(held_out), negatives=2, random_negatives=1, max_queries=9).groups:
+        for group in read_groups(groups):
             scores = reranker.score_pairs([(group.queries[0], text) for text in group.passages])
             logits, grades = torch.tensor([[score.logit for score in scores]]), torch.tensor(group.grades)
             low.append(ndcg(logits - 0.003 * grades, grades).item())
@@ -147,18 +149,17 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, 
 
 
 def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the_run(
-    settings, held_out, tmp_path, monkeypatch
+    settings, nine_groups, tmp_path, monkeypatch
 ):
     """Validations are made to fall after the second, so that the third and fourth use up the patience."""
     marks = iter((0.5, 0.8, 0.7, 0.6))
-    monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([next(marks)]))
-    chosen = settings.model_copy(
-        update={"validation": (Source(path=held_out, max_queries=1),), "patience": 2, "epochs": 9}
-    )
+    scores = chain.from_iterable(repeat(mark, 9) for mark in marks)
+    monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([next(scores)]))
+    chosen = settings.model_copy(update={"validation": (nine_groups,), "patience": 2, "epochs": 9})
     out = finetune(chosen, tmp_path / "out")
     record = json.loads((out / "training.json").read_text())
     assert record["validation"] == {"3": 0.5, "6": 0.8, "9": 0.7, "12": 0.6}
-    assert (record["best_step"], record["steps"], record["validation_groups"]) == (6, 12, 1)
+    assert (record["best_step"], record["steps"], record["validation_groups"]) == (6, 12, 9)
     monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([0.5]))
 
     def stop(_self, args, state, control, **_):
@@ -169,18 +170,16 @@ def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the
     assert all(torch.equal(tensor, weights(six)[name]) for name, tensor in weights(out).items())
 
 
-def test_validation_ranks_groups_as_the_finished_checkpoint_does(settings, held_out, tmp_path):
-    held = (Source(path=held_out, max_queries=9),)
-    out = finetune(settings.model_copy(update={"validation": held, "save_steps": 15}), tmp_path / "out")
+def test_validation_ranks_groups_as_the_finished_checkpoint_does(settings, nine_groups, tmp_path):
+    out = finetune(settings.model_copy(update={"validation": (nine_groups,), "save_steps": 15}), tmp_path / "out")
     record = json.loads((out / "training.json").read_text())
     assert list(record["validation"]) == ["15"]
-    assert_ndcg_of(out, settings, held_out, record["validation"]["15"])
+    assert_ndcg_of(out, settings, nine_groups, record["validation"]["15"])
 
 
 def test_validation_on_what_is_trained_on_is_refused(settings, tmp_path):
-    held = (Source(path=FACTS, max_queries=3),)
     with pytest.raises(SettingsError, match="every question of the validation is trained on"):
-        finetune(settings.model_copy(update={"validation": held}), tmp_path / "out")
+        finetune(settings.model_copy(update={"validation": (FACTS,)}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
@@ -199,7 +198,10 @@ def test_the_run_leaves_a_card_and_a_plot(settings, trained):
         assert folder not in card + (trained / "training.json").read_text()
     plot = ElementTree.parse(trained / "training.svg").getroot()
     assert plot.tag == "{http://www.w3.org/2000/svg}svg"
-    assert len(plot.findall(".//{*}circle")) == 15
+    assert plot.findtext("{*}title") == "Loss and nDCG@10 over the steps"
+    (loss,) = (line for line in plot.iterfind(".//{*}g[@id]") if len(line.findall(".//{*}use")) == 15)
+    heights = [float(point.get("y")) for point in loss.iterfind(".//{*}use")]
+    assert heights[0] < heights[-1]  # y grows downwards: the loss fell
 
 
 def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monkeypatch):
@@ -218,7 +220,7 @@ def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monke
 def test_a_question_that_leaves_no_room_is_an_error_before_the_first_step(settings, tmp_path):
     write_groups([Group(("who? " * 90, "who?"), ("me", "you"), ((1, 0), (0, 1)))], tmp_path / "groups.jsonl")
     with pytest.raises(InvalidInputError, match="of 2 questions to train on, pair 0: the question takes"):
-        finetune(settings.model_copy(update={"data": (Source(path=tmp_path / "groups.jsonl"),)}), tmp_path / "out")
+        finetune(settings.model_copy(update={"data": (tmp_path / "groups.jsonl",)}), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["groups.jsonl"]
 
 
@@ -251,7 +253,7 @@ def test_an_existing_folder_is_not_overwritten(settings, trained):
 def test_data_that_is_not_beir_is_refused_before_anything_is_written(settings, tmp_path):
     (tmp_path / "data").mkdir()
     with pytest.raises(InvalidInputError, match="not a BEIR folder"):
-        finetune(settings.model_copy(update={"data": (Source(path=tmp_path / "data"),)}), tmp_path / "out")
+        finetune(settings.model_copy(update={"data": (tmp_path / "data",)}), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
@@ -287,15 +289,14 @@ def test_the_passage_may_come_first_and_questions_may_share_it(settings, tmp_pat
     assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
 
 
-def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, held_out, tmp_path):
-    held = (Source(path=held_out, max_queries=9),)
-    changes = {"bidirectional": True, "validation": held, "save_steps": 15}
+def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, nine_groups, tmp_path):
+    changes = {"bidirectional": True, "validation": (nine_groups,), "save_steps": 15}
     out = finetune(settings.model_copy(update=changes), tmp_path / "out")
     assert read_config(out).reading == Reading(bidirectional=True, mean=True)
     record = json.loads((out / "training.json").read_text())
     assert sum(record["loss"][-5:]) / 5 < 0.9 * record["loss"][0]
     assert list(record["validation"]) == ["15"]
-    assert_ndcg_of(out, settings, held_out, record["validation"]["15"])
+    assert_ndcg_of(out, settings, nine_groups, record["validation"]["15"])
     more = {"layers": None, "init": str(out), "epochs": 1}
     assert read_config(finetune(settings.model_copy(update=more), tmp_path / "more")) == read_config(out)
 
@@ -362,7 +363,7 @@ def taught(settings, facts, tmp_path_factory):
     file = tmp_path_factory.mktemp("groups") / "groups.jsonl"
     groups = mine(facts, negatives=2, random_negatives=1).groups
     write_groups([replace(group, teacher=((0.0, 0.0, 0.0, 9.0),)) for group in groups], file)
-    return settings.model_copy(update={"data": (Source(path=file),), "epochs": 1})
+    return settings.model_copy(update={"data": (file,), "epochs": 1})
 
 
 def test_a_teacher_changes_what_is_learnt(taught, tmp_path):
@@ -408,6 +409,6 @@ def test_rows_without_padding_are_put_back_into_groups(tokenizer, template):
     for packed in batch["packs"]:
         found += list(packed.members)
     assert sorted(found) == list(range(12))
-    assert [found[place] for place in batch["places"].flatten()] == list(range(12))
+    assert [found[place] for place in batch["positions"].flatten()] == list(range(12))
     assert batch["grades"].nan_to_num(-1).tolist() == [[1, 0, -1], [0, 1, 0], [1, 0, -1], [0, 1, 0]]
     assert batch["teacher"] is None

@@ -6,13 +6,13 @@ from support import FACTS, LengthReranker
 from mistral_rerank import InvalidInputError
 from mistral_rerank.evaluation.first_stage import BM25Stage
 from mistral_rerank.evaluation.run import EvaluationSettings, evaluate
-from mistral_rerank.training.judged_pairs import JudgedPairs, judge, pooled
+from mistral_rerank.training.judged_pairs import LabelledPairs, pooled, read_pairs
 
 SETTINGS = EvaluationSettings(data=(FACTS,), top_k=4, queries=6)
 
 
 def read(source, reranker=None):
-    return judge(source, reranker or LengthReranker(), BM25Stage(), SETTINGS, notify=lambda *_: None)
+    return read_pairs(source, reranker or LengthReranker(), BM25Stage(), SETTINGS, notify=lambda *_: None)
 
 
 def test_the_pairs_of_a_folder_are_those_of_its_evaluation(tmp_path):
@@ -32,7 +32,7 @@ def test_pairs_of_a_file_are_scored_unless_they_are(tmp_path):
         {"query": "q", "passage": "sevenly", "label": False, "other": "kept out"},
     ]
     (tmp_path / "mine.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
-    assert read(tmp_path / "mine.jsonl") == JudgedPairs("mine", (4.0, -1.5, 7.0), (1, 0, 0))
+    assert read(tmp_path / "mine.jsonl") == LabelledPairs("mine", (4.0, -1.5, 7.0), (1, 0, 0))
 
 
 def test_scored_pairs_need_no_model(tmp_path):
@@ -62,5 +62,5 @@ def test_a_wrong_line_is_named(tmp_path, line):
 
 
 def test_collections_are_put_together_in_order():
-    both = pooled("both", [JudgedPairs("a", (1.0,), (0,)), JudgedPairs("b", (2.0, 3.0), (1, 0))])
-    assert both == JudgedPairs("both", (1.0, 2.0, 3.0), (0, 1, 0))
+    both = pooled("both", [LabelledPairs("a", (1.0,), (0,)), LabelledPairs("b", (2.0, 3.0), (1, 0))])
+    assert both == LabelledPairs("both", (1.0, 2.0, 3.0), (0, 1, 0))

@@ -42,7 +42,7 @@ def test_activations_are_near_what_autograd_keeps():
     sequences = [[n % 90 + 1 for n in range(start, start + 100)] for start in range(8)]
     packed = pack(sequences, share_prefixes(sequences))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        group_logits(classifier, LAST_TOKEN, packs=[packed], places=torch.arange(8)[None])
+        group_logits(classifier, LAST_TOKEN, packs=[packed], positions=torch.arange(8)[None])
     found = estimate(
         config, layers=4, adapted_layers=4, lora_rank=8, tokens=800, bytes_of_weight=4, activation_checkpointing=False
     )

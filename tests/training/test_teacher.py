@@ -16,26 +16,26 @@ class Bags:
 
 
 @pytest.fixture
-def chance():
+def rng():
     return np.random.default_rng(0)
 
 
-def judged(similarities, weights, chance):
+def judged(similarities, weights, rng):
     """Draw the passage that answers from the softmax of the weighted similarities."""
     logits = similarities @ np.array(weights, np.float32)
-    noise = chance.gumbel(size=logits.shape)
+    noise = rng.gumbel(size=logits.shape)
     return np.eye(logits.shape[1], dtype=np.float32)[(logits + noise).argmax(-1)]
 
 
 @pytest.mark.parametrize("weights", [(20.0, 2.0), (6.0, 9.0)])
-def test_the_weights_that_made_the_judgements_are_found(chance, weights):
-    similarities = chance.random((4000, 12, 2), dtype=np.float32)
-    assert fit_weights(similarities, judged(similarities, weights, chance)) == pytest.approx(weights, rel=0.08)
+def test_the_weights_that_made_the_judgements_are_found(rng, weights):
+    similarities = rng.random((4000, 12, 2), dtype=np.float32)
+    assert fit_weights(similarities, judged(similarities, weights, rng)) == pytest.approx(weights, rel=0.08)
 
 
-def test_what_says_nothing_gets_no_weight(chance):
-    similarities = chance.random((1000, 12, 2), dtype=np.float32)
-    cosine, bm25 = fit_weights(similarities, judged(similarities, (15.0, 0.0), chance))
+def test_what_says_nothing_gets_no_weight(rng):
+    similarities = rng.random((1000, 12, 2), dtype=np.float32)
+    cosine, bm25 = fit_weights(similarities, judged(similarities, (15.0, 0.0), rng))
     assert cosine == pytest.approx(15, rel=0.1)
     assert bm25 < 0.3
 

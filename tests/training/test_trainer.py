@@ -31,7 +31,7 @@ def classifiers(request):
 
 def logits(classifier):
     row = pack(SEQUENCES, share_prefixes(SEQUENCES))
-    return group_logits(classifier, LAST_TOKEN, packs=[row], places=torch.tensor(row.members).argsort())
+    return group_logits(classifier, LAST_TOKEN, packs=[row], positions=torch.tensor(row.members).argsort())
 
 
 @pytest.mark.parametrize("plain_scores", [0, attention.PLAIN_SCORES], ids=["fused", "plain"])

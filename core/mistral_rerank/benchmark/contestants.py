@@ -41,7 +41,7 @@ class SentenceTransformers:
     """`CrossEncoder.predict` of sentence-transformers: batches of 32 pairs, sorted by length, padded.
 
     Args:
-        folder: a whole checkpoint, as `export --merged` writes it.
+        folder: a whole checkpoint, as `export` writes it.
         dtype: what to run in.
         name: of the contestant.
 
@@ -79,7 +79,7 @@ class Transformers:
     """Batches of pairs in input order, padded: the loop of FlagEmbedding's and rerankers' model classes.
 
     Args:
-        folder: a whole checkpoint, as `export --merged` writes it.
+        folder: a whole checkpoint, as `export` writes it.
         dtype: what to run in.
         rows: pairs of a batch.
 

@@ -9,7 +9,6 @@ from rich.table import Table
 from mistral_rerank import __version__
 from mistral_rerank.cli.options import Base, Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.cli.terminal import Terminal
-from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import RerankSettings
 
 
@@ -33,14 +32,11 @@ def pull(
 @app.command()
 def export(
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
-    merged: Annotated[bool, typer.Option("--merged", help="one whole model, with its adapter merged")] = False,
     model: Model = None,
     base: Base = None,
     dtype: Annotated[str, typer.Option(help="of the weights: float32, bfloat16, float16")] = "bfloat16",
 ) -> None:
-    """Write a model as other engines read it: plain transformers, vLLM."""
-    if not merged:
-        raise SettingsError("a merged model is the one form to export in; add --merged")
+    """Merge a model's adapter into its base and write one folder for other engines: plain transformers, vLLM."""
     from mistral_rerank.local.export import export_merged
 
     settings = RerankSettings(backend="local", **given(locals(), "model", "base"))

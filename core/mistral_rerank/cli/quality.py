@@ -1,4 +1,4 @@
-"""`evaluate` and `calibrate`: measure a reranker, and make its probabilities mean something."""
+"""`evaluate` and `calibrate`: measure a reranker, and calibrate its probabilities."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -36,7 +36,7 @@ Split = Annotated[str | None, typer.Option(help="which qrels/SPLIT.tsv  [default
 QueryPrefix = Annotated[str | None, typer.Option(help="put before questions, instead of the preset's")]
 PassagePrefix = Annotated[str | None, typer.Option(help="put before passages, instead of the preset's")]
 QUESTIONS_AT_ONCE = 64
-"""Of a model on this machine; a call to an endpoint has a timeout, and shares no passages."""
+"""Default for a model on this machine. At an endpoint it is 1: its calls have a timeout."""
 Seed = Annotated[int, typer.Option(help="the same seed draws the same questions")]
 
 
@@ -64,7 +64,8 @@ def evaluate(
         bool | None, typer.Option("--drop-same-id", help="drop candidates with the question's id (ArguAna, Quora)")
     ] = None,
     bi_encoder: Annotated[
-        str | None, typer.Option(help="rerank with this embedding model instead, a yardstick; named like MODEL below")
+        str | None,
+        typer.Option(help="rerank with this embedding model instead, as a baseline; named like MODEL below"),
     ] = None,
     seed: Seed = 0,
     **reranker: Any,
@@ -93,10 +94,10 @@ def evaluate(
     )
     settings = EvaluationSettings(**given(locals(), *names), seed=seed)
     with opened, notices() as notify:
-        found = run(
+        figures = run(
             opened, settings, out, reranker_settings=named(reranker), device=encoder_device(reranker), notify=notify
         )
-    _print_figures(found, settings.top_k)
+    _print_figures(figures, settings.top_k)
     stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)
 
 
@@ -120,7 +121,7 @@ def calibrate(
     quantization: Quantization = None,
     seed: Seed = 0,
 ) -> None:
-    """Make a model's probabilities mean something on your data; no ranking changes.
+    """Calibrate a model's probabilities on your data; rankings do not change.
 
     Pairs are JSON lines with "query", "passage" and "label" (0 or 1); with a "logit" too they are not scored again.
     The scores/SET.jsonl of an evaluation serve as well.
@@ -129,15 +130,14 @@ def calibrate(
     from mistral_rerank.evaluation.run import EvaluationSettings
     from mistral_rerank.local.checkpoint import read_config
     from mistral_rerank.training import calibration as fitting
-    from mistral_rerank.training.amend import checkpoint_to_amend, store_calibration
-    from mistral_rerank.training.calibration_report import write_report
-    from mistral_rerank.training.judged_pairs import judge
+    from mistral_rerank.training.amend import checkpoint_to_update, store_calibration
+    from mistral_rerank.training.judged_pairs import read_pairs
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"
     settings = EvaluationSettings(**given(locals(), *names), questions_at_once=QUESTIONS_AT_ONCE, seed=seed)
     chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
-    folder = checkpoint_to_amend(chosen.named_model, out)
+    folder = checkpoint_to_update(chosen.named_model, out)
     stage = open_first_stage(
         settings.first_stage,
         query_prefix=query_prefix,
@@ -146,7 +146,7 @@ def calibrate(
     )
     with chosen.open() as opened, notices() as notify:
         fitted, others = (
-            [judge(source, opened, stage, settings, notify=notify) for source in sources]
+            [read_pairs(source, opened, stage, settings, notify=notify) for source in sources]
             for sources in (data, held_out or [])
         )
     result = fitting.calibrate(fitted, method=method, precision=precision)
@@ -157,11 +157,11 @@ def calibrate(
     if result.threshold is not None:
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
-        write_report(outcomes, result, report)
+        fitting.write_report(outcomes, result, report)
     stderr.print(f"wrote {written / 'rerank.json'}", soft_wrap=True)
 
 
-def _print_figures(found: "Sequence[Figures]", top_k: int) -> None:
+def _print_figures(figures: "Sequence[Figures]", top_k: int) -> None:
     """Print the headline measures of every set and of their mean."""
     from mistral_rerank.evaluation.metrics import HEADLINE
 
@@ -169,7 +169,7 @@ def _print_figures(found: "Sequence[Figures]", top_k: int) -> None:
     table = Table(*heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for of_set in found:
+    for of_set in figures:
         for measure in HEADLINE:
             gain, first = of_set.gain[measure], measure == HEADLINE[0]
             table.add_row(
@@ -192,14 +192,14 @@ def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     for column in (1, 2, 4, 5, 6):
         table.columns[column].justify = "right"
     for outcome in outcomes:
-        for when, found in (("before", outcome.before), ("after", outcome.after)):
+        for when, reliability in (("before", outcome.before), ("after", outcome.after)):
             first = when == "before"
             table.add_row(
                 outcome.name if first else "",
-                str(found.pairs) if first else "",
-                f"{found.relevant:.1%}" if first else "",
+                str(reliability.pairs) if first else "",
+                f"{reliability.relevant:.1%}" if first else "",
                 when,
-                *(f"{value:.4f}" for value in (found.ece, found.brier, found.nll)),
+                *(f"{value:.4f}" for value in (reliability.ece, reliability.brier, reliability.nll)),
                 "" if first else outcome.at_threshold,
             )
     _console().print(table)

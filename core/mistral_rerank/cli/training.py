@@ -23,16 +23,18 @@ from mistral_rerank.cli.options import (
 from mistral_rerank.cli.terminal import printable
 from mistral_rerank.settings import RerankSettings, open_reranker
 
+Data = Annotated[list[Path], typer.Option(help="a BEIR folder or a .jsonl of groups; give it once for each data set")]
+MaxQueries = Annotated[int | None, typer.Option(help="questions of each data set at most  [default: all]", min=1)]
+
 
 @app.command()
 def train(
-    data: Annotated[
-        list[str], typer.Option(help="a BEIR folder or a .jsonl of groups, with @500 for a cap, @2x for a weight")
-    ],
+    data: Data,
     out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
     validation: Annotated[
-        list[str] | None, typer.Option(help="like --data, kept out of training; the best weights on it are kept")
+        list[Path] | None, typer.Option(help="like --data, kept out of training; the best weights on it are kept")
     ] = None,
+    max_queries: MaxQueries = None,
     patience: Annotated[int | None, typer.Option(help="stop after so many validations without a better one")] = None,
     base: Annotated[str | None, typer.Option(help="a folder, a hub id, or smollm2-135m")] = None,
     layers: Annotated[int | None, typer.Option(help="keep only the first N layers of the base")] = None,
@@ -79,7 +81,7 @@ def mine(
     negatives: Annotated[int, typer.Option(help="hard negatives of a group: judged 0, or found", min=0)] = 4,
     random_negatives: Annotated[int, typer.Option(help="passages of a group from anywhere", min=0)] = 0,
     depth: Annotated[int, typer.Option(help="how far down the ranking negatives may come from", min=1)] = 30,
-    max_queries: Annotated[int | None, typer.Option(help="questions of one data set at most", min=1)] = None,
+    max_queries: MaxQueries = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same groups")] = 0,
     **reranker: Any,
 ) -> None:
@@ -90,7 +92,7 @@ def mine(
     from mistral_rerank.evaluation.first_stage import open_encoder, open_first_stage
     from mistral_rerank.training.groups import check_free, write_groups
     from mistral_rerank.training.mining import mine as mine_set
-    from mistral_rerank.training.sources import Source
+    from mistral_rerank.training.sources import load_split
 
     check_free(out)
     device = encoder_device(reranker)
@@ -98,7 +100,7 @@ def mine(
     with open_reranker(**reranker) if {"model", "base_url"} & reranker.keys() else nullcontext() as opened:
         groups = []
         for folder in data:
-            dataset = Source(path=folder).load("train")
+            dataset = load_split(folder, "train")
             with progress_bar() as progress:
                 task = progress.add_task(
                     printable(folder.name), total=min(len(dataset.queries), max_queries or len(dataset.queries))
@@ -126,11 +128,10 @@ def mine(
 
 @app.command()
 def early_exit(
-    data: Annotated[
-        list[str], typer.Option(help="a BEIR folder or a .jsonl of groups, with @500 for a cap of questions")
-    ],
+    data: Data,
     model: Model = None,
     base: Base = None,
+    max_queries: MaxQueries = None,
     layer: Annotated[
         int | None, typer.Option(help="how many layers choose the contenders  [default: 3 of 8]", min=1)
     ] = None,
@@ -145,14 +146,12 @@ def early_exit(
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.early_exit import EarlyExitConfig
     from mistral_rerank.local.reranker import LoadedCheckpoint
-    from mistral_rerank.training.amend import checkpoint_to_amend, store_early_exit
+    from mistral_rerank.training.amend import checkpoint_to_update, store_early_exit
     from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
-    from mistral_rerank.training.sources import Source
 
     chosen = RerankSettings(backend="local", **given(locals(), "model", "base", "device", "dtype"))
-    folder = checkpoint_to_amend(chosen.named_model, out)
-    sources = [Source.model_validate(written) for written in data]
-    questions = draw_questions(sources, seed=seed)
+    folder = checkpoint_to_update(chosen.named_model, out)
+    questions = draw_questions(data, max_queries=max_queries, seed=seed)
     where = pick_device(chosen.device)
     loaded = LoadedCheckpoint(
         chosen.named_model,
@@ -168,7 +167,7 @@ def early_exit(
     with notices() as notify:
         fitted = fit_early_exit(loaded, questions, layer=layer, epochs=epochs, seed=seed, notify=notify)
     config = EarlyExitConfig(
-        layer=layer, fitted_on=tuple(source.name for source in sources), questions=fitted.questions
+        layer=layer, fitted_on=tuple(path.resolve().name for path in data), questions=fitted.questions
     )
     written = store_early_exit(fitted.early_exit, config, folder, out)
     print(printable(f"early exit {config}"))  # noqa: T201

@@ -1,4 +1,4 @@
-"""An embedding model as a reranker: the yardstick that a cross-encoder has to beat on the same candidates."""
+"""An embedding model as a reranker: the baseline for a cross-encoder on the same candidates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class BiEncoderReranker(Reranker):
-    """Scores a pair by the product of the vectors of question and passage; long texts are cut at the model's limit.
+    """Scores a pair by the dot product of its embeddings; long texts are truncated to the model's limit.
 
-    Vectors are kept, so that a passage of many questions is encoded once. The probability is the sigmoid of the
-    product, which says nothing before it is calibrated.
+    Embeddings are cached in memory, so a passage of many questions is encoded once. The probability is the sigmoid of
+    the product, and not calibrated.
 
     Args:
-        name: what to call it in reports.
-        encoder: makes the vectors.
+        name: the model name in reports.
+        encoder: embeds questions and passages.
 
     """
 

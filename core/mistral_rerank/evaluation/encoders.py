@@ -1,4 +1,4 @@
-"""Texts to vectors: a sentence-transformers model on this machine, or an endpoint of OpenAI's or NVIDIA's kind."""
+"""Embedding models: a sentence-transformers model on this machine, or an endpoint with OpenAI's or NVIDIA's API."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ KEYS_BY_HOST = {
     "ai.api.nvidia.com": "NVIDIA_API_KEY",
     "api.openai.com": "OPENAI_API_KEY",
 }
-"""Where the key of a vendor's own host comes from, after `KEY_VARIABLE`."""
+"""Environment variables of the keys of vendors' hosts, read after `KEY_VARIABLE`."""
 
 BATCH = 32
 CONCURRENT_REQUESTS = 4
@@ -51,19 +51,19 @@ TIMEOUT = 120.0
 
 
 class Encoder(Protocol):
-    """Turns texts into vectors whose products say how near they are."""
+    """Embeds texts; the dot product of two embeddings is their similarity."""
 
     def encode(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None]) -> Vectors:
-        """Give vectors (texts, width); `progress` is told how many more are done."""
+        """Give embeddings (texts, width); `progress` is called with the number of texts just done."""
 
 
 class LocalEncoder:
     """A sentence-transformers model, or a plain transformers one; safetensors only, no remote code.
 
     Args:
-        preset: how to use it; None for what its folder says.
+        preset: prefixes, pooling and normalization; None to use what the model's folder says.
         model: a folder or a hub id, instead of the preset's.
-        device: "cpu", "cuda", ...; None for the best there is.
+        device: "cpu", "cuda", ...; None for the best available.
 
     Raises:
         MissingDependencyError: the extra `dense` is not installed.
@@ -81,10 +81,12 @@ class LocalEncoder:
     def encode(
         self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None] = lambda _: None
     ) -> Vectors:
-        """See `Encoder.encode`. Long texts are cut at the model's limit."""
+        """See `Encoder.encode`. Long texts are truncated to the model's limit."""
         model = self._query_model if kind == "query" else self._passage_model
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))  # alike lengths together: little padding
-        made: list[Vectors] = []
+        order = sorted(
+            range(len(texts)), key=lambda i: -len(texts[i])
+        )  # similar lengths in a batch need little padding
+        blocks: list[Vectors] = []
         for start in range(0, len(order), 8 * BATCH):
             block = [texts[i] for i in order[start : start + 8 * BATCH]]
             if self._preset is None:
@@ -99,19 +101,19 @@ class LocalEncoder:
                     normalize_embeddings=self._preset.normalize,
                     show_progress_bar=False,
                 )
-            made.append(np.asarray(vectors, dtype=np.float32))
+            blocks.append(np.asarray(vectors, dtype=np.float32))
             progress(len(block))
-        sorted_vectors = np.concatenate(made)
+        sorted_vectors = np.concatenate(blocks)
         vectors_in_order = np.empty_like(sorted_vectors)
         vectors_in_order[order] = sorted_vectors
         return vectors_in_order
 
 
 class EndpointEncoder:
-    """An endpoint that speaks OpenAI's embeddings API, or NVIDIA's variety with `input_type`.
+    """An endpoint with OpenAI's embeddings API, or NVIDIA's variant with `input_type`.
 
     Args:
-        preset: the model's name there, prefixes, and whether `input_type` is sent.
+        preset: the model's name at the endpoint, prefixes, and whether `input_type` is sent.
         base_url: the root of a host, with `/v1`, or the whole route.
         api_key: None for `MISTRAL_RERANK_EMBEDDINGS_API_KEY`, or else the variable of a known vendor's host.
         retries: how often, and after which wait, a failed request is sent again.
@@ -147,18 +149,18 @@ class EndpointEncoder:
         prefix = preset.query_prefix if kind == "query" else preset.passage_prefix
         inputs = [f"{prefix}{text}" if f"{prefix}{text}".strip() else " " for text in texts]  # "" is refused
         batches = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
-        made: list[Vectors] = []
+        blocks: list[Vectors] = []
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             try:
                 for vectors in pool.map(lambda batch: self._ask(batch, kind), batches):
-                    made.append(vectors)
+                    blocks.append(vectors)
                     progress(len(vectors))
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
-        if len({vectors.shape[1] for vectors in made}) > 1:
+        if len({vectors.shape[1] for vectors in blocks}) > 1:
             raise InvalidReplyError(f"{self._url} gave vectors of different lengths")
-        vectors = np.concatenate(made)
+        vectors = np.concatenate(blocks)
         if preset.normalize:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         return vectors
@@ -226,8 +228,8 @@ def read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:
 
 def _key_for(url: str) -> SecretStr | None:
     variables = (KEY_VARIABLE, KEYS_BY_HOST.get(urlsplit(url).hostname or ""))
-    found = next((os.environ[name] for name in variables if name and os.environ.get(name)), None)
-    return SecretStr(found) if found else None
+    key = next((os.environ[name] for name in variables if name and os.environ.get(name)), None)
+    return SecretStr(key) if key else None
 
 
 def _load(model: str, preset: Preset | None, device: str | None) -> SentenceTransformer:

@@ -1,4 +1,4 @@
-"""First-stage retrieval: what a reranker is given to reorder."""
+"""First-stage retrieval: BM25, embedding models, both fused, or TREC run files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mistral_rerank.errors import InvalidInputError, MissingDependencyError, SettingsError
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
-from mistral_rerank.evaluation.kept_vectors import KeepingEncoder
+from mistral_rerank.evaluation.kept_vectors import CachedEncoder
 from mistral_rerank.evaluation.presets import PRESETS, Preset, find_preset
 from mistral_rerank.evaluation.trec import read_run
 
@@ -27,7 +27,7 @@ Ranking = list[tuple[str, float]]
 """Passage ids with their scores, best first."""
 
 FUSED_DEPTH = 100
-"""How far down each ranking of a hybrid is looked, at least."""
+"""Minimum depth of the rankings that a hybrid fuses."""
 
 
 class FirstStage(Protocol):
@@ -36,7 +36,7 @@ class FirstStage(Protocol):
     def search(
         self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
     ) -> list[Ranking]:
-        """Give at most `k` passages of each query id; `progress` is told how many texts are done, and of how many."""
+        """Give at most `k` passages of each query id; `progress` receives the number of texts done and in all."""
 
 
 class BM25:
@@ -61,16 +61,16 @@ class BM25:
         self._index.index(self._tokenize(list(corpus.values())), show_progress=False)
 
     def search(self, queries: Sequence[str], *, k: int) -> list[Ranking]:
-        """Give the best `k` passages of every query, those without a common word left out."""
+        """Give the best `k` passages of every query, without those that share no word with it."""
         depth = min(k, len(self._ids))
-        found, scores = self._index.retrieve(self._tokenize(list(queries)), k=depth, show_progress=False)
+        indices, scores = self._index.retrieve(self._tokenize(list(queries)), k=depth, show_progress=False)
         return [
             [(self._ids[i], float(s)) for i, s in zip(row, row_scores, strict=True) if s > 0]
-            for row, row_scores in zip(found, scores, strict=True)
+            for row, row_scores in zip(indices, scores, strict=True)
         ]
 
     def shares(self, query: str) -> NDArray[np.float32]:
-        """Give every passage's score over the best one's: (passages,), from 0 to 1, in the corpus's order."""
+        """Give every passage's score divided by the best one's: (passages,), from 0 to 1, in corpus order."""
         words = self._tokenize([query], return_ids=False)[0]
         if not words:
             return np.zeros(len(self._ids), np.float32)
@@ -96,10 +96,10 @@ class BM25Stage:
 
 
 class DenseStage:
-    """Exact search by the products of vectors.
+    """Exact search by the dot products of embeddings.
 
     Args:
-        encoder: makes them.
+        encoder: embeds questions and passages.
 
     """
 
@@ -117,10 +117,10 @@ class DenseStage:
             done += count
             progress(done, total)
 
-        asked = self._encoder.encode([dataset.queries[query] for query in queries], "query", progress=advance)
+        questions = self._encoder.encode([dataset.queries[query] for query in queries], "query", progress=advance)
         passages = self._encoder.encode(list(dataset.corpus.values()), "passage", progress=advance)
         rankings = []
-        for vector in asked:
+        for vector in questions:
             scores = passages @ vector
             best = np.argsort(-scores, kind="stable")[:k]
             rankings.append([(ids[i], float(scores[i])) for i in best])
@@ -128,7 +128,7 @@ class DenseStage:
 
 
 class HybridStage:
-    """Several first stages fused by their ranks."""
+    """Several first stages, fused by reciprocal rank."""
 
     def __init__(self, stages: Sequence[FirstStage]) -> None:
         self._stages = stages
@@ -138,10 +138,10 @@ class HybridStage:
     ) -> list[Ranking]:
         """See `FirstStage.search`."""
         depth = max(k, FUSED_DEPTH)
-        found = [stage.search(dataset, queries, k=depth, progress=progress) for stage in self._stages]
+        of_stages = [stage.search(dataset, queries, k=depth, progress=progress) for stage in self._stages]
         return [
             fuse([[passage for passage, _ in ranking] for ranking in rankings])[:k]
-            for rankings in zip(*found, strict=True)
+            for rankings in zip(*of_stages, strict=True)
         ]
 
 
@@ -162,7 +162,7 @@ class RunStage:
         """See `FirstStage.search`; a query that the file lacks has no candidates.
 
         Raises:
-            InvalidInputError: the file is missing, not of the format, or of another data set.
+            InvalidInputError: the file is missing, malformed, or belongs to another data set.
 
         """
         file = self._path / f"{dataset.name}.trec" if self._path.is_dir() else self._path
@@ -178,7 +178,7 @@ class RunStage:
 
 
 def fuse(rankings: Sequence[Sequence[str]], *, constant: int = 60) -> Ranking:
-    """Fuse rankings of passage ids: each gives 1 / (constant + rank) to what it holds; ranks start at 1.
+    """Fuse rankings of passage ids: each adds 1 / (constant + rank) to its passages; ranks start at 1.
 
     Equal sums are ordered by the best rank, then by the first ranking that holds the passage.
 
@@ -187,18 +187,18 @@ def fuse(rankings: Sequence[Sequence[str]], *, constant: int = 60) -> Ranking:
     """
     sums: dict[str, float] = {}
     best: dict[str, tuple[int, int]] = {}
-    for place, ranking in enumerate(rankings):
+    for stage, ranking in enumerate(rankings):
         for rank, passage in enumerate(ranking, start=1):
             sums[passage] = sums.get(passage, 0.0) + 1.0 / (constant + rank)
-            best[passage] = min(best.get(passage, (rank, place)), (rank, place))
+            best[passage] = min(best.get(passage, (rank, stage)), (rank, stage))
     return sorted(sums.items(), key=lambda item: (-item[1], best[item[0]]))
 
 
 def check_passages(rankings: Iterable[Ranking], dataset: BeirDataset, file: Path) -> None:
-    """Refuse rankings with passages that a data set does not have.
+    """Check that all ranked passages are in the corpus.
 
     Raises:
-        InvalidInputError: naming the file that they came from, and one of them.
+        InvalidInputError: one is not; the message names the file and the passage.
 
     """
     for passage in (passage for ranking in rankings for passage, _ in ranking):
@@ -219,10 +219,10 @@ def open_first_stage(
     Args:
         name: `bm25`; `dense:MODEL`; `hybrid:MODEL`, which is BM25 and that model; or the path of a run file or of a
             folder of them. MODEL is a preset's name, a folder, a hub id, or `NAME@URL` for an embeddings endpoint.
-        query_prefix: put before questions, instead of the preset's.
-        passage_prefix: put before passages.
+        query_prefix: prepended to questions, instead of the preset's.
+        passage_prefix: prepended to passages, likewise.
         device: where a model on this machine runs; None for the best there is.
-        vectors: a folder to keep vectors in, for a run that may be stopped; None to keep none.
+        vectors: the folder of an embedding cache, for a run that may be stopped; None for no cache.
 
     Raises:
         SettingsError: it is none of these.
@@ -234,7 +234,7 @@ def open_first_stage(
         return BM25Stage()
     if kind in ("dense", "hybrid") and model:
         encoder = open_encoder(model, **options, device=device)
-        dense = DenseStage(encoder if vectors is None else KeepingEncoder(encoder, vectors))
+        dense = DenseStage(encoder if vectors is None else CachedEncoder(encoder, vectors))
         return dense if kind == "dense" else HybridStage([BM25Stage(), dense])
     if Path(name).expanduser().exists():
         return RunStage(Path(name).expanduser())

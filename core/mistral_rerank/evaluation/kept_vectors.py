@@ -1,4 +1,4 @@
-"""Vectors kept on disk block by block, so that a stopped run does not encode a corpus again."""
+"""An embedding cache on disk, so that a stopped run does not encode a corpus again."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.encoders import Encoder, Kind, Vectors
 
 BLOCK = 1024
-"""Texts of a file."""
+"""Texts per file."""
 
 
-class KeepingEncoder:
-    """An encoder whose vectors are kept in a folder, under a name made of the texts.
+class CachedEncoder:
+    """An encoder with an embedding cache. Files are named by the hash of their texts.
 
     Args:
-        encoder: makes them.
-        folder: holds files for this encoder alone; made when it is needed.
+        encoder: encodes what is not in the cache.
+        folder: holds the cache of this encoder alone; created on first use.
 
     """
 
@@ -34,13 +34,10 @@ class KeepingEncoder:
     def encode(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None]) -> Vectors:
         """See `Encoder.encode`."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        made = [
-            self._block(texts[start : start + BLOCK], kind, progress=progress)
-            for start in range(0, len(texts), BLOCK)
-        ]
-        return np.concatenate(made)
+        blocks = [texts[start : start + BLOCK] for start in range(0, len(texts), BLOCK)]
+        return np.concatenate([self._encode_block(block, kind, progress=progress) for block in blocks])
 
-    def _block(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None]) -> Vectors:
+    def _encode_block(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None]) -> Vectors:
         name = hashlib.sha256("\0".join([kind, *texts]).encode("utf-8", "surrogatepass")).hexdigest()
         file = self._folder / f"{name}.npy"
         if file.exists():

@@ -1,4 +1,4 @@
-"""How good a ranking is, query by query by pytrec_eval, and how sure a mean gain is, by the bootstrap."""
+"""Ranking metrics per query by pytrec_eval, and bootstrap intervals of their means."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MEASURES = {
     "MRR": "recip_rank",
     "P@1": "P_1",
 }
-"""What is measured, and what trec_eval calls it."""
+"""The measures and their names in trec_eval."""
 
 HEADLINE = ("nDCG@10", "Recall@5", "MRR")
-"""The measures that are shown first."""
+"""The measures that are printed."""
 
 RESAMPLES = 10_000
-"""Bootstrap samples behind an interval."""
+"""Bootstrap samples per interval."""
 
 Values = dict[str, float]
 """Measure -> value."""
@@ -54,7 +54,7 @@ def per_query(
     Args:
         qrels: query id -> passage id -> grade; a grade above 0 is relevant, and nDCG gains as much as the grade.
         run: query id -> passages with distinct scores, best first. A query without results counts 0.
-        recall_at: add "Recall@<this>", the most that reordering the first so many can reach.
+        recall_at: add "Recall@<this>", the upper bound of reranking that many candidates.
 
     Returns:
         Query id -> measure -> value, in the order of `qrels`.
@@ -71,11 +71,11 @@ def per_query(
     if recall_at is not None:
         names.setdefault(f"Recall@{recall_at}", f"recall_{recall_at}")
     cuts = ",".join(map(str, sorted({1, 5, recall_at or 5})))
-    asked = {"ndcg_cut.10", f"recall.{cuts}", "recip_rank", "P.1"}
-    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(grades) for query, grades in qrels.items()}, asked)
-    found = evaluator.evaluate({query: dict(ranking) for query, ranking in run.items() if query in qrels})
+    trec_names = {"ndcg_cut.10", f"recall.{cuts}", "recip_rank", "P.1"}
+    evaluator = pytrec_eval.RelevanceEvaluator({query: dict(grades) for query, grades in qrels.items()}, trec_names)
+    values = evaluator.evaluate({query: dict(ranking) for query, ranking in run.items() if query in qrels})
     return {
-        query: {name: float(found.get(query, {}).get(key, 0.0)) for name, key in names.items()} for query in qrels
+        query: {name: float(values.get(query, {}).get(key, 0.0)) for name, key in names.items()} for query in qrels
     }
 
 
@@ -88,22 +88,22 @@ def resampled_means(differences: Sequence[float], *, seed: int, name: str) -> ND
     """Give the means of `RESAMPLES` bootstrap samples of paired differences.
 
     Args:
-        differences: one a query, after minus before.
-        seed: with `name`, fixes the samples.
-        name: the data set's, so that its samples do not depend on which others are measured.
+        differences: (queries,), after minus before.
+        seed: seeds the samples, together with `name`.
+        name: of the data set, so that its samples do not depend on the other sets.
 
     """
     values = np.asarray(differences, dtype=np.float64)
-    chance = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     block = max(1, 4_000_000 // len(values))
     means = [
-        values[chance.integers(0, len(values), (min(block, RESAMPLES - start), len(values)))].mean(axis=1)
+        values[rng.integers(0, len(values), (min(block, RESAMPLES - start), len(values)))].mean(axis=1)
         for start in range(0, RESAMPLES, block)
     ]
     return np.concatenate(means)
 
 
 def interval(center: float, means: NDArray[np.float64]) -> Interval:
-    """Take the middle 95% of bootstrap means; means of several sets averaged give the interval of their average."""
+    """Give the middle 95% of bootstrap means."""
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(center, float(low), float(high))

@@ -1,7 +1,6 @@
-"""Dense first stages by name: what each model wants before its texts, and how its vectors are made.
+"""Embedding models by name: the prefixes, pooling and normalization that their model cards ask for.
 
-The prefixes are those of the model cards; MTEB's registry has the same. A model that is not here is used as its
-folder says (sentence-transformers), or with bare texts (an endpoint).
+A model without a preset is used as its sentence-transformers folder says, or without prefixes at an endpoint.
 """
 
 from __future__ import annotations
@@ -10,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 NVIDIA_API = "https://integrate.api.nvidia.com/v1"
-SEARCHING = "Represent this sentence for searching relevant passages: "
-WEB_SEARCH = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+BGE = "Represent this sentence for searching relevant passages: "
+QWEN = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,15 +18,15 @@ class Preset:
     """How to use one embedding model for retrieval.
 
     Attributes:
-        name: what `dense:NAME` calls it.
+        name: used in `dense:NAME`.
         model: a hub id, or the name at an endpoint.
-        query_prefix: goes before every question.
-        passage_prefix: goes before every passage.
-        pooling: how the token states become one vector; None where the endpoint does it.
-        normalize: whether vectors are scaled to length 1, so that their product is the cosine.
-        passage_model: the encoder of passages, where it is another one.
-        base_url: the endpoint that serves it; None for a model on this machine.
-        input_type: whether the endpoint is told what a text is (`query` or `passage`), as NVIDIA's are.
+        query_prefix: prepended to every question.
+        passage_prefix: prepended to every passage.
+        pooling: of the token states; None if the endpoint does it.
+        normalize: whether embeddings are scaled to length 1, so that the dot product is the cosine.
+        passage_model: the passage encoder, if it is another model.
+        base_url: of the endpoint that serves it; None for a model on this machine.
+        input_type: whether requests carry `input_type` (`query` or `passage`), as NVIDIA's endpoints require.
 
     """
 
@@ -50,64 +49,41 @@ def _e5(name: str) -> Preset:
     return Preset(name, f"intfloat/{name}", "query: ", "passage: ")
 
 
+DRAGON = "facebook/dragon-plus-{}-encoder"
 PRESETS: tuple[Preset, ...] = (
     # the first stages of the rerank-qa-mistral-4b card, beside BM25
     _nim("nv-embed-qa", "NV-Embed-QA", "https://ai.api.nvidia.com/v1/retrieval/nvidia"),
     _nim("nv-embedqa-e5-v5", "nvidia/nv-embedqa-e5-v5"),
     _e5("e5-large-unsupervised"),
     _e5("e5-large"),
-    Preset(
-        "dragon",
-        "facebook/dragon-plus-query-encoder",
-        pooling="cls",
-        normalize=False,
-        passage_model="facebook/dragon-plus-context-encoder",
-    ),
-    Preset("bge-large-en", "BAAI/bge-large-en", SEARCHING, pooling="cls"),
+    Preset("dragon", DRAGON.format("query"), pooling="cls", normalize=False, passage_model=DRAGON.format("context")),
+    Preset("bge-large-en", "BAAI/bge-large-en", BGE, pooling="cls"),
     Preset("gtr-t5-large", "sentence-transformers/gtr-t5-large"),
     Preset("contriever", "facebook/contriever", normalize=False),
-    Preset("contriever-msmarco", "facebook/contriever-msmarco", normalize=False),
     Preset("gte-large", "thenlper/gte-large"),
-    # today's common ones
+    # common models
     _nim("llama-nemotron-embed-1b-v2", "nvidia/llama-nemotron-embed-1b-v2"),
     Preset("all-minilm-l6-v2", "sentence-transformers/all-MiniLM-L6-v2"),
-    Preset("all-minilm-l12-v2", "sentence-transformers/all-MiniLM-L12-v2"),
     Preset("all-mpnet-base-v2", "sentence-transformers/all-mpnet-base-v2"),
-    Preset(
-        "multi-qa-mpnet-base-dot-v1",
-        "sentence-transformers/multi-qa-mpnet-base-dot-v1",
-        pooling="cls",
-        normalize=False,
-    ),
-    *(
-        Preset(f"bge-{size}-en-v1.5", f"BAAI/bge-{size}-en-v1.5", SEARCHING, pooling="cls")
-        for size in ("small", "base", "large")
-    ),
+    *(Preset(name, f"BAAI/{name}", BGE, pooling="cls") for name in ("bge-small-en-v1.5", "bge-base-en-v1.5")),
+    Preset("bge-large-en-v1.5", "BAAI/bge-large-en-v1.5", BGE, pooling="cls"),
     Preset("bge-m3", "BAAI/bge-m3", pooling="cls"),
-    *(_e5(f"e5-{size}-v2") for size in ("small", "base", "large")),
-    *(_e5(f"multilingual-e5-{size}") for size in ("small", "base", "large")),
-    *(Preset(f"gte-{size}", f"thenlper/gte-{size}") for size in ("small", "base")),
+    *(_e5(name) for name in ("e5-small-v2", "e5-base-v2", "e5-large-v2", "multilingual-e5-large")),
     Preset("gte-modernbert-base", "Alibaba-NLP/gte-modernbert-base", pooling="cls"),
-    *(
-        Preset(f"arctic-embed-{size}", f"Snowflake/snowflake-arctic-embed-{size}", SEARCHING, pooling="cls")
-        for size in ("xs", "s", "m", "l", "m-v1.5")
-    ),
     Preset("arctic-embed-l-v2.0", "Snowflake/snowflake-arctic-embed-l-v2.0", "query: ", pooling="cls"),
-    Preset("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", SEARCHING, pooling="cls"),
+    Preset("mxbai-embed-large-v1", "mixedbread-ai/mxbai-embed-large-v1", BGE, pooling="cls"),
     Preset("nomic-embed-text-v1.5", "nomic-ai/nomic-embed-text-v1.5", "search_query: ", "search_document: "),
-    Preset("modernbert-embed-base", "nomic-ai/modernbert-embed-base", "search_query: ", "search_document: "),
-    Preset("granite-embedding-english-r2", "ibm-granite/granite-embedding-english-r2", pooling="cls"),
     Preset(
         "embeddinggemma-300m", "google/embeddinggemma-300m", "task: search result | query: ", "title: none | text: "
     ),
     *(
-        Preset(f"qwen3-embedding-{size}", f"Qwen/Qwen3-Embedding-{size.upper()}", WEB_SEARCH, pooling="lasttoken")
+        Preset(f"qwen3-embedding-{size}", f"Qwen/Qwen3-Embedding-{size.upper()}", QWEN, pooling="lasttoken")
         for size in ("0.6b", "4b", "8b")
     ),
 )
 
 
 def find_preset(name: str) -> Preset | None:
-    """Give the preset of that name, or of a model with that id; None where there is none."""
+    """Give the preset with that name or model id, in any case; None if there is none."""
     wanted = name.lower()
     return next((preset for preset in PRESETS if wanted in (preset.name, preset.model.lower())), None)

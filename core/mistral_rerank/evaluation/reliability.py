@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: calibration error, Brier score, log loss and the reliability table."""
+"""Calibration of probabilities: expected calibration error, Brier score, log loss and the reliability table."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 BINS = 15
 SMALLEST = 1e-15
-"""Probabilities are kept this far from 0 and 1 before their logarithm is taken."""
+"""Probabilities are clipped to this distance from 0 and 1 before the logarithm."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bin:
-    """Pairs of neighbouring probabilities.
+    """One row of the reliability table.
 
     Attributes:
-        pairs: how many.
+        pairs: number of pairs.
         probability: their mean probability.
-        share: how many of them are relevant, of 1.
+        share: share of relevant pairs.
 
     """
 
@@ -35,15 +35,15 @@ class Bin:
 
 @dataclass(frozen=True, slots=True)
 class Reliability:
-    """What a set of scored and judged pairs says of their probabilities.
+    """How well the probabilities of labelled pairs are calibrated.
 
     Attributes:
-        pairs: how many.
-        relevant: the share of relevant ones.
+        pairs: number of pairs.
+        relevant: share of relevant pairs.
         ece: expected calibration error: the mean over pairs of |mean probability - share relevant| of their bin.
         brier: the mean squared difference from the label.
         nll: the mean negative log likelihood, in nats.
-        bins: equally filled, in rising order.
+        bins: of equally many pairs, by rising probability.
 
     """
 
@@ -76,13 +76,13 @@ def reliability(probabilities: Sequence[float], labels: Sequence[int], *, bins: 
         raise InvalidInputError("a label is neither 0 nor 1")
     order = np.argsort(p, kind="stable")
     parts = [part for part in np.array_split(order, bins) if part.size]
-    made = tuple(Bin(int(part.size), float(p[part].mean()), float(y[part].mean())) for part in parts)
-    kept = np.clip(p, SMALLEST, 1 - SMALLEST)
+    table = tuple(Bin(int(part.size), float(p[part].mean()), float(y[part].mean())) for part in parts)
+    clipped = np.clip(p, SMALLEST, 1 - SMALLEST)
     return Reliability(
         pairs=int(p.size),
         relevant=float(y.mean()),
-        ece=sum(part.pairs * abs(part.probability - part.share) for part in made) / p.size,
+        ece=sum(part.pairs * abs(part.probability - part.share) for part in table) / p.size,
         brier=float(np.mean((p - y) ** 2)),
-        nll=float(-np.mean(y * np.log(kept) + (1 - y) * np.log(1 - kept))),
-        bins=made,
+        nll=float(-np.mean(y * np.log(clipped) + (1 - y) * np.log(1 - clipped))),
+        bins=table,
     )

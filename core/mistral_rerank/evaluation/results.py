@@ -1,4 +1,4 @@
-"""What an evaluation found: one value object a data set, and the figures that are printed and written."""
+"""Results of an evaluation: one value object per data set, and the figures that are printed and written."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ DEPTHS = (2, 5, 10, 20, 50, 100, 200, 500)
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A passage at the top of a ranking, for people to read."""
+    """A passage at the top of a ranking, shown in the report."""
 
     passage: str
     text: str
     grade: int | None
-    """None where nobody judged it."""
+    """None if nobody judged it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A question whose ranking the reranker changed much, with the first passages before and after."""
+    """A question whose nDCG@10 changed much, with its first passages before and after reranking."""
 
     query: str
     text: str
@@ -47,14 +47,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class SetResult:
-    """One data set.
+    """Results on one data set.
 
     Attributes:
-        name: the folder's name.
-        passages: how many its corpus holds.
+        name: of the folder.
+        passages: size of the corpus.
         first_stage: query id -> measure -> value, before reranking.
-        reranked: the same after it.
-        by_depth: how many of the candidates are reranked -> measure -> mean; 0 is the first stage.
+        reranked: the same after reranking.
+        by_depth: number of candidates reranked -> measure -> mean; 0 is the first stage alone.
         probabilities: of every scored pair.
         labels: 1 where a passage is judged relevant, else 0.
         examples: the worst losses first, then the best gains.
@@ -71,7 +71,7 @@ class SetResult:
     examples: tuple[Example, ...]
 
     def gains(self, measure: str) -> list[float]:
-        """After minus before, one a query."""
+        """Give after minus before, for every query."""
         return [self.reranked[query][measure] - self.first_stage[query][measure] for query in self.reranked]
 
 
@@ -81,16 +81,16 @@ class Figures:
 
     Attributes:
         name: the set's, or "mean".
-        queries: how many stand behind it.
-        passages: in the corpora.
+        queries: number of queries.
+        passages: number of passages in the corpora.
         first_stage: measure -> mean.
         reranked: measure -> mean.
         gain: measure -> mean gain with its 95% bootstrap interval over queries.
-        ceiling: Recall@k of the candidates: the most that reranking them can reach.
+        ceiling: Recall@k of the candidates, the upper bound of reranking them.
         wins: queries whose nDCG@10 rose.
         losses: queries whose nDCG@10 fell.
         by_depth: as `SetResult.by_depth`.
-        reliability: of the scored pairs; None where there are none.
+        reliability: of the scored pairs; None if there are none.
 
     """
 
@@ -109,12 +109,12 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """How long the reranking took.
+    """Time that reranking took.
 
     Attributes:
-        seconds: data set -> one value a query.
-        pairs: data set -> how many pairs were scored.
-        latencies: candidates of a question -> median seconds to rerank them.
+        seconds: data set -> seconds of every query.
+        pairs: data set -> number of scored pairs.
+        latencies: number of candidates -> median seconds to rerank them.
 
     """
 
@@ -123,7 +123,7 @@ class Timing:
     latencies: Mapping[int, float]
 
     def record(self) -> dict[str, object]:
-        """Put it into words and numbers for JSON, with versions and machine."""
+        """Give it for JSON, with versions and machine."""
         return {
             "mistral-rerank": version("mistral-rerank"),
             "python": platform.python_version(),
@@ -142,7 +142,7 @@ class Timing:
 
 
 def depths(top_k: int) -> list[int]:
-    """Give the numbers of candidates whose reranking is shown; 0 first, `top_k` last."""
+    """Give the numbers of candidates in `by_depth`; 0 first, `top_k` last."""
     return [0, *(depth for depth in DEPTHS if depth < top_k), top_k]
 
 
@@ -151,12 +151,12 @@ def figures(results: Sequence[SetResult], *, top_k: int, seed: int) -> list[Figu
 
     The interval of the mean comes from resampling the queries within every set.
     """
-    made, all_means = [], []
+    of_sets, all_means = [], []
     for result in results:
         means = {measure: resampled_means(result.gains(measure), seed=seed, name=result.name) for measure in MEASURES}
         all_means.append(means)
-        made.append(_of_set(result, means, top_k))
-    return [*made, _average(results, made, all_means)]
+        of_sets.append(_of_set(result, means, top_k))
+    return [*of_sets, _average(results, of_sets, all_means)]
 
 
 def _of_set(result: SetResult, means: Mapping[str, NDArray[np.float64]], top_k: int) -> Figures:

@@ -35,15 +35,15 @@ if TYPE_CHECKING:
     Notify = Callable[[str, int, int], None]
 
 EXAMPLES = 10
-"""Worst losses, and as many best gains, that the report shows of each set."""
+"""Number of worst losses, and of best gains, that the report shows per set."""
 SHOWN = 3
-"""Passages of an example, before and after."""
+"""Passages shown per example, before and after."""
 TIMED_QUERIES = 3
-"""Questions that are reranked once more at every depth, to time it."""
+"""Questions that are reranked again at every depth to measure the latency."""
 
 
 class EvaluationSettings(BaseModel):
-    """What is evaluated, and how."""
+    """Settings of an evaluation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -70,34 +70,34 @@ def evaluate(
     device: str | None = None,
     notify: Notify = lambda _what, _done, _total: None,
 ) -> list[Figures]:
-    """Measure what a reranker adds to a first stage, and write it to a folder.
+    """Compare the first stage with its reranked candidates, and write the results to a folder.
 
     Args:
-        reranker: any.
+        reranker: any reranker.
         settings: data, first stage and sizes.
-        out: the folder to write; it must not exist. A stopped evaluation goes on from `<out>.partial`.
-        reranker_settings: written down with the results; a run only goes on from one with the same.
-        device: where a dense first stage runs; None for the best there is.
-        notify: told what is being done, how much of it is, and of how much.
+        out: the folder to write; it must not exist. A stopped evaluation resumes from `<out>.partial`.
+        reranker_settings: stored with the results; a run resumes only with the same ones.
+        device: of a dense first stage; None for the best available.
+        notify: receives the step, the number of items done, and the total.
 
     Returns:
         Figures of every set, then their mean.
 
     Raises:
-        InvalidInputError: a data set or run file is not usable.
-        SettingsError: `out` exists, or the partial folder is of an evaluation with other settings.
-        RerankError: whatever the first stage or the reranker raises.
+        InvalidInputError: a data set or run file is invalid.
+        SettingsError: `out` exists, or the partial folder has other settings.
+        RerankError: from the first stage or the reranker.
 
     """
     folders = [Path(folder).resolve() for folder in settings.data]
     names = [folder.name for folder in folders]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise SettingsError(f"two data folders are called {twice!r}; rename one, its name is that of its results")
-    asked = settings.model_dump(mode="json") | {
+    recorded = settings.model_dump(mode="json") | {
         "model": reranker.model_name,
         "reranker": dict(reranker_settings or {}),
     }
-    work = Workspace(out, asked | {"data": [str(folder) for folder in folders]})
+    work = Workspace(out, recorded | {"data": [str(folder) for folder in folders]})
     stage = open_first_stage(
         settings.first_stage,
         query_prefix=settings.query_prefix,
@@ -118,19 +118,21 @@ def evaluate(
         results.append(result)
         seconds[dataset.name] = [scores.seconds for scores in scored.values()]
         latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
-    found = figures(results, top_k=settings.top_k, seed=settings.seed)
-    asked["data"] = names
+    all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
+    recorded["data"] = names
     timing = Timing(seconds, {result.name: len(result.labels) for result in results}, latencies)
-    write_json(work.folder / "results.json", {"settings": asked, "figures": [asdict(figure) for figure in found]})
+    write_json(
+        work.folder / "results.json", {"settings": recorded, "figures": [asdict(figure) for figure in all_figures]}
+    )
     write_json(work.folder / "timing.json", timing.record())
     _write_queries(results, work.folder / "queries.jsonl")
-    write_report(found, results, asked, timing, work.folder / "report.html")
+    write_report(all_figures, results, recorded, timing, work.folder / "report.html")
     work.finish()
-    return found
+    return all_figures
 
 
 def sample_queries(dataset: BeirDataset, count: int | None, *, seed: int) -> list[str]:
-    """Draw that many judged questions, the same for the same seed; None for all."""
+    """Sample `count` judged questions with the seed; None for all."""
     ids = sorted(dataset.queries)
     return ids if count is None or count >= len(ids) else random.Random(seed).sample(ids, count)  # noqa: S311
 
@@ -143,7 +145,7 @@ def first_stage_run(
     rankings = stage.search(dataset, queries, k=settings.top_k + settings.drop_same_id, progress=progress)
     run = {}
     for query, ranking in zip(queries, rankings, strict=True):
-        kept = [place for place in ranking if not (settings.drop_same_id and place[0] == query)]
+        kept = [hit for hit in ranking if not (settings.drop_same_id and hit[0] == query)]
         run[query] = distinct(kept[: settings.top_k])
     return run
 
@@ -151,17 +153,17 @@ def first_stage_run(
 def score_candidates(
     dataset: BeirDataset, run: Run, reranker: Reranker, *, at_once: int, skip: int = 0
 ) -> Iterator[tuple[str, list[Score], float]]:
-    """Score the candidates of every question, some questions in one call.
+    """Score the candidates of every question, `at_once` questions per call.
 
-    Candidates of several questions are read once by a model whose prompt puts the passage first.
+    A model whose prompt puts the passage first computes a passage once for all questions of a call.
 
     Args:
         dataset: holds the texts.
         run: the candidates.
-        reranker: any.
-        at_once: questions of a call.
-        skip: questions to leave out at the beginning. The others share a call with the same ones as without it, so
-            that their scores are the same to the last bit.
+        reranker: any reranker.
+        at_once: questions per call.
+        skip: questions at the beginning to leave out. The calls are composed as without it, so that scores are
+            bit-identical.
 
     Yields:
         The question's id, its candidates' scores, and its share of the call's seconds.
@@ -169,35 +171,35 @@ def score_candidates(
     """
     queries = list(run)
     for start in range(skip - skip % at_once, len(queries), at_once):
-        together = queries[start : start + at_once]
-        pairs = [(dataset.queries[query], dataset.corpus[passage]) for query in together for passage, _ in run[query]]
-        begun = time.perf_counter()
+        block = queries[start : start + at_once]
+        pairs = [(dataset.queries[query], dataset.corpus[passage]) for query in block for passage, _ in run[query]]
+        start_time = time.perf_counter()
         scores = iter(reranker.score_pairs(pairs) if pairs else [])
-        seconds_of_a_pair = (time.perf_counter() - begun) / max(1, len(pairs))
-        for place, query in enumerate(together, start):
-            own = list(itertools.islice(scores, len(run[query])))
-            if place >= skip:
-                yield query, own, seconds_of_a_pair * len(own)
+        seconds_per_pair = (time.perf_counter() - start_time) / max(1, len(pairs))
+        for number, query in enumerate(block, start):
+            query_scores = list(itertools.islice(scores, len(run[query])))
+            if number >= skip:
+                yield query, query_scores, seconds_per_pair * len(query_scores)
 
 
 def reordered(
     ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int
 ) -> list[tuple[str, float]]:
-    """Sort the first `depth` passages by (-logit, place); the others follow as they were.
+    """Sort the first `depth` passages by (-logit, index); the others follow in their order.
 
     Returns:
-        Passages with distinct scores: logits, or where not all are reranked negative places.
+        Passages with distinct scores: logits, or negative ranks if not all are reranked.
 
     """
-    places = sorted(range(min(depth, len(ranking))), key=lambda place: (-logits[place], place))
+    order = sorted(range(min(depth, len(ranking))), key=lambda index: (-logits[index], index))
     if depth >= len(ranking):
-        return distinct((ranking[place][0], logits[place]) for place in places)
-    order = [*places, *range(depth, len(ranking))]
-    return [(ranking[place][0], float(-rank)) for rank, place in enumerate(order)]
+        return distinct((ranking[index][0], logits[index]) for index in order)
+    order += range(depth, len(ranking))
+    return [(ranking[index][0], float(-rank)) for rank, index in enumerate(order)]
 
 
 def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, top_k: int) -> tuple[SetResult, Run]:
-    """Measure the candidates of a set before and after reranking; gives the reranked run too."""
+    """Measure the candidates of a set before and after reranking; also give the reranked run."""
     qrels = {query: dataset.qrels[query] for query in before}
     after = {query: reordered(before[query], scored[query].logits, depth=top_k) for query in before}
     by_depth = {}
@@ -235,20 +237,20 @@ def _top(dataset: BeirDataset, run: Run, query: str) -> tuple[Shown, ...]:
 def _candidates(
     dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, file: Path, notify: Notify
 ) -> Run:
-    """Find the candidates, or read those that are there."""
+    """Retrieve the candidates, or read those of a stopped run."""
     if not file.exists():
         what = f"{dataset.name}: first stage"
-        run = first_stage_run(dataset, stage, settings, progress=lambda done, total: notify(what, done, total))
-        write_run(run, file, tag="first_stage")
-    found = read_run(file)
-    check_passages(found.values(), dataset, file)
-    return {query: found.get(query, []) for query in sample_queries(dataset, settings.queries, seed=settings.seed)}
+        retrieved = first_stage_run(dataset, stage, settings, progress=lambda done, total: notify(what, done, total))
+        write_run(retrieved, file, tag="first_stage")
+    run = read_run(file)
+    check_passages(run.values(), dataset, file)
+    return {query: run.get(query, []) for query in sample_queries(dataset, settings.queries, seed=settings.seed)}
 
 
 def _scores(
     dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, *, at_once: int, notify: Notify
 ) -> dict[str, Scored]:
-    """Score the candidates of every question, going on from what the file holds."""
+    """Score the candidates of every question that the file does not have yet."""
     done, what = resume_scores(file, run), f"{dataset.name}: reranking"
 
     def score_rest() -> Iterator[tuple[str, Scored]]:
@@ -273,20 +275,20 @@ def _scores(
 
 
 def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -> dict[int, float]:
-    """Time the reranking of a question at every depth: the median over a few, in seconds."""
+    """Give the median seconds to rerank a question, for every depth."""
     if isinstance(reranker, BiEncoderReranker):
-        return {}  # it has kept the vectors, so a second time would say nothing
+        return {}  # its embeddings are cached, so a second run takes no time
     full = [query for query in run if len(run[query]) >= top_k][:TIMED_QUERIES]
-    found = {}
+    medians = {}
     for depth in depths(top_k)[1:] if full else []:
-        taken = []
+        seconds = []
         for query in full:
             pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in run[query][:depth]]
             start = time.perf_counter()
             reranker.score_pairs(pairs)
-            taken.append(time.perf_counter() - start)
-        found[depth] = statistics.median(taken)
-    return found
+            seconds.append(time.perf_counter() - start)
+        medians[depth] = statistics.median(seconds)
+    return medians
 
 
 def _write_queries(results: Sequence[SetResult], file: Path) -> None:

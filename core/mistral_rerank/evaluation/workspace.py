@@ -1,13 +1,13 @@
-"""The folder of an evaluation while it runs: what is done is kept as it comes, and taken up again after a stop.
+"""The output folder of an evaluation, which a stopped run resumes from.
 
-`<out>.partial` becomes `out` when it is complete:
+`<out>.partial` is renamed to `out` when it is complete:
 
     first_stage/<set>.trec    the candidates
     scores/<set>.jsonl        one line a query: logits, probabilities, labels, seconds
     reranked/<set>.trec       the candidates in their new order
-    queries.jsonl             every measure of every query
+    queries.jsonl             all measures of every query
     results.json              the figures
-    timing.json               seconds, versions and machine: all that differs between equal runs
+    timing.json               seconds, versions and machine; differs between equal runs
     report.html               figures and plots, for people
 """
 
@@ -32,13 +32,13 @@ SETTINGS = "settings.json"
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the reranker said of the candidates of one question, in their order, and what the judges did.
+    """Scores and labels of the candidates of one question, in first-stage order.
 
     Attributes:
         logits: (candidates,).
         probabilities: (candidates,).
-        labels: (candidates,), 1 where a passage is judged relevant, else 0.
-        seconds: that the reranker took.
+        labels: (candidates,), 1 if judged relevant, else 0.
+        seconds: time that the reranker took.
 
     """
 
@@ -49,22 +49,22 @@ class Scored:
 
 
 class Workspace:
-    """Opens the partial folder of `out`, or makes it.
+    """Creates the partial folder of `out`, or opens it to resume.
 
     Args:
-        out: the folder to come; it must not exist.
-        asked: what is evaluated, and how.
+        out: the folder to write; it must not exist.
+        settings: of the evaluation.
 
     Raises:
-        SettingsError: `out` exists, or the partial folder is of another evaluation.
+        SettingsError: `out` exists, or the partial folder has other settings.
 
     """
 
-    def __init__(self, out: Path, asked: Mapping[str, object]) -> None:
+    def __init__(self, out: Path, settings: Mapping[str, object]) -> None:
         if out.exists():
             raise SettingsError(f"{out} exists; give another --out, or remove it")
         self.out, self.folder = out, out.with_name(f"{out.name}.partial")
-        claim(self.folder / SETTINGS, asked, holder=self.folder)
+        claim(self.folder / SETTINGS, settings, holder=self.folder)
         for name in ("first_stage", "scores", "reranked"):
             (self.folder / name).mkdir(exist_ok=True)
 
@@ -82,21 +82,21 @@ class Workspace:
 
     @property
     def vectors(self) -> Path:
-        """The folder of a dense first stage's vectors, which are not part of the result."""
+        """The folder of the embedding cache, which is not part of the result."""
         return self.folder / "vectors"
 
     def finish(self) -> None:
-        """Give the folder its name."""
+        """Remove what is not part of the result, and rename the folder to `out`."""
         shutil.rmtree(self.vectors, ignore_errors=True)
         (self.folder / SETTINGS).unlink()
         self.folder.replace(self.out)
 
 
 def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
-    """Read the scores that are there, and cut off a half-written last line.
+    """Read the scores of a stopped run, and remove an incomplete last line.
 
     Raises:
-        InvalidInputError: they are of other candidates.
+        InvalidInputError: the scores belong to other candidates.
 
     """
     done = {}
@@ -110,7 +110,7 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
 
 
 def append_scores(file: Path, run: Run, scored: Iterable[tuple[str, Scored]]) -> Iterator[tuple[str, Scored]]:
-    """Write each question's scores as a line before handing them on."""
+    """Write each question's scores as a line, then yield them."""
     with appending(file) as lines:
         for query, scores in scored:
             record = {"query": query, "passages": [passage for passage, _ in run[query]], **asdict(scores)}

@@ -1,4 +1,4 @@
-"""Add to a checkpoint what is fitted after its training: the checkpoint itself, or a copy of it."""
+"""Update a checkpoint, or a copy of it, with a calibration or an early exit."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from mistral_rerank.local.early_exit import EarlyExit, EarlyExitConfig
 
 
-def checkpoint_to_amend(model: str, out: Path | None) -> Path:
-    """Give the folder of a checkpoint, refusing those that are not the user's to write.
+def checkpoint_to_update(model: str, out: Path | None) -> Path:
+    """Give the folder of a checkpoint that may be updated.
 
     Raises:
-        SettingsError: it is "mini" or a hub id and there is no `out`, or `out` exists.
+        SettingsError: `model` is "mini" or a hub id and `out` is None, or `out` exists.
         CheckpointError: there is no such checkpoint.
 
     """
@@ -36,35 +36,35 @@ def checkpoint_to_amend(model: str, out: Path | None) -> Path:
 
 
 def store_calibration(calibration: Calibration, folder: Path, out: Path | None) -> Path:
-    """Write a calibration into `rerank.json`, of the checkpoint itself or of a copy; whole or not at all.
+    """Write a calibration into `rerank.json` of the checkpoint or of a copy, atomically.
 
     Args:
-        calibration: what to store.
+        calibration: to store.
         folder: the checkpoint.
-        out: the folder of the copy; None to change the checkpoint.
+        out: the folder of the copy; None to update the checkpoint.
 
     Returns:
-        The folder that holds it.
+        The updated folder.
 
     Raises:
         CheckpointError: the folder cannot be written.
 
     """
-    with _amended(folder, out) as target:
+    with _updated(folder, out) as target:
         _write_config(read_config(target).model_copy(update={"calibration": calibration}), target)
     return out or folder
 
 
 def store_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Path, out: Path | None) -> Path:
-    """Write an early exit likewise, into its own file."""
-    with _amended(folder, out) as target:
+    """Write an early exit into its files in the checkpoint or in a copy, like `store_calibration`."""
+    with _updated(folder, out) as target:
         write_early_exit(early_exit, config, target)
     return out or folder
 
 
 @contextmanager
-def _amended(folder: Path, out: Path | None) -> Iterator[Path]:
-    """Give the folder to change: the checkpoint itself, or a copy that becomes `out` at the end."""
+def _updated(folder: Path, out: Path | None) -> Iterator[Path]:
+    """Yield the folder to update: the checkpoint, or a copy that is renamed to `out` at the end."""
     try:
         if out is None:
             yield folder

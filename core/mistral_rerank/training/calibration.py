@@ -1,46 +1,48 @@
-"""Probabilities that mean something: an order-keeping map fitted on judged pairs, and a threshold for a precision.
+"""Platt scaling and temperature scaling of logits, and a threshold for a precision.
 
-The map is sigmoid(scale * logit + bias) with scale > 0, so that no ranking changes. Two parameters are Platt's, one
-(bias 0) is a temperature. Fitted are the held-out pairs that a user will meet: candidates of a first stage, of which
-few are relevant. Another first stage, depth or domain has another share of relevant ones, and wants another fit.
+The probability is sigmoid(scale * logit + bias) with scale > 0, so rankings do not change. Platt scaling fits both
+parameters, temperature scaling fits the scale and keeps the bias at 0. Fit on pairs that the model was not trained on
+and that look like the later use: the share of relevant pairs depends on the first stage, its depth and the domain.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.evaluation.reliability import Reliability, reliability
+from mistral_rerank.evaluation.report import render
 from mistral_rerank.local.checkpoint import Calibration
 from mistral_rerank.training.judged_pairs import pooled
+from mistral_rerank.training.optimize import minimize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from mistral_rerank.training.judged_pairs import JudgedPairs
+    from mistral_rerank.training.judged_pairs import LabelledPairs
 
 Method = Literal["platt", "temperature"]
-
-MOST_STEPS = 100
-SMALLEST_STEP = 1e-10
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a calibration does to a collection of pairs.
+    """The effect of a calibration on a collection of labelled pairs.
 
     Attributes:
         name: of the collection.
-        before: the reliability under the old calibration.
-        after: under the new one.
-        kept: how many pairs reach the threshold; None where there is none.
-        precision: the share of relevant ones among them; None where none reaches it.
-        recall: the share of the relevant pairs that reach it; None where there are none.
+        before: reliability under the old calibration.
+        after: reliability under the new one.
+        kept: number of pairs that reach the threshold; None without a threshold.
+        precision: share of relevant pairs among those; None if no pair reaches the threshold.
+        recall: share of the relevant pairs that reach the threshold; None if no pair is relevant.
 
     """
 
@@ -53,7 +55,7 @@ class Outcome:
 
     @property
     def at_threshold(self) -> str:
-        """What the threshold does here, in words."""
+        """The effect of the threshold, for people."""
         if self.kept is None:
             return ""
         if self.precision is None:
@@ -63,136 +65,122 @@ class Outcome:
 
 
 def fit(logits: Sequence[float], labels: Sequence[int], *, method: Method = "platt") -> tuple[float, float]:
-    """Fit the map by maximum likelihood, with Platt's targets, which keep it finite on separable pairs.
+    """Fit scale and bias by maximum likelihood with Platt's targets, which keep them finite on separable pairs.
 
     Args:
         logits: (pairs,).
         labels: (pairs,), 1 for relevant, else 0.
-        method: "platt" fits scale and bias, "temperature" the scale alone.
+        method: "platt" fits scale and bias, "temperature" only the scale.
 
     Returns:
         Scale, above 0, and bias.
 
     Raises:
-        InvalidInputError: one label alone occurs, or relevant pairs do not score higher than the others.
+        InvalidInputError: all labels are equal, or relevant pairs do not score higher than the others.
 
-    Source: Platt 1999, by Newton's method as in Lin, Lin and Weng, Machine Learning 68, 2007.
+    Source: Platt 1999; targets as in Lin, Lin and Weng, Machine Learning 68, 2007.
 
     """
-    x, y = np.asarray(logits, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    relevant = int(y.sum())
-    if not 0 < relevant < y.size:
-        raise InvalidInputError(f"{relevant} of {y.size} pairs are relevant; a calibration needs pairs of both kinds")
-    targets = np.where(y > 0, (relevant + 1) / (relevant + 2), 1 / (y.size - relevant + 2))
-    columns = np.stack([x, np.ones_like(x)], axis=1) if method == "platt" else x[:, None]
-    weights = np.zeros(columns.shape[1])
-    loss = _loss(columns @ weights, targets)
-    for _ in range(MOST_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(columns @ weights, -500, 500)))
-        gradient = columns.T @ (p - targets)
-        curvature = (columns * (p * (1 - p))[:, None]).T @ columns + 1e-12 * np.eye(len(weights))
-        step = np.linalg.solve(curvature, gradient)
-        size, new = 1.0, _loss(columns @ (weights - step), targets)
-        while new > loss and size > SMALLEST_STEP:
-            size /= 2
-            new = _loss(columns @ (weights - size * step), targets)
-        if size <= SMALLEST_STEP:
-            break
-        weights, loss = weights - size * step, new
-        if float(np.max(np.abs(size * step))) < SMALLEST_STEP:
-            break
-    scale, bias = float(weights[0]), float(weights[1]) if method == "platt" else 0.0
+    relevant, irrelevant = sum(labels), len(labels) - sum(labels)
+    if not relevant or not irrelevant:
+        raise InvalidInputError(
+            f"{relevant} of {len(labels)} pairs are relevant; a calibration needs pairs of both kinds"
+        )
+    x = torch.tensor(logits, dtype=torch.float64)
+    mean, deviation = float(x.mean()) if method == "platt" else 0.0, float(x.std()) or 1.0
+    columns = torch.stack([(x - mean) / deviation, torch.ones_like(x)], dim=1)[:, : 2 if method == "platt" else 1]
+    positive, negative = (relevant + 1) / (relevant + 2), 1 / (irrelevant + 2)
+    targets = torch.tensor([positive if label else negative for label in labels], dtype=torch.float64)
+    slope, *intercept = minimize(
+        lambda parameters: binary_cross_entropy_with_logits(columns @ parameters, targets), [0.0] * columns.shape[1]
+    )
+    scale = slope / deviation
+    bias = sum(intercept) - scale * mean
     if scale <= 0:
         raise InvalidInputError(
-            "relevant pairs do not score higher than the others here, so no order-keeping calibration fits; "
+            "relevant pairs do not score higher than the others here, so no calibration with a scale above 0 fits; "
             "check the labels and the model" + ("" if method == "platt" else ", or use --method platt")
         )
     return scale, bias
 
 
-def _loss(z: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
-    return float(np.sum(np.logaddexp(0, z) - targets * z))
-
-
 def probabilities(logits: Sequence[float], *, scale: float, bias: float) -> NDArray[np.float64]:
-    """Map logits as the reranker does."""
+    """Give sigmoid(scale * logit + bias), (pairs,), as the reranker does."""
     z = scale * np.asarray(logits, dtype=np.float64) + bias
     return np.asarray(np.exp(-np.logaddexp(0, -z)))
 
 
-def pick_threshold(found: Sequence[float], labels: Sequence[int], *, precision: float) -> float:
-    """Give the lowest probability at or above which at least this share of the pairs is relevant.
+def pick_threshold(probabilities: Sequence[float], labels: Sequence[int], *, precision: float) -> float:
+    """Give the lowest threshold that reaches a precision.
 
     Args:
-        found: probabilities (pairs,).
+        probabilities: (pairs,).
         labels: (pairs,), 1 for relevant, else 0.
-        precision: the wanted share, above 0 and at most 1.
+        precision: share of relevant pairs among those at or above the threshold, above 0 and at most 1.
 
     Returns:
-        The middle between the last probability that is kept and the next one below it.
+        The middle between the lowest probability that is kept and the next one below it.
 
     Raises:
-        InvalidInputError: no threshold reaches it; it says what the best reaches.
+        InvalidInputError: no threshold reaches it; the message has the best precision.
 
     """
-    p, y = np.asarray(found, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
     order = np.argsort(-p, kind="stable")
     p, y = p[order], y[order]
-    shares = np.cumsum(y) / np.arange(1, y.size + 1)
-    ends = np.append(p[:-1] > p[1:], True)  # equal probabilities are kept or left out together
-    good = np.flatnonzero(ends & (shares >= precision))
-    if good.size == 0:
-        best = float(shares[ends].max())
+    precisions = np.cumsum(y) / np.arange(1, y.size + 1)
+    last_of_equals = np.append(p[:-1] > p[1:], True)  # equal probabilities are kept or dropped together
+    candidates = np.flatnonzero(last_of_equals & (precisions >= precision))
+    if candidates.size == 0:
+        best = float(precisions[last_of_equals].max())
         raise InvalidInputError(
             f"no threshold reaches a precision of {precision:g} on these pairs (the best is {best:.3f}); "
             "ask for less, or give more pairs"
         )
-    last = int(good[-1])
+    last = int(candidates[-1])
     return float((p[last] + p[last + 1]) / 2) if last + 1 < p.size else float(p[last])
 
 
 def calibrate(
-    fitted: Sequence[JudgedPairs], *, method: Method = "platt", precision: float | None = None
+    collections: Sequence[LabelledPairs], *, method: Method = "platt", precision: float | None = None
 ) -> Calibration:
-    """Fit the map on all pairs together, and pick the threshold.
+    """Fit scale and bias on all pairs together, and pick the threshold for a precision.
 
     Raises:
         InvalidInputError: as `fit` and `pick_threshold`.
 
     """
-    together = pooled("all", fitted)
-    logits, labels = together.logits, together.labels
-    scale, bias = fit(logits, labels, method=method)
+    pairs = pooled("all", collections)
+    scale, bias = fit(pairs.logits, pairs.labels, method=method)
     threshold = None
     if precision is not None:
-        threshold = pick_threshold(
-            probabilities(logits, scale=scale, bias=bias).tolist(), labels, precision=precision
-        )
+        calibrated = probabilities(pairs.logits, scale=scale, bias=bias).tolist()
+        threshold = pick_threshold(calibrated, pairs.labels, precision=precision)
     return Calibration(
         scale=scale,
         bias=bias,
         threshold=threshold,
         precision=precision,
-        fitted_on=tuple(pairs.name for pairs in fitted),
-        pairs=len(labels),
+        fitted_on=tuple(collection.name for collection in collections),
+        pairs=len(pairs.labels),
     )
 
 
 def outcomes(
-    fitted: Sequence[JudgedPairs], held_out: Sequence[JudgedPairs], old: Calibration, new: Calibration
+    fitted: Sequence[LabelledPairs], held_out: Sequence[LabelledPairs], old: Calibration, new: Calibration
 ) -> list[Outcome]:
-    """Say what the new calibration does to each collection, and to all that were fitted on, and to all held out."""
-    made = [outcome(pairs, old, new) for pairs in fitted]
+    """Measure the new calibration on each collection, on all that were fitted on, and on all held out."""
+    collections = list(fitted)
     if len(fitted) > 1:
-        made.append(outcome(pooled("all fitted", fitted), old, new))
-    made += [outcome(replace(pairs, name=f"{pairs.name} (held out)"), old, new) for pairs in held_out]
+        collections.append(pooled("all fitted", fitted))
+    collections += [replace(pairs, name=f"{pairs.name} (held out)") for pairs in held_out]
     if len(held_out) > 1:
-        made.append(outcome(pooled("all held out", held_out), old, new))
-    return made
+        collections.append(pooled("all held out", held_out))
+    return [outcome(pairs, old, new) for pairs in collections]
 
 
-def outcome(pairs: JudgedPairs, old: Calibration, new: Calibration) -> Outcome:
-    """Say what the new calibration does to a collection of pairs."""
+def outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome:
+    """Measure the new calibration on a collection of pairs."""
     before = probabilities(pairs.logits, scale=old.scale, bias=old.bias)
     after = probabilities(pairs.logits, scale=new.scale, bias=new.bias)
     labels = np.asarray(pairs.labels)
@@ -207,15 +195,20 @@ def outcome(pairs: JudgedPairs, old: Calibration, new: Calibration) -> Outcome:
     )
 
 
+def write_report(measured: Sequence[Outcome], calibration: Calibration, file: Path) -> None:
+    """Write an HTML page of the reliability before and after."""
+    render("calibration.html", file, outcomes=measured, calibration=calibration)
+
+
 def check_choices(method: str, precision: float | None) -> Method:
-    """Refuse a method or precision that makes no sense, before anything is scored.
+    """Check method and precision before anything is scored.
 
     Raises:
-        SettingsError: saying what to give.
+        SettingsError: one of them is not valid.
 
     """
     if precision is not None and not 0 < precision <= 1:
         raise SettingsError(f"precision is {precision:g}; it is a share, so give more than 0 and at most 1")
     if method not in ("platt", "temperature"):
         raise SettingsError(f"the method {method!r} is not known; give platt or temperature")
-    return "platt" if method == "platt" else "temperature"
+    return cast("Method", method)

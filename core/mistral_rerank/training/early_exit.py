@@ -1,7 +1,7 @@
-"""Fit an early exit: teach it what the whole model says of pairs, from what the lower layers make of them.
+"""Fit an early exit: a small head that estimates the model's logits from the hidden states of a lower layer.
 
-The model itself does not change, and no judgement is needed. It reads every pair once; the states after the layer
-wait in files until the last epoch is over, and only the exit, which is small, is trained on them.
+The model does not change, and judgements are not needed. It runs once on every pair. The hidden states are kept in
+temporary files, on which the exit is trained.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.nn.functional import kl_div
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.local.early_exit import EarlyExit, normalized
 from mistral_rerank.local.reranker import BATCH_TOKENS
+from mistral_rerank.training.sources import load_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,28 +28,26 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.reranker import LoadedCheckpoint
     from mistral_rerank.local.tokens import EncodedPair
-    from mistral_rerank.training.sources import Source
 
     Question = tuple[str, tuple[str, ...]]
     Notify = Callable[[str, int, int], None]
 
 HELD_OUT = 10
-"""One question of so many is not trained on, and measured."""
+"""One question in this many is held out for measuring."""
 FEWEST_QUESTIONS = 2 * HELD_OUT
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class FittedEarlyExit:
-    """An early exit, and how well it does on the questions that it was not trained on.
+    """An early exit and its quality on held-out questions.
 
     Attributes:
         early_exit: on the CPU, for inference.
-        questions: how many it was trained on.
-        held_out: how many others.
-        best_kept: the share of them whose best passage, by the whole model, is in the better half by the
-            estimates.
-        correlation: of estimates and logits, over their pairs.
+        questions: number of questions that it was trained on.
+        held_out: number of held-out questions.
+        best_kept: share of held-out questions whose best passage by logit is in the better half by estimate.
+        correlation: of estimates and logits over the held-out pairs.
 
     """
 
@@ -66,15 +65,21 @@ class FittedEarlyExit:
 
 
 def draw_questions(
-    data: Sequence[Source], *, negatives: int = 11, random_negatives: int = 4, seed: int
+    data: Sequence[Path],
+    *,
+    negatives: int = 11,
+    random_negatives: int = 4,
+    max_queries: int | None = None,
+    seed: int,
 ) -> list[Question]:
-    """Give questions of data sets, each once, with passages, in an order that the seed decides.
+    """Draw the questions of data sets with passages, each question once, in random order.
 
     Args:
-        data: BEIR folders, or files of groups, which hold the passages that they hold.
+        data: BEIR folders, or files of groups, whose passages are taken as they are.
         negatives: passages of a question that BM25 finds, beside one that answers.
-        random_negatives: passages from anywhere.
-        seed: the same seed draws the same.
+        random_negatives: passages drawn from the whole corpus.
+        max_queries: questions of each data set at most.
+        seed: the same seed draws the same questions and passages.
 
     Raises:
         InvalidInputError: a data set cannot be read, or there are too few questions.
@@ -83,8 +88,14 @@ def draw_questions(
     passages = {
         query: group.passages
         for source in data
-        for group in source.groups(
-            "train", questions=1, negatives=negatives, random_negatives=random_negatives, seed=seed
+        for group in load_groups(
+            source,
+            "train",
+            questions=1,
+            negatives=negatives,
+            random_negatives=random_negatives,
+            max_queries=max_queries,
+            seed=seed,
         )
         for query in group.queries
     }
@@ -105,15 +116,15 @@ def fit_early_exit(
     """Fit an early exit on questions with passages.
 
     Args:
-        model: was loaded for `states`.
+        model: loaded with `states=True`.
         questions: as `draw_questions` gives them.
-        layer: how many layers the estimates may use.
-        epochs: times every question is seen.
+        layer: number of layers that the estimates use.
+        epochs: passes over the questions.
         seed: the same seed gives the same weights on one thread.
-        notify: told what is being done, how much of it is, and of how much.
+        notify: receives the step, the number of items done, and the total.
 
     Raises:
-        SettingsError: the model has no more layers than that.
+        SettingsError: the model has no layer above `layer`.
         InputTooLongError: a question leaves no room for its passages.
 
     """
@@ -125,11 +136,11 @@ def fit_early_exit(
     ]
     with tempfile.TemporaryDirectory() as scratch:
         files = []
-        for place, pairs in enumerate(encoded):
-            files.append(Path(scratch) / f"{place}.safetensors")
+        for number, pairs in enumerate(encoded):
+            files.append(Path(scratch) / f"{number}.safetensors")
             _read(model, pairs, layer).write(files[-1])
-            notify("reading", place + 1, len(encoded))
-        held_out, train = files[::HELD_OUT], [file for place, file in enumerate(files) if place % HELD_OUT]
+            notify("reading", number + 1, len(encoded))
+        held_out, train = files[::HELD_OUT], [file for number, file in enumerate(files) if number % HELD_OUT]
         early_exit = _train(train, epochs=epochs, seed=seed, notify=notify)
         best_kept, correlation = _measure(early_exit, held_out)
     return FittedEarlyExit(early_exit, len(train), len(held_out), best_kept, correlation)
@@ -137,11 +148,11 @@ def fit_early_exit(
 
 @dataclass(frozen=True, slots=True)
 class _Example:
-    """A question with passages.
+    """The training example of one question.
 
     Attributes:
         states: (tokens, hidden) of each pair after the layer, with a mean square of 1; float16 in a file.
-        passages: where the passage is in each.
+        passages: token positions of the passage in each pair.
         logits: (passages,) float32, of the whole model.
 
     """
@@ -151,35 +162,35 @@ class _Example:
     logits: Tensor
 
     def write(self, file: Path) -> None:
-        places = torch.tensor([(len(s), p.start, p.stop) for s, p in zip(self.states, self.passages, strict=True)])
+        spans = torch.tensor([(len(s), p.start, p.stop) for s, p in zip(self.states, self.passages, strict=True)])
         states = torch.cat(list(self.states)).half()
-        file.write_bytes(save({"states": states, "places": places, "logits": self.logits}))
+        file.write_bytes(save({"states": states, "spans": spans, "logits": self.logits}))
 
     @classmethod
     def of(cls, file: Path) -> _Example:
-        kept = load_file(file)
-        lengths, starts, stops = kept["places"].T.tolist()
+        tensors = load_file(file)
+        lengths, starts, stops = tensors["spans"].T.tolist()
         passages = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
-        return cls(torch.split(kept["states"].float(), lengths), passages, kept["logits"])
+        return cls(torch.split(tensors["states"].float(), lengths), passages, tensors["logits"])
 
 
 def _read(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> _Example:
-    """Let the model read pairs, as far as the layer and to the end."""
+    """Run the model on pairs, for their hidden states after `layer` and their logits."""
     sequences, passages = [pair.sequences[0] for pair in pairs], [pair.passages[0] for pair in pairs]
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     logits = [0.0] * len(sequences)
     for batch in model.plan(sequences, BATCH_TOKENS["cpu"]):
-        row = [sequences[place] for place in batch]
-        begun = model.states(row, layer)
-        for place, own, logit in zip(batch, begun, model.logits(row, begun), strict=True):
-            states[place], logits[place] = normalized(own.states).cpu(), logit
+        row = [sequences[index] for index in batch]
+        partial = model.states(row, layer)
+        for index, hidden, logit in zip(batch, partial, model.logits(row, partial), strict=True):
+            states[index], logits[index] = normalized(hidden.states).cpu(), logit
     return _Example(states, passages, torch.tensor(logits))
 
 
 def _loss(estimates: Tensor, logits: Tensor) -> Tensor:
-    """Miss the logits, and their softmax over a question's passages, which is what a choice of the best rests on."""
-    missed = kl_div(estimates.log_softmax(0), logits.log_softmax(0), log_target=True, reduction="sum")
-    return (estimates - logits).square().mean() / 4 + missed
+    """Give the squared error of the logits, plus the divergence of their softmax over a question's passages."""
+    divergence = kl_div(estimates.log_softmax(0), logits.log_softmax(0), log_target=True, reduction="sum")
+    return (estimates - logits).square().mean() / 4 + divergence
 
 
 def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> EarlyExit:
@@ -190,11 +201,11 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
     with torch.no_grad():
         early_exit.around.bias.add_((first.logits - early_exit(first.states, first.passages)).mean())
     optimizer = torch.optim.AdamW(early_exit.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps, chance = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
+    steps, rng = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
     for step in range(steps):
         if step % len(files) == 0:
-            order = chance.sample(files, len(files))
+            order = rng.sample(files, len(files))
         example = _Example.of(order[step % len(files)])
         optimizer.zero_grad()
         _loss(early_exit(example.states, example.passages), example.logits).backward()  # type: ignore[no-untyped-call]
@@ -205,13 +216,13 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
 
 
 def _measure(early_exit: EarlyExit, files: Sequence[Path]) -> tuple[float, float]:
-    """Give the share of questions that keep their best passage, and the correlation."""
-    kept, estimated, wanted = 0, [], []
+    """Give `best_kept` and `correlation` of `FittedEarlyExit`."""
+    kept, all_estimates, all_logits = 0, [], []
     for file in files:
         example = _Example.of(file)
         estimates = early_exit(example.states, example.passages)
         kept += int(example.logits.argmax() in estimates.topk(len(estimates) // 2).indices)
-        estimated.append(estimates)
-        wanted.append(example.logits)
-    both = torch.stack([torch.cat(estimated), torch.cat(wanted)])
+        all_estimates.append(estimates)
+        all_logits.append(example.logits)
+    both = torch.stack([torch.cat(all_estimates), torch.cat(all_logits)])
     return kept / len(files), float(both.corrcoef()[0, 1])

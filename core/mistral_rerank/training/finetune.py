@@ -1,8 +1,7 @@
 """LoRA fine-tuning of a base into a reranker checkpoint, on transformers' Trainer and PEFT.
 
-A step takes whole groups. Their pairs lie in rows without padding, in which what several pairs begin with (the
-question, or the passage, as the template has it) is computed once; the last token's hidden state is pooled, the
-head is in float32, and the logits are put back in order before the loss.
+A step takes whole groups. Their pairs are packed into rows without padding, and their common prefixes (question or
+passage, as the template has it) are computed once. The head is in float32.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import random
 import shutil
 import sys
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import torch
@@ -48,7 +48,7 @@ from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.record import TrainingRecord, write_checkpoint
-from mistral_rerank.training.sources import Source
+from mistral_rerank.training.sources import load_groups
 from mistral_rerank.training.trainer import (
     VALIDATION_METRIC,
     GroupCollator,
@@ -67,7 +67,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from pathlib import Path
 
     from peft import PeftModel
 
@@ -80,15 +79,16 @@ LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 
 class TrainSettings(BaseModel):
-    """Every choice of a training run; the same settings and data give the same weights on one thread."""
+    """Settings of a training run; the same settings and data give the same weights on one thread."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base: str | None = Field(default=None, description="a folder, a hub id, or smollm2-135m")
     layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
     init: str | None = Field(default=None, description="instead of a base: go on from this adapter, or mini")
-    data: tuple[Source, ...] = Field(min_length=1, description="data sets, with their caps and weights")
-    validation: tuple[Source, ...] = Field(default=(), description="data sets ranked after every save_steps")
+    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
+    validation: tuple[Path, ...] = Field(default=(), description="data sets ranked after every save_steps")
+    max_queries: int | None = Field(default=None, ge=1, description="questions of each data set at most")
     patience: int | None = Field(default=None, ge=1, description="validations in a row without a better one, to stop")
     loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
     distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
@@ -119,13 +119,13 @@ class TrainSettings(BaseModel):
 def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None] = logger.info) -> Path:
     """Train and write a checkpoint folder.
 
-    A run that was stopped goes on from its last saved step when it is started again with the same settings;
-    its state lies in `<out>.training` until the checkpoint is complete.
+    A stopped run resumes from its last saved step when it is started again with the same settings. Its state is in
+    `<out>.training` until the checkpoint is complete.
 
     Args:
-        settings: what to train on what.
+        settings: of the run.
         out: the folder to write; it must not exist yet.
-        notice: is told, before anything is loaded, how much memory the run will take.
+        notice: receives the memory estimate before anything is loaded.
 
     Returns:
         `out`: a PEFT folder with `rerank.json`, a model card, and `training.json` and `training.svg` (settings,
@@ -201,14 +201,14 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
     if trainer.is_world_process_zero():
         record = TrainingRecord.of(settings, trainer.state, groups=len(groups), validation_groups=len(validation))
-        write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), config, record, beside=state, out=out)
+        write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), config, record, scratch=state, out=out)
         shutil.rmtree(state)
     trainer.accelerator.wait_for_everyone()
     return out
 
 
 def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig, PretrainedBase | WheelBase]:
-    """Give what the new checkpoint says of itself, and its base; those of `init`, where there is one."""
+    """Give the configuration of the new checkpoint and its base, taken from `init` if it is given."""
     if init is None and settings.base is None:
         raise SettingsError("give a base to train on, or init, a checkpoint to go on from")
     if init is None:
@@ -218,8 +218,12 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     before = read_config(init)
     if before.base is None:
         raise SettingsError(f"{settings.init} is a whole model; give it as the base, or give an adapter as init")
-    kept = {"template": before.template, "layers": before.base.layers, "bidirectional": before.reading.bidirectional}
-    for name, value in kept.items():
+    inherited = {
+        "template": before.template,
+        "layers": before.base.layers,
+        "bidirectional": before.reading.bidirectional,
+    }
+    for name, value in inherited.items():
         if getattr(settings, name) not in (None, False, value):
             raise SettingsError(f"{settings.init} was trained with {name} {value!r}; leave {name} out")
     base = before.base
@@ -237,7 +241,7 @@ def _base_folder(settings: TrainSettings, init: Path | None) -> Path:
 
 
 def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:
-    """Give the adapter's form: that of `init`, or what the settings say."""
+    """Give the LoRA configuration of `init`, or of the settings."""
     if init is not None:
         if given := {
             name for name in settings.model_fields_set if name.startswith("lora_") or name == "frozen_layers"
@@ -261,7 +265,7 @@ def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig
 
 
 def _check_questions(tokenizer: PairTokenizer, groups: Sequence[Group]) -> None:
-    """See before the first step that every question leaves room for a passage."""
+    """Check before the first step that every question leaves room for a passage."""
     questions = list(dict.fromkeys(query for group in groups for query in group.queries))
     try:
         tokenizer.encode([(query, "x") for query in questions])
@@ -280,7 +284,7 @@ def _most_tokens(settings: TrainSettings, groups: Sequence[Group], collator: Gro
 
 
 def _four_bits(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """Give QLoRA's quantization, arXiv 2305.14314: NF4, with the scales quantized too."""
+    """Give QLoRA's quantization: NF4 with double quantization, arXiv 2305.14314."""
     import_bitsandbytes()
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
@@ -301,7 +305,7 @@ def _trainable(
     quantization: transformers.BitsAndBytesConfig | None,
     device: torch.device,
 ) -> PeftModel:
-    """Give the base under a LoRA adapter, a saved or a new one, and with `group_logits` as its forward."""
+    """Give the base with a saved or new LoRA adapter, and `group_logits` as its forward."""
     classifier = load_classifier(
         base, dtype=dtype, layers=layers, new_head=True, quantization=quantization, device=device
     )
@@ -321,14 +325,14 @@ def _trainable(
 
 
 def _last_whole_state(state: Path) -> Path | None:
-    """Find the last state that was saved to its end: the Trainer writes its own record last."""
+    """Give the last completely saved state; the Trainer writes its `trainer_state.json` last."""
     steps = {int(folder.name.split("-")[1]): folder for folder in state.glob("checkpoint-*")}
     whole = [step for step, folder in steps.items() if (folder / "trainer_state.json").is_file()]
     return steps[max(whole)] if whole else None
 
 
 def _training_groups(settings: TrainSettings) -> list[Group]:
-    """Give what one epoch sees, in its order."""
+    """Give the groups of an epoch, shuffled with the seed."""
     groups = [group for source in settings.data for group in _groups(source, settings, "train")]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
     if len(shapes) != 1:
@@ -347,7 +351,7 @@ def _validation_groups(settings: TrainSettings) -> list[Group]:
 
 
 def _check_apart(groups: Sequence[Group], validation: Sequence[Group]) -> None:
-    """See that validation says something of questions that were not trained on."""
+    """Check that validation has questions that are not trained on."""
     trained = {query for group in groups for query in group.queries}
     if validation and trained.issuperset(query for group in validation for query in group.queries):
         raise SettingsError(
@@ -355,12 +359,14 @@ def _check_apart(groups: Sequence[Group], validation: Sequence[Group]) -> None:
         )
 
 
-def _groups(source: Source, settings: TrainSettings, *splits: str) -> list[Group]:
-    return source.groups(
+def _groups(source: Path, settings: TrainSettings, *splits: str) -> list[Group]:
+    return load_groups(
+        source,
         *splits,
         questions=settings.questions,
         negatives=settings.negatives,
         random_negatives=settings.random_negatives,
+        max_queries=settings.max_queries,
         seed=settings.seed,
     )
 

@@ -1,7 +1,7 @@
-"""What training minimizes: functions of the logits of questions with their passages, and of what is known of them.
+"""Training losses: binary cross-entropy, InfoNCE and distillation.
 
-Grades and logits are (questions, passages) float32; a grade is 1 for a passage that answers, 0 for one that does
-not, and NaN for one that nobody judged, which counts nowhere but in the distillation.
+Logits and grades are (questions, passages) float32. A grade is 1 for a relevant passage, 0 for an irrelevant one, and
+NaN for an unjudged one, which counts only in the distillation.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 Loss = Literal["bce", "infonce", "bce+infonce"]
 
 FAR_BELOW = -1e4
-"""Takes a passage out of a softmax; minus infinity would make a gradient of nothing but such passages NaN."""
+"""Masks a passage in a softmax. With minus infinity, a row of only such passages would have a NaN gradient."""
 
 
 def bce(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy of every known pair on its own, as in the card of rerank-qa-mistral-4b.
+    """Give the binary cross-entropy of the judged pairs, as in the card of rerank-qa-mistral-4b.
 
-    It teaches probabilities: sigmoid(logit) estimates how likely it is that the passage answers.
+    It trains probabilities: sigmoid(logit) estimates the probability that the passage is relevant.
     """
     known = ~grades.isnan()
     return functional.binary_cross_entropy_with_logits(logits[known], grades[known])
 
 
 def infonce(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
-    """Softmax cross-entropy of every positive against the passages of a lower grade: it teaches the order.
+    """Give the softmax cross-entropy of every positive against the passages of a lower grade; it trains the order.
 
-    With one positive a question it is the loss of arXiv 2409.07691, section 4; other positives of the question are
-    left out of each one's softmax. Positives count by their grade.
+    With one positive per question it is the loss of arXiv 2409.07691, section 4. Other positives of the question are
+    masked. Positives are weighted by their grade.
     """
     lower = grades[:, None, :] < grades[:, :, None]  # (questions, positives, passages)
     against = logits[:, None, :].masked_fill(~lower, FAR_BELOW).logsumexp(-1)
@@ -42,7 +42,7 @@ def infonce(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
 
 
 def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Kullback-Leibler divergence from the teacher's softmax over each question's passages to the model's.
+    """Give the Kullback-Leibler divergence of the model's softmax over each question's passages from the teacher's.
 
     Args:
         logits: (questions, passages).
@@ -61,9 +61,9 @@ def group_loss(
     teacher: torch.Tensor | None = None,
     distill: float = 1.0,
 ) -> torch.Tensor:
-    """Give the named loss, a scalar; "bce+infonce" is their plain sum.
+    """Give the named loss, a scalar; "bce+infonce" is their sum.
 
-    Where there is a teacher, `distill` times its divergence is added.
+    With a teacher, `distill` times its divergence is added.
     """
     total = logits.new_zeros(())
     if loss != "infonce":

@@ -1,7 +1,7 @@
-"""How much memory a training run will take, from the shape of its base; nothing is loaded.
+"""Estimate of a training run's memory from the shape of its base; nothing is loaded.
 
-Counted are the weights, what LoRA adds (weights, gradients and both of Adam's moments, in float32) and what a forward
-keeps for the backward. Not counted is what the libraries themselves take, about a gigabyte on a GPU.
+It counts the weights, the LoRA parameters with gradients and Adam's moments in float32, and the activations that are
+saved for the backward pass. The libraries need about a gigabyte more on a GPU.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 BYTES_OF_TRAINED = 16
-"""Of a trained number: itself, its gradient and two moments, in float32."""
+"""Bytes per trained parameter: weight, gradient and two moments in float32."""
 FOUR_BITS = 4.127 / 8
-"""Bytes of a weight in NF4 with double quantization: 4 bits and its share of the scales."""
+"""Bytes per weight in NF4 with double quantization, with its share of the scales."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of a run at its peak.
+    """Peak memory of a run, in bytes.
 
     Attributes:
-        weights: the frozen base, without its vocabulary head.
+        weights: of the frozen base, without its vocabulary head.
         trained: LoRA matrices and head, with gradients and moments.
-        activations: what the groups of one forward keep for the backward.
+        activations: of one forward pass, saved for the backward pass.
 
     """
 
@@ -35,7 +35,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum."""
         return self.weights + self.trained + self.activations
 
     def __str__(self) -> str:
@@ -58,14 +58,14 @@ def estimate(
     """Estimate a run's memory.
 
     Args:
-        config: of the base; a Mistral's, a Llama's or one with the same fields.
-        layers: how many of its layers are used; None for all.
-        adapted_layers: how many of them, the highest, have LoRA; those below keep nothing for the backward.
+        config: of the base, with the fields of a Mistral or a Llama.
+        layers: number of layers used; None for all.
+        adapted_layers: number of layers with LoRA, the highest ones. Layers below save nothing for the backward pass.
         lora_rank: of all seven linears.
-        tokens: that the groups of one forward have at most, what pairs share counted once.
+        tokens: maximum of one forward pass, shared prefixes counted once.
         bytes_of_weight: 2 in bfloat16, 4 in float32.
-        activation_checkpointing: whether a layer keeps its input alone and is computed again in the backward.
-        four_bit: whether the layers' linears are kept in 4 bits (NF4 with scales in 8 bits, arXiv 2305.14314).
+        activation_checkpointing: whether layers save only their input and recompute the rest in the backward pass.
+        four_bit: whether the layers' linears are in 4 bits (NF4 with scales in 8 bits, arXiv 2305.14314).
 
     """
     width, inner, vocabulary = config.hidden_size, config.intermediate_size, config.vocab_size
@@ -85,10 +85,10 @@ def estimate(
 
 
 def _kept_numbers(width: int, inner: int, queries: int, keys: int, rank: int) -> int:
-    """Count the numbers that one layer keeps of a token, those in float32 as two.
+    """Count the numbers that one layer saves per token, float32 ones as two.
 
-    Two norms keep their input and their normed value in float32, and give one more to the linears; attention keeps
-    queries and keys before and after their rotation, values and its output; the gated MLP keeps four of its width.
+    Each norm saves its input and its normed value in float32, and its output for the linears. Attention saves queries
+    and keys before and after the rotary embedding, values and its output. The gated MLP saves four of its width.
     """
     norms = 2 * (2 + 2 + 1) * width
     attention = 3 * queries + 3 * keys

@@ -1,11 +1,10 @@
-"""Groups to train on, from judged questions: hard negatives, checked by a teacher where there is one.
+"""Mine training groups from judged questions: hard negatives, filtered by a teacher if there is one.
 
-Questions whose passages a first stage finds together share a group, so that each one's answer is a hard negative of
-the others; the rest of the group are passages that it ranks high, and random ones. A model that is to be trained
-further may rank them first: what it puts on top is what it has to unlearn. A teacher then compares every question
-with every passage: those that it scores nearly as high as the passage known to answer count as unknown, because many
-of them answer too and nobody judged them (positive-aware mining, arXiv 2407.15831), and its scores are kept to be
-distilled.
+Questions for which the first stage finds each other's answers share a group, so the answer of one is a hard negative
+of the others. The rest of a group are passages that the first stage ranks high, and random ones. With a reranker the
+hard negatives are the passages that it ranks high. A teacher then scores all pairs of a group. Unjudged passages that
+score nearly as high as the positive count as unknown, because many of them are relevant (positive-aware mining, arXiv
+2407.15831). The scores are kept for distillation.
 """
 
 from __future__ import annotations
@@ -33,10 +32,9 @@ if TYPE_CHECKING:
     from mistral_rerank.training.teacher import Drawn, Teaching
 
 SHARE_OF_POSITIVE = 0.95
-"""A passage at or over this share of the positive's score by the teacher may answer too."""
+"""An unjudged passage with at least this share of the positive's teacher score counts as unknown."""
 JUDGED_BELOW = 5.0
-"""A passage judged not to answer lies at least so far below the best in the teacher's logits: under 1% of the best's
-probability, whatever the teacher thinks of it."""
+"""The teacher's logits of passages judged not relevant lie at least this far below the best logit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +42,9 @@ class Mined:
     """The groups of one data set.
 
     Attributes:
-        groups: questions with passages; the teacher's logits stand in `teacher`.
-        short: questions that are left with fewer known negatives than were asked for.
-        teaching: how the teacher judged; None without one.
+        groups: questions with passages, with the teacher's logits in `teacher`.
+        short: number of questions with fewer known negatives than requested.
+        teaching: weights and quality of the teacher; None without one.
 
     """
 
@@ -69,22 +67,22 @@ def mine(
     seed: int = 0,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Mined:
-    """Draw the groups of a data set; every question is in one.
+    """Mine the groups of a data set; every question is in at most one.
 
     Args:
         dataset: judged questions and their corpus.
-        teacher: compares questions and passages, beside BM25; None for groups without a teacher's scores.
+        teacher: the bi-encoder of the teacher; None for groups without teacher scores.
         first_stage: finds the negatives; None for BM25.
-        reranker: reorders the `depth` passages that the first stage found, and negatives come from its upper half.
-        questions: of a group. What is left over at the end, fewer than these, is left out.
-        negatives: passages of a group, beside its questions' own, that are judged not to answer one of them, or else
-            that the first stage finds for them. Where there are too few, and where two questions share a passage,
-            random ones fill up.
+        reranker: reranks the `depth` candidates of the first stage; negatives come from the upper half.
+        questions: per group. An incomplete last group is dropped.
+        negatives: passages of a group, beside one answer per question, that are judged not relevant or come from the
+            first stage. Random passages fill up the group where there are too few, and where questions share an
+            answer.
         random_negatives: passages of a group drawn from the whole corpus.
-        depth: how far down the ranking negatives may come from.
-        max_queries: take this many questions at most.
+        depth: candidates of a question that negatives are drawn from.
+        max_queries: questions at most.
         seed: the same seed gives the same groups.
-        progress: is told how many more questions are done.
+        progress: called with the number of questions just done.
 
     Raises:
         InvalidInputError: the corpus is too small for a group of this size.
@@ -97,23 +95,25 @@ def mine(
         raise InvalidInputError(
             f"{dataset.name} has {len(dataset.corpus)} passages, too few for groups of {size}; ask for smaller ones"
         )
-    chance = random.Random(f"{seed}/{dataset.name}")  # noqa: S311 - sampling, not security
+    rng = random.Random(f"{seed}/{dataset.name}")  # noqa: S311 - sampling, not security
     answers = {query: [p for p in dataset.positives(query) if p in dataset.corpus] for query in dataset.queries}
     ids = [query for query in dataset.queries if answers[query]]
-    chance.shuffle(ids)
+    rng.shuffle(ids)
     ids = ids[:max_queries]
     if len(ids) < questions:
         raise InvalidInputError(
             f"{dataset.name} has {len(ids)} questions with an answer in its corpus, too few for groups of {questions}"
         )
     rankings = (first_stage or BM25Stage()).search(dataset, ids, k=depth, progress=lambda *_: None)
-    found = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
+    candidates = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
     if reranker is not None:
-        found = {query: _upper_half(dataset, query, passages, reranker) for query, passages in found.items()}
+        candidates = {
+            query: _upper_half(dataset, query, passages, reranker) for query, passages in candidates.items()
+        }
     corpus = list(dataset.corpus)
     drawn: list[Drawn] = [
-        (cluster, _passages(dataset, {q: answers[q] for q in cluster}, found, corpus, negatives, size, chance))
-        for cluster in _clusters(answers, ids, found, questions)
+        (cluster, _passages(dataset, {q: answers[q] for q in cluster}, candidates, corpus, negatives, size, rng))
+        for cluster in _clusters(answers, ids, candidates, questions)
     ]
     if teacher is None:
         groups, teaching = [_group(dataset, *group, None) for group in drawn], None
@@ -127,23 +127,23 @@ def mine(
 
 
 def _upper_half(dataset: BeirDataset, query: str, passages: Sequence[str], reranker: Reranker) -> list[str]:
-    """Give the passages that a model ranks highest."""
+    """Give the half of the passages that the reranker scores highest."""
     ranked = reranker.rank(dataset.queries[query], [dataset.corpus[passage] for passage in passages])
-    return [passages[place.index] for place in ranked[: (len(passages) + 1) // 2]]
+    return [passages[score.index] for score in ranked[: (len(passages) + 1) // 2]]
 
 
 def _clusters(
-    answers: dict[str, list[str]], ids: Sequence[str], found: dict[str, list[str]], size: int
+    answers: dict[str, list[str]], ids: Sequence[str], candidates: dict[str, list[str]], size: int
 ) -> list[tuple[str, ...]]:
-    """Put questions together whose answers BM25 finds for one another; every question is in at most one cluster.
+    """Cluster questions whose candidates contain each other's answers; every question is in at most one cluster.
 
-    Two questions at most come from one passage, so that the others' passages stay negatives; a cluster that this
-    leaves short is filled up with any others.
+    At most two questions of a cluster share an answer, so that the other answers stay negatives. Clusters that are
+    too small are filled up with any questions.
     """
-    asked_of: dict[str, list[str]] = {}
+    questions_of: dict[str, list[str]] = {}
     for query in ids:
         for passage in answers[query]:
-            asked_of.setdefault(passage, []).append(query)
+            questions_of.setdefault(passage, []).append(query)
     free = dict.fromkeys(ids)
     clusters = []
     while len(free) >= size:
@@ -151,15 +151,14 @@ def _clusters(
         del free[cluster[0]]
         used = list(answers[cluster[0]])
         for member in cluster:  # grows as it is walked
-            near = (other for passage in found[member] for other in asked_of.get(passage, ()))
+            near = (other for passage in candidates[member] for other in questions_of.get(passage, ()))
             for other in near:
                 if len(cluster) == size:
                     break
-                own = answers[other]
-                if other in free and all(used.count(passage) < 2 for passage in own):
+                if other in free and all(used.count(passage) < 2 for passage in answers[other]):
                     del free[other]
                     cluster.append(other)
-                    used += own
+                    used += answers[other]
         while len(cluster) < size:
             other = next(reversed(free))
             del free[other]
@@ -171,33 +170,31 @@ def _clusters(
 def _passages(
     dataset: BeirDataset,
     answers: dict[str, list[str]],
-    found: dict[str, list[str]],
+    candidates: dict[str, list[str]],
     corpus: Sequence[str],
     negatives: int,
     size: int,
-    chance: random.Random,
+    rng: random.Random,
 ) -> list[str]:
     """Give the passage ids of a group: an answer of each question, then hard negatives, then random ones.
 
-    Passages judged not to answer are the hard negatives to take first. What answers a question of the group, or reads
-    the same, is no negative.
+    Passages judged not relevant are the first hard negatives, candidates the next. A passage with the same text as an
+    answer is no negative.
     """
     chosen: list[str] = []
-    for own in answers.values():
-        if not any(passage in chosen for passage in own):
-            chosen.append(chance.choice(own))
+    for positives in answers.values():
+        if not any(passage in chosen for passage in positives):
+            chosen.append(rng.choice(positives))
     most = len(chosen) + negatives
-    answering = {dataset.corpus[passage] for own in answers.values() for passage in own}
-    for near in (
+    answering = {dataset.corpus[passage] for positives in answers.values() for passage in positives}
+    for pool in (
         dict.fromkeys(passage for query in answers for passage in dataset.qrels[query] if passage in dataset.corpus),
-        dict.fromkeys(passage for query in answers for passage in found[query]),
+        dict.fromkeys(passage for query in answers for passage in candidates[query]),
     ):
-        hard = [passage for passage in near if passage not in chosen and dataset.corpus[passage] not in answering]
-        chosen += chance.sample(hard, min(most - len(chosen), len(hard)))
-    tries = chance.choices(corpus, k=20 * size)
-    for passage in itertools.chain(
-        tries, corpus
-    ):  # the whole corpus in turn, where it is so small that luck does not do
+        hard = [passage for passage in pool if passage not in chosen and dataset.corpus[passage] not in answering]
+        chosen += rng.sample(hard, min(most - len(chosen), len(hard)))
+    # random passages, then the corpus in order, in case it is so small that the random ones do not suffice
+    for passage in itertools.chain(rng.choices(corpus, k=20 * size), corpus):
         if len(chosen) == size:
             return chosen
         if passage not in chosen and dataset.corpus[passage] not in answering:
@@ -212,23 +209,23 @@ def _passages(
 def _group(
     dataset: BeirDataset, cluster: Sequence[str], chosen: Sequence[str], logits: NDArray[np.float32] | None
 ) -> Group:
-    """Look up the texts and judgements of a group; `logits` are the teacher's, (questions, passages)."""
+    """Build a group from ids and the teacher's logits, (questions, passages)."""
     grades: list[tuple[float | None, ...]] = []
     targets: list[tuple[float, ...]] = []
     for row, query in enumerate(cluster):
         positives, judged = set(dataset.positives(query)), dataset.qrels[query]
         known: list[float | None] = [float(passage in positives) for passage in chosen]
         if logits is not None:
-            marks = [round(float(mark), 4) for mark in logits[row]]
-            limit = SHARE_OF_POSITIVE * min(mark for mark, grade in zip(marks, known, strict=True) if grade)
-            for place, passage in enumerate(chosen):
-                if passage not in judged and marks[place] >= limit:
-                    known[place] = None
-            best = max(marks)
+            scores = [round(float(score), 4) for score in logits[row]]
+            limit = SHARE_OF_POSITIVE * min(score for score, grade in zip(scores, known, strict=True) if grade)
+            for column, passage in enumerate(chosen):
+                if passage not in judged and scores[column] >= limit:
+                    known[column] = None
+            best = max(scores)
             targets.append(
                 tuple(
-                    best if grade else min(mark, best - JUDGED_BELOW) if passage in judged else mark
-                    for passage, mark, grade in zip(chosen, marks, known, strict=True)
+                    best if grade else min(score, best - JUDGED_BELOW) if passage in judged else score
+                    for passage, score, grade in zip(chosen, scores, known, strict=True)
                 )
             )
         grades.append(tuple(known))

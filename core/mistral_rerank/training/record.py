@@ -1,4 +1,4 @@
-"""What a training run leaves behind: the checkpoint, its figures, their plot and a model card."""
+"""The files of a finished training run: the checkpoint, its figures, their plot and a model card."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mistral_rerank.evaluation.plots import line_plot, standalone
+from mistral_rerank.evaluation.plots import line_plot
 from mistral_rerank.local.checkpoint import RERANK_JSON
 from mistral_rerank.training.trainer import VALIDATION_METRIC
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 SMOOTHED = 40
-"""The plot shows the mean loss of about so many stretches of the run, not every step."""
+"""The plot shows the loss averaged over windows of steps; about this many windows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,11 @@ class TrainingRecord:
     """The figures of a run.
 
     Attributes:
-        settings: all of them, data sets by name.
-        groups: of one epoch.
-        validation_groups: ranked after every `save_steps`.
-        steps: of the optimizer.
-        best_step: whose weights were kept; the last, where there was no validation.
+        settings: all settings, with data sets by name.
+        groups: number of groups in an epoch.
+        validation_groups: number of groups ranked after every `save_steps`.
+        steps: number of optimizer steps.
+        best_step: step of the weights that were kept; the last one without validation.
         loss: of every step.
         validation: step -> mean nDCG@10.
 
@@ -52,7 +52,7 @@ class TrainingRecord:
     ) -> TrainingRecord:
         """Read them from the Trainer's log."""
         named: dict[str, Any] = {
-            key: [source.name for source in getattr(settings, key)] for key in ("data", "validation")
+            key: [path.resolve().name for path in getattr(settings, key)] for key in ("data", "validation")
         }
         named |= {key: value and _short(value) for key, value in (("base", settings.base), ("init", settings.init))}
         validation = {
@@ -72,19 +72,19 @@ class TrainingRecord:
 
 
 def write_checkpoint(
-    model: PreTrainedModel, config: CheckpointConfig, record: TrainingRecord, *, beside: Path, out: Path
+    model: PreTrainedModel, config: CheckpointConfig, record: TrainingRecord, *, scratch: Path, out: Path
 ) -> None:
     """Write a folder with adapter, head, `rerank.json`, figures, plot and card, whole or not at all.
 
     Args:
         model: base and adapter.
-        config: what the checkpoint says of itself.
+        config: of the checkpoint.
         record: the run's figures.
-        beside: a folder on the same disk to write in first.
+        scratch: a folder on the same disk, written first.
         out: the folder to make.
 
     """
-    finished = beside / "finished"
+    finished = scratch / "finished"
     shutil.rmtree(finished, ignore_errors=True)
     adapter = model.peft_config["default"]
     named = config.base.name if config.base else None
@@ -94,13 +94,13 @@ def write_checkpoint(
     model.save_pretrained(finished, save_embedding_layers=False)
     (finished / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
     (finished / "training.json").write_text(json.dumps(asdict(record)) + "\n", "utf-8")
-    (finished / "training.svg").write_text(standalone(_plot(record)), "utf-8")
+    (finished / "training.svg").write_text(_plot(record), "utf-8")
     (finished / CARD).write_text(card(out.name, config, record, rank=adapter.r), "utf-8")
     finished.rename(out)
 
 
 def card(name: str, config: CheckpointConfig, record: TrainingRecord, *, rank: int) -> str:
-    """Write a model card of what the run knows; what only its author knows is left to be filled in."""
+    """Write a model card from the record of the run, with placeholders for what it does not contain."""
     settings = record.settings
     named = config.base.name if config.base else None
     base = _short(named) if named else "a local folder"
@@ -159,18 +159,18 @@ mistral-rerank evaluate --data SET --model {name}{with_base} --out report
 
 
 def _short(name: str) -> str:
-    """Leave the folders above a local one out: a card is for others to read."""
+    """Give the name of a local folder without its parents, and any other name unchanged."""
     return Path(name).name if Path(name).is_dir() else name
 
 
 def _plot(record: TrainingRecord) -> str:
     """Draw the loss, smoothed, and the validations, over the steps."""
-    stretch = max(1, len(record.loss) // SMOOTHED)
-    starts = range(0, len(record.loss), stretch)
-    series = {"loss": [(float(i + 1), _mean(record.loss[i : i + stretch])) for i in starts]}
+    window = max(1, len(record.loss) // SMOOTHED)
+    starts = range(0, len(record.loss), window)
+    series = {"loss": [(float(i + 1), _mean(record.loss[i : i + window])) for i in starts]}
     if record.validation:
         series["nDCG@10"] = [(float(step), value) for step, value in record.validation.items()]
-    return line_plot(series, title="Loss and nDCG@10 over the steps", x_name="step", y_name="")
+    return line_plot(series, title="Loss and nDCG@10 over the steps", x_name="step", y_name="").svg
 
 
 def _mean(values: list[float]) -> float:

@@ -40,7 +40,7 @@ HEAD_RATE = 4.0
 
 
 class GroupCollator:
-    """Turns groups into rows of tokens without padding, and says how to put the logits back in order."""
+    """Packs groups into rows of tokens without padding, with the positions of the pairs' logits."""
 
     def __init__(
         self, tokenizer: PairTokenizer, batch_tokens: int, reading: Reading = LAST_TOKEN, *, config: Any = None
@@ -65,7 +65,7 @@ class GroupCollator:
         teacher = [row for group in groups if group.teacher for row in group.teacher]
         return {
             "packs": packs,
-            "places": torch.argsort(order).view(len(grades), -1),
+            "positions": torch.argsort(order).view(len(grades), -1),
             "grades": torch.tensor(grades),
             "teacher": torch.tensor(teacher) if teacher else None,
         }
@@ -79,21 +79,21 @@ class GroupCollator:
 
 
 def group_logits(
-    classifier: Any, reading: Reading, *, packs: Sequence[Pack], places: torch.Tensor, **_: object
+    classifier: Any, reading: Reading, *, packs: Sequence[Pack], positions: torch.Tensor, **_: object
 ) -> torch.Tensor:
-    """Run the rows of some groups through a classifier.
+    """Give the logits of packed groups.
 
     Args:
         classifier: a backbone with a `score` head.
-        reading: how it reads a sequence.
+        reading: pooling and attention of the model.
         packs: rows of sequences.
-        places: (questions, passages) int64, where a pair's logit lies in the joined rows.
+        positions: (questions, passages) int64, the index of each pair's logit in the concatenated rows.
 
     Returns:
         (questions, passages) float32.
 
     """
-    return torch.cat([_row_logits(classifier, reading, packed) for packed in packs])[places]
+    return torch.cat([_row_logits(classifier, reading, packed) for packed in packs])[positions]
 
 
 def _row_logits(classifier: Any, reading: Reading, packed: Pack) -> torch.Tensor:
@@ -127,7 +127,7 @@ class LossProgress(transformers.ProgressCallback):
         logs: dict[str, float] | None = None,
         **_: object,
     ) -> None:
-        """Take up the loss of the last step."""
+        """Show the loss of the last step."""
         if not logs or "loss" not in logs:
             return
         if not self.training_bar.disable:
@@ -137,7 +137,7 @@ class LossProgress(transformers.ProgressCallback):
 
 
 class ValidateAtTheEnd(transformers.TrainerCallback):
-    """Validates after the last step too, wherever it falls; the Trainer saves there already."""
+    """Validates after the last step too; the Trainer already saves there."""
 
     def on_step_end(
         self,
@@ -173,18 +173,18 @@ class GroupTrainer(transformers.Trainer):
         return loss
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Rank the passages of the validation groups; every process does all of them."""
+        """Rank the passages of the validation groups, all of them in every process."""
         self.model.eval()
-        found = []
+        scores = []
         with torch.no_grad(), self.compute_loss_context_manager():
             for group in self.eval_dataset:
                 inputs = self._prepare_inputs(self.data_collator([group]))
                 grades = inputs.pop("grades")
-                found.append(ndcg(self.model(**inputs), grades))
-        metrics = {VALIDATION_METRIC: float(torch.cat(found).mean())}
+                scores.append(ndcg(self.model(**inputs), grades))
+        metrics = {VALIDATION_METRIC: float(torch.cat(scores).mean())}
         self.log(dict(metrics))
-        told = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control: transformers.TrainerControl = told
+        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: transformers.TrainerControl = control
         return metrics
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""How well a model orders the passages of groups that it is not trained on."""
+"""Validation metric: nDCG over the passages of a group."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def ndcg(logits: torch.Tensor, grades: torch.Tensor, *, k: int = 10) -> torch.Tensor:
-    """Give the nDCG of every question's passages, those of unknown grade left out.
+    """Give the nDCG of every question's passages, without those of unknown grade.
 
     Args:
         logits: (questions, passages) float32.
-        grades: (questions, passages) float32, NaN where nobody judged; every question has one above 0.
-        k: passages that count, from the top.
+        grades: (questions, passages) float32, NaN if unknown; every question has one above 0.
+        k: rank cutoff.
 
     Returns:
         (questions,) float32. The gain is the grade, as in trec_eval.
