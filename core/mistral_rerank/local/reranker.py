@@ -152,7 +152,8 @@ class LocalReranker(Reranker):
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
         call = _Call(pairs, overflow, self._contenders, self._cache)
-        return call.complete(await asyncio.wrap_future(self._submit(call)) if call.missing else [])
+        scores = await asyncio.wrap_future(self._submit(call)) if call.missing else []
+        return call.complete(scores)
 
     def _submit(self, call: _Call) -> Future[list[Score]]:
         return self._engine.submit(call.missing, call.overflow, choice=call if call.crowded else None)
@@ -267,7 +268,7 @@ class LoadedCheckpoint:
             quantization=quantization,
             estimates=early_exit or states,
         )
-        self._state_bytes = loaded.config.hidden_size * torch.float32.itemsize
+        self._state_bytes: int = loaded.config.hidden_size * torch.float32.itemsize
         self._calibration = config.calibration
         self._early_exit: tuple[EarlyExit, int] | None = None
         if exit_config is not None:
