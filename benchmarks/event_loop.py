@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mistral_rerank import LocalReranker, Pair, Score
-from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.datasets import load_beir
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 

@@ -57,7 +57,7 @@ def main() -> None:
     import transformers
 
     from mistral_rerank import open_reranker
-    from mistral_rerank.evaluation.beir import load_beir
+    from mistral_rerank.evaluation.datasets import load_beir
 
     facts = load_beir(FACTS)
     passages = list(facts.corpus.values())[: options.pairs]

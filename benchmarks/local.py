@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from full_size import write_apart
 
-from mistral_rerank.benchmark.contestants import Ours, Transformers
-from mistral_rerank.benchmark.run import bench, kendall_tau
+from mistral_rerank.benchmark.baselines import Ours, Transformers
+from mistral_rerank.benchmark.bench import bench, kendall_tau
 from mistral_rerank.benchmark.workloads import SHAPES as LENGTHS
 from mistral_rerank.benchmark.workloads import make_pairs
 from mistral_rerank.cli.bench import print_report
-from mistral_rerank.local.export import export_merged
-from mistral_rerank.local.int8 import multiplies_bytes
+from mistral_rerank.local.checkpoints.export import export_merged
+from mistral_rerank.local.model.int8 import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 
 SHAPES = {

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from mistral_rerank import LocalReranker
-from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.datasets import load_beir
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 

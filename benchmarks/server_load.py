@@ -60,7 +60,7 @@ def write_random_model(folder: str) -> None:
     """Write a Mistral of 2 layers of 64 with random weights, and mini's tokenizer."""
     from transformers import MistralConfig, MistralForSequenceClassification
 
-    from mistral_rerank.local import checkpoint as checkpoints
+    from mistral_rerank.local.checkpoints import checkpoint as checkpoints
 
     tokenizer = checkpoints.load_tokenizer(checkpoints.open_checkpoint("mini"))
     torch.manual_seed(0)
@@ -84,7 +84,7 @@ def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: flo
     import uvicorn
 
     from mistral_rerank import LocalReranker
-    from mistral_rerank.local.model import RerankModel
+    from mistral_rerank.local.model.rerank_model import RerankModel
     from mistral_rerank.server.app import create_app
     from mistral_rerank.server.settings import ServerSettings
 

@@ -6,7 +6,7 @@ pip install 'mistral-rerank[local,eval]'
 from pathlib import Path
 
 from mistral_rerank import open_reranker
-from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
 
 SHOWN = ("q01", "q14", "q29")

@@ -15,7 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from mistral_rerank import open_reranker
-from mistral_rerank.evaluation.beir import load_beir
+from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.server.app import create_app
 

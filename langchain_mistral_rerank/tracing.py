@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
 
-from mistral_rerank.telemetry import request_attributes, result_attributes
+from mistral_rerank._telemetry import request_attributes, result_attributes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import MistralForSequenceClassification, PreTrainedTokenizerFast
 
 from mistral_rerank import LocalReranker, Pair
-from mistral_rerank.evaluation.beir import BeirDataset, load_beir
+from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from mistral_rerank.evaluation.beir import BeirDataset, load_beir
+from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
 
 FOLDER = Path(__file__).parent.parent / "examples" / "contrast"
 SMALL_WORDS = re.compile(

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mistral_rerank.cli import app
 from mistral_rerank.reranker import Reranker
 from mistral_rerank.server.app import create_app
-from mistral_rerank.server.run import DRAIN_SECONDS
+from mistral_rerank.server.lifecycle import DRAIN_SECONDS
 from mistral_rerank.server.settings import ServerSettings
 
 ROOT = Path(__file__).parents[1]

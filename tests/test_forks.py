@@ -14,8 +14,8 @@ import pytest
 from remote.endpoint import Endpoint, speaks
 
 from mistral_rerank import LocalReranker, RerankerClosedError, SettingsError, adapters
-from mistral_rerank.forks import ForkLock
-from mistral_rerank.local.engine import Engine
+from mistral_rerank._forks import ForkLock
+from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.remote.reranker import RemoteReranker
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this platform cannot fork")
@@ -162,7 +162,7 @@ def test_what_is_closed_stays_closed_in_a_child(either):
 def test_the_parents_waiting_calls_are_the_parents_alone(tiny, monkeypatch):
     loading, may_go_on = threading.Event(), threading.Event()
     engine = Engine(lambda: loading.set() or may_go_on.wait(SECONDS) or 1 / 0, batch_tokens=9, share_batches=False)
-    monkeypatch.setattr("mistral_rerank.forks.LONGEST_WAIT", 0.0)  # the load holds its lock
+    monkeypatch.setattr("mistral_rerank._forks.LONGEST_WAIT", 0.0)  # the load holds its lock
     waiting = engine.submit([("q", "a")])
     assert loading.wait(SECONDS)
     assert in_child(lambda: not engine._threads and not engine._stage._jobs and engine._inbox.empty())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mistral_rerank.evaluation.beir import BeirDataset, load_beir
+from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "training" / "messy_questions.py"
 

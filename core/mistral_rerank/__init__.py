@@ -6,9 +6,9 @@ reranker = open_reranker("mini")
 best = reranker.rank("Who wrote Faust?", passages, top_n=3)
 """
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from mistral_rerank._version import __version__
 from mistral_rerank.errors import (
     CheckpointError,
     InputTooLongError,
@@ -26,8 +26,6 @@ from mistral_rerank.settings import RerankSettings, open_reranker
 if TYPE_CHECKING:
     from mistral_rerank.local.reranker import LocalReranker
     from mistral_rerank.remote.reranker import RemoteReranker
-
-__version__ = version("mistral-rerank")
 
 __all__ = [
     "CheckpointError",

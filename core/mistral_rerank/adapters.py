@@ -15,26 +15,26 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from mistral_rerank._sharing import shared
+from mistral_rerank._suggestions import suggest
+from mistral_rerank._telemetry import rerank_span
+from mistral_rerank._values import plain
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.reranker import RankedPassage, Reranker, check_query
 from mistral_rerank.settings import RerankSettings
-from mistral_rerank.sharing import shared
-from mistral_rerank.suggestions import suggest
-from mistral_rerank.telemetry import rerank_span
-from mistral_rerank.values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from contextlib import AbstractContextManager
 
-    from mistral_rerank.telemetry import Report
+    from mistral_rerank._telemetry import Report
 
 
 class RerankerHolder(RerankSettings):
     """Settings with the reranker they describe.
 
     Holders with equal settings share one reranker, so a LangChain and a LlamaIndex adapter on one model hold one
-    copy of its weights; see `mistral_rerank.sharing` for how long. Copies and pickles carry the settings alone, and
+    copy of its weights; see `mistral_rerank._sharing` for how long. Copies and pickles carry the settings alone, and
     a `reranker` of your own where it can be pickled.
     """
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+from mistral_rerank._suggestions import suggest
+from mistral_rerank._values import plain
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.reranker import Overflow, Quantization
-from mistral_rerank.suggestions import suggest
-from mistral_rerank.values import plain
 
 if TYPE_CHECKING:
     from collections.abc import Collection

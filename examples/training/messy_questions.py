@@ -21,7 +21,7 @@ from pathlib import Path
 
 import bm25s
 
-from mistral_rerank.evaluation.beir import BeirDataset, load_beir
+from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
 
 REQUESTS = 320
 DOUBLES = 420

@@ -15,7 +15,7 @@ import langchain_mistral_rerank
 import llama_index_mistral_rerank
 import mistral_rerank.local.reranker
 from mistral_rerank import RerankSettings
-from mistral_rerank.sharing import KEPT_SECONDS, SharedRerankers
+from mistral_rerank._sharing import KEPT_SECONDS, SharedRerankers
 
 LANGCHAIN, LLAMA_INDEX = langchain_mistral_rerank.MistralRerank, llama_index_mistral_rerank.MistralRerank
 

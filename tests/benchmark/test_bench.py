@@ -7,8 +7,8 @@ import torch
 from command import run as run_command
 
 from mistral_rerank import SettingsError
-from mistral_rerank.benchmark.measure import latencies, matmul_peak, take_turns
-from mistral_rerank.benchmark.run import _Computed, _Linears, bench, kendall_tau
+from mistral_rerank.benchmark.bench import _Computed, _Linears, bench, kendall_tau
+from mistral_rerank.benchmark.timing import latencies, matmul_peak, take_turns
 from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
 
 
@@ -59,7 +59,7 @@ def test_kendalls_tau_counts_orders():
 
 def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
     clock = iter([0.0, 0.5, 1.0, 5.0, 6.0, 7.0, 9.0, 20.0])  # begun; then a look, a start and an end of each pass
-    monkeypatch.setattr("mistral_rerank.benchmark.measure.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("mistral_rerank.benchmark.timing.time.perf_counter", lambda: next(clock))
     work = 2 * 16 * 64 * 32 + 2 * 16 * 32 * 64
     assert matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, seconds=8.0) == work / 2
 

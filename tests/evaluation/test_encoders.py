@@ -11,10 +11,10 @@ from transformers import BertConfig, BertModel
 
 from mistral_rerank import CheckpointError
 from mistral_rerank.errors import AuthenticationError, InvalidReplyError, RequestRefusedError
+from mistral_rerank.evaluation.embedding_models import Preset
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
 from mistral_rerank.evaluation.first_stage import open_first_stage
-from mistral_rerank.evaluation.presets import Preset
-from mistral_rerank.remote.pace import Retries
+from mistral_rerank.remote.rate_limit import Retries
 
 AT_ONCE = Retries(most=2, first_wait=0.0)
 PLAIN = Preset("m", "m", "query: ", "passage: ", pooling=None, normalize=False)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.evaluation.beir import BeirDataset
+from mistral_rerank.evaluation.datasets import BeirDataset
 from mistral_rerank.evaluation.encoders import EndpointEncoder
 from mistral_rerank.evaluation.first_stage import (
     BM25,

@@ -5,7 +5,7 @@ import pytest
 import pytrec_eval
 
 from mistral_rerank.evaluation.metrics import MEASURES, interval, mean, per_query, resampled_means
-from mistral_rerank.evaluation.trec import distinct
+from mistral_rerank.evaluation.run_files import distinct
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from support import FACTS, LengthReranker
 
-from mistral_rerank.evaluation.beir import load_beir
-from mistral_rerank.evaluation.run import EvaluationSettings, evaluate
+from mistral_rerank.evaluation.datasets import load_beir
+from mistral_rerank.evaluation.evaluate import EvaluationSettings, evaluate
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 

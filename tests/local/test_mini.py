@@ -8,9 +8,9 @@ from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint
-from mistral_rerank.local.tokens import PairTokenizer
-from mistral_rerank.prompts import Prompt
+from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint
+from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.templates import Prompt
 
 
 @pytest.fixture(scope="module")

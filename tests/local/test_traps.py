@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification, MistralModel
 
 from mistral_rerank import CheckpointError, LocalReranker, ScoringError
-from mistral_rerank.local.checkpoint import Checkpoint, CheckpointConfig, load_model, open_checkpoint
-from mistral_rerank.local.model import pad, pooled_logits
-from mistral_rerank.local.tokens import PairTokenizer
-from mistral_rerank.prompts import Prompt
+from mistral_rerank.local.checkpoints.checkpoint import Checkpoint, CheckpointConfig, load_model, open_checkpoint
+from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model.rerank_model import pad, pooled_logits
+from mistral_rerank.templates import Prompt
 
 PAIRS = [("who?", "me"), ("where is the river?", "In the valley, under the old glacier, far from the sea.")]
 
@@ -148,7 +148,7 @@ def test_trap_13_only_running_out_of_memory_is_retried(tiny_reranker, tiny, monk
         calls.append(1)
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr("mistral_rerank.local.backbone.PackedBackbone.__call__", fail)
+    monkeypatch.setattr("mistral_rerank.local.model.transformer.PackedBackbone.__call__", fail)
     with LocalReranker(str(tiny), device="cpu") as reranker, pytest.raises(RuntimeError, match="mat1"):
         reranker.score_pairs(PAIRS)
     assert len(calls) == 1
@@ -156,7 +156,7 @@ def test_trap_13_only_running_out_of_memory_is_retried(tiny_reranker, tiny, monk
 
 def test_trap_14_a_logit_that_is_not_a_number_is_an_error(tiny, monkeypatch):
     nan = torch.tensor([float("nan"), 1.0])
-    monkeypatch.setattr("mistral_rerank.local.model.apply_head", lambda *_: nan)
+    monkeypatch.setattr("mistral_rerank.local.model.rerank_model.apply_head", lambda *_: nan)
     with LocalReranker(str(tiny), device="cpu") as reranker, pytest.raises(ScoringError, match="nan"):
         reranker.score_pairs(PAIRS)
 

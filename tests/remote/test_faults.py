@@ -24,7 +24,7 @@ from remote.endpoint import (
 
 from mistral_rerank import RemoteError, RemoteReranker, errors
 from mistral_rerank.remote import transport
-from mistral_rerank.remote.pace import Retries
+from mistral_rerank.remote.rate_limit import Retries
 
 PASSAGES = [f"passage {number}" for number in range(5)]
 AT_ONCE = Retries(most=2, first_wait=0.0)

@@ -8,7 +8,7 @@ from remote.endpoint import Endpoint, expected, gives, logit_of, speaks
 
 from mistral_rerank import RemoteReranker, errors
 from mistral_rerank.protocols import CONTRACTS
-from mistral_rerank.remote import exchange as exchange_module
+from mistral_rerank.remote import session as exchange_module
 from mistral_rerank.reranker import sigmoid
 
 PASSAGES = [f"passage {number}" for number in range(100)]

@@ -16,7 +16,7 @@ from command import COMMAND
 
 from mistral_rerank import Reranker
 from mistral_rerank.server.app import create_app
-from mistral_rerank.server.run import DrainingServer, server_config
+from mistral_rerank.server.lifecycle import DrainingServer, server_config
 from mistral_rerank.server.settings import ServerSettings
 
 

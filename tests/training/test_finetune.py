@@ -17,11 +17,11 @@ from support import FACTS, plain_logits
 from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
-from mistral_rerank.evaluation.beir import load_beir
-from mistral_rerank.local.checkpoint import load_tokenizer, open_checkpoint, read_config
-from mistral_rerank.local.reading import Reading
-from mistral_rerank.local.tokens import PairTokenizer
-from mistral_rerank.prompts import Prompt
+from mistral_rerank.evaluation.datasets import load_beir
+from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint, read_config
+from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model.pooling import Reading
+from mistral_rerank.templates import Prompt
 from mistral_rerank.training.finetune import TrainSettings, _last_whole_state, finetune
 from mistral_rerank.training.groups import Group, read_groups, write_groups
 from mistral_rerank.training.mining import mine

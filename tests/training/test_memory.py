@@ -4,9 +4,9 @@ from peft import LoraConfig, get_peft_model
 from support import tiny_config
 from transformers import MistralConfig, MistralForSequenceClassification
 
-from mistral_rerank.local.attention import PACKED_ATTENTION, register
-from mistral_rerank.local.packing import pack, share_prefixes
-from mistral_rerank.local.reading import LAST_TOKEN
+from mistral_rerank.local.batching.packing import pack, share_prefixes
+from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
+from mistral_rerank.local.model.pooling import LAST_TOKEN
 from mistral_rerank.training.finetune import LORA_TARGETS
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.trainer import group_logits

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mistral_rerank import InvalidInputError
-from mistral_rerank.evaluation.beir import BeirDataset
+from mistral_rerank.evaluation.datasets import BeirDataset
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.training.mining import JUDGED_BELOW, SHARE_OF_POSITIVE, mine
 

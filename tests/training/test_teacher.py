@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from mistral_rerank.evaluation.beir import BeirDataset
+from mistral_rerank.evaluation.datasets import BeirDataset
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.training.teacher import USUAL_WEIGHTS, fit_weights, teach
 

@@ -8,10 +8,10 @@ import torch
 from support import plain_logits, tiny_config
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local import attention
-from mistral_rerank.local.attention import PACKED_ATTENTION, register
-from mistral_rerank.local.packing import pack, share_prefixes
-from mistral_rerank.local.reading import LAST_TOKEN
+from mistral_rerank.local.batching.packing import pack, share_prefixes
+from mistral_rerank.local.model import attention
+from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
+from mistral_rerank.local.model.pooling import LAST_TOKEN
 from mistral_rerank.training.trainer import group_logits
 
 QUESTION = list(range(10, 22))

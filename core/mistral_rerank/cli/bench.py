@@ -14,7 +14,7 @@ from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
-    from mistral_rerank.benchmark.run import Report
+    from mistral_rerank.benchmark.bench import Report
 
 
 @app.command()
@@ -40,7 +40,7 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
 ) -> None:
     """Measure how fast a model scores on this machine, alone and beside other libraries on the same weights."""
-    from mistral_rerank.benchmark.run import bench as measure
+    from mistral_rerank.benchmark.bench import bench as measure
     from mistral_rerank.benchmark.workloads import SHAPES
 
     names = "model", "base", "device", "dtype", "quantization", "contenders"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from mistral_rerank import __version__
+from mistral_rerank._version import __version__
 from mistral_rerank.cli.options import Base, Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
@@ -37,7 +37,7 @@ def export(
     dtype: Annotated[str, typer.Option(help="of the weights: float32, bfloat16, float16")] = "bfloat16",
 ) -> None:
     """Merge a model's adapter into its base and write one folder for other engines: plain transformers, vLLM."""
-    from mistral_rerank.local.export import export_merged
+    from mistral_rerank.local.checkpoints.export import export_merged
 
     settings = RerankSettings(backend="local", **given(locals(), "model", "base"))
     export_merged(settings.named_model, out, dtype=dtype, base=settings.base)
@@ -53,7 +53,7 @@ def info(
     quantization: Quantization = None,
 ) -> None:
     """Show what a model is made of, and how it would run here."""
-    from mistral_rerank.local.checkpoint import summary
+    from mistral_rerank.local.checkpoints.checkpoint import summary
 
     settings = RerankSettings(**given(locals(), "model", "base", "device", "dtype", "quantization"))
     table = Table(show_header=False, box=None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rich.progress import TaskID
 
-    from mistral_rerank.evaluation.run import Notify
+    from mistral_rerank.evaluation.evaluate import Notify
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -25,9 +25,9 @@ from mistral_rerank.settings import RerankSettings, open_reranker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mistral_rerank.calibration.fit import Outcome
     from mistral_rerank.evaluation.results import Figures
     from mistral_rerank.reranker import Reranker
-    from mistral_rerank.training.calibration import Outcome
 
 FirstStage = Annotated[
     str | None, typer.Option(help="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs  [default: bm25]")
@@ -75,8 +75,8 @@ def evaluate(
     MODEL of a first stage is a preset's name, a sentence-transformers folder, a hub id, or NAME@URL for an
     embeddings endpoint, whose key comes from MISTRAL_RERANK_EMBEDDINGS_API_KEY.
     """
-    from mistral_rerank.evaluation.run import EvaluationSettings
-    from mistral_rerank.evaluation.run import evaluate as run
+    from mistral_rerank.evaluation.evaluate import EvaluationSettings
+    from mistral_rerank.evaluation.evaluate import evaluate as run
     from mistral_rerank.remote.reranker import RemoteReranker
 
     if bi_encoder is not None:
@@ -126,12 +126,12 @@ def calibrate(
     Pairs are JSON lines with "query", "passage" and "label" (0 or 1); with a "logit" too they are not scored again.
     The scores/SET.jsonl of an evaluation serve as well.
     """
+    from mistral_rerank.calibration import fit as fitting
+    from mistral_rerank.calibration.labelled_pairs import read_pairs
+    from mistral_rerank.evaluation.evaluate import EvaluationSettings
     from mistral_rerank.evaluation.first_stage import open_first_stage
-    from mistral_rerank.evaluation.run import EvaluationSettings
-    from mistral_rerank.local.checkpoint import read_config
-    from mistral_rerank.training import calibration as fitting
-    from mistral_rerank.training.amend import checkpoint_to_update, store_calibration
-    from mistral_rerank.training.judged_pairs import read_pairs
+    from mistral_rerank.local.checkpoints.checkpoint import read_config
+    from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
     method = fitting.check_choices(method, precision)
     names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"

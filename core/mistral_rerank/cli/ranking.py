@@ -10,10 +10,10 @@ from rich.table import Table
 
 from mistral_rerank.cli.options import app, named, progress_bar, with_reranker_options
 from mistral_rerank.cli.terminal import Terminal, json_line
-from mistral_rerank.pairs import score_file, score_lines
-from mistral_rerank.passages import Passage, read_passages
+from mistral_rerank.data_files.pairs import score_file, score_lines
+from mistral_rerank.data_files.passages import Passage, read_passages
+from mistral_rerank.data_files.text import STDIN, shown_name, text_lines
 from mistral_rerank.settings import open_reranker
-from mistral_rerank.text_files import STDIN, shown_name, text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

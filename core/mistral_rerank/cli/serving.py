@@ -31,7 +31,7 @@ def serve(
     """
     try:
         from mistral_rerank.server.keys import read_keys
-        from mistral_rerank.server.run import serve as run
+        from mistral_rerank.server.lifecycle import serve as run
         from mistral_rerank.server.settings import ServerSettings
     except ImportError as error:
         raise MissingDependencyError.of("serve", error) from error

@@ -143,10 +143,10 @@ def early_exit(
     seed: Annotated[int, typer.Option(help="the same seed draws the same passages and weights")] = 0,
 ) -> None:
     """Fit what `--contenders` needs: estimates of a model's scores by its lower layers. The model does not change."""
+    from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_early_exit
     from mistral_rerank.local.device import pick_device, pick_dtype
-    from mistral_rerank.local.early_exit import EarlyExitConfig
+    from mistral_rerank.local.model.early_exit import EarlyExitConfig
     from mistral_rerank.local.reranker import LoadedCheckpoint
-    from mistral_rerank.training.amend import checkpoint_to_update, store_early_exit
     from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
 
     chosen = RerankSettings(backend="local", **given(locals(), "model", "base", "device", "dtype"))

@@ -20,8 +20,8 @@ from mistral_rerank.errors import (
     RequestTooLargeError,
 )
 from mistral_rerank.protocols.urls import clean_url
-from mistral_rerank.remote.failures import failure, is_retryable
-from mistral_rerank.remote.pace import Retries
+from mistral_rerank.remote.error_mapping import failure, is_retryable
+from mistral_rerank.remote.rate_limit import Retries
 from mistral_rerank.remote.redaction import redact
 from mistral_rerank.remote.transport import Call, Transport
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
-    from mistral_rerank.evaluation.presets import Preset
+    from mistral_rerank.evaluation.embedding_models import Preset
 
     Vectors = NDArray[np.float32]
 

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from mistral_rerank.errors import InvalidInputError, MissingDependencyError, SettingsError
+from mistral_rerank.evaluation.embedding_cache import CachedEncoder
+from mistral_rerank.evaluation.embedding_models import PRESETS, Preset, find_preset
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
-from mistral_rerank.evaluation.kept_vectors import CachedEncoder
-from mistral_rerank.evaluation.presets import PRESETS, Preset, find_preset
-from mistral_rerank.evaluation.trec import read_run
+from mistral_rerank.evaluation.run_files import read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
 
 Ranking = list[tuple[str, float]]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from mistral_rerank.data_files.atomic import replacing
 from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.evaluation.metrics import HEADLINE, MEASURES
 from mistral_rerank.evaluation.plots import gains_plot, interval_plot, line_plot, reliability_plot
-from mistral_rerank.files import replacing
 
 try:
     import jinja2

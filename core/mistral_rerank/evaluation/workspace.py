@@ -18,14 +18,14 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from mistral_rerank.data_files.atomic import appending, claim, whole_lines
 from mistral_rerank.errors import InvalidInputError, SettingsError
-from mistral_rerank.files import appending, claim, whole_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from mistral_rerank.evaluation.trec import Run
+    from mistral_rerank.evaluation.run_files import Run
 
 SETTINGS = "settings.json"
 

@@ -10,9 +10,9 @@ from typing import Literal
 import torch
 from pydantic import TypeAdapter
 
+from mistral_rerank.data_files.atomic import write_json
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.files import write_json
-from mistral_rerank.local.bases import cache_dir
+from mistral_rerank.local.checkpoints.bases import cache_dir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Probed = Literal["bfloat16", "float32"]

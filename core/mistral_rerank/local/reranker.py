@@ -9,23 +9,23 @@ import weakref
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from mistral_rerank._values import plain
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
-from mistral_rerank.local.engine import Engine
-from mistral_rerank.local.score_cache import ScoreCache
-from mistral_rerank.prompts import Prompt
+from mistral_rerank.local.engine.engine import Engine
+from mistral_rerank.local.engine.score_cache import ScoreCache
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
-from mistral_rerank.values import plain
+from mistral_rerank.templates import Prompt
 
 try:
     import torch
 
-    from mistral_rerank.local import checkpoint as checkpoints
-    from mistral_rerank.local.cascade import Cascade
+    from mistral_rerank.local.checkpoints import checkpoint as checkpoints
     from mistral_rerank.local.device import pick_device, pick_dtype
-    from mistral_rerank.local.early_exit import EarlyExit, read_early_exit, read_early_exit_config
-    from mistral_rerank.local.linears import check_quantization
-    from mistral_rerank.local.model import RerankModel
-    from mistral_rerank.local.tokens import EncodedPair, PairTokenizer
+    from mistral_rerank.local.engine.cascade import Cascade
+    from mistral_rerank.local.engine.tokenizer import EncodedPair, PairTokenizer
+    from mistral_rerank.local.model.early_exit import EarlyExit, read_early_exit, read_early_exit_config
+    from mistral_rerank.local.model.quantization import check_quantization
+    from mistral_rerank.local.model.rerank_model import RerankModel
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from os import PathLike
 
-    from mistral_rerank.local.model import Begun
-    from mistral_rerank.local.packing import PackedCost
-    from mistral_rerank.local.plan import PaddedCost
+    from mistral_rerank.local.batching.packing import PackedCost
+    from mistral_rerank.local.batching.padding import PaddedCost
+    from mistral_rerank.local.model.rerank_model import Begun
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import (
+from mistral_rerank.protocols.protocol import (
     Body,
     Contract,
     Flag,

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 from typing_extensions import TypedDict, override
 
-from mistral_rerank.protocols.contract import (
+from mistral_rerank.protocols.protocol import (
     Body,
     Contract,
     Message,

@@ -10,7 +10,7 @@ from typing import Any, NotRequired
 from pydantic import Field
 from typing_extensions import override
 
-from mistral_rerank.protocols.contract import (
+from mistral_rerank.protocols.protocol import (
     Body,
     Contract,
     Flag,

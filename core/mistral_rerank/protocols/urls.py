@@ -8,12 +8,12 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.protocols.cohere import JINA
-from mistral_rerank.protocols.contracts import CONTRACTS
 from mistral_rerank.protocols.nvidia import NVIDIA
+from mistral_rerank.protocols.registry import CONTRACTS
 from mistral_rerank.protocols.tei import TEI
 
 if TYPE_CHECKING:
-    from mistral_rerank.protocols.contract import Contract
+    from mistral_rerank.protocols.protocol import Contract
 
 ROUTES = {
     "/ranking": (NVIDIA,),

@@ -12,7 +12,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from mistral_rerank.protocols import cohere
-from mistral_rerank.protocols.contract import Contract, Flag, NotNegative, RerankRequest, Whole
+from mistral_rerank.protocols.protocol import Contract, Flag, NotNegative, RerankRequest, Whole
 
 
 class VllmBody(cohere.CohereBody):

@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from mistral_rerank.errors import InvalidInputError
-from mistral_rerank.protocols.contract import Flag, Index, Message, ModelName, Query, Unit, Usage, Whole, exact
+from mistral_rerank.protocols.protocol import Flag, Index, Message, ModelName, Query, Unit, Usage, Whole, exact
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,12 +16,12 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from mistral_rerank import __version__
+from mistral_rerank._forks import after_fork
+from mistral_rerank._version import __version__
 from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
-from mistral_rerank.forks import after_fork
 from mistral_rerank.protocols.urls import candidates, vendor_of
-from mistral_rerank.remote.exchange import Batch, Endpoint, Pause
-from mistral_rerank.remote.pace import RateLimit, Retries
+from mistral_rerank.remote.rate_limit import RateLimit, Retries
+from mistral_rerank.remote.session import Batch, Endpoint, Pause
 from mistral_rerank.remote.transport import Transport
 from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, TextPairs
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from mistral_rerank.remote.exchange import Steps
+    from mistral_rerank.remote.session import Steps
 
 Protocol = Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
 

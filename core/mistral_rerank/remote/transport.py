@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from mistral_rerank._forks import after_fork
 from mistral_rerank.errors import EndpointUnreachableError, InvalidReplyError
-from mistral_rerank.forks import after_fork
 from mistral_rerank.protocols.urls import shown_url
 from mistral_rerank.remote.deadline import obey_deadlines, until
 from mistral_rerank.remote.environment import UNUSABLE, misconfigured

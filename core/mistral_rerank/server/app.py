@@ -13,25 +13,25 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
-from mistral_rerank import __version__
+from mistral_rerank._version import __version__
 from mistral_rerank.protocols import CONTRACTS
 from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingBody, RankingReply
 from mistral_rerank.protocols.tei import TeiRank
 from mistral_rerank.protocols.vllm_score import ScoreBody, ScoreReply
 from mistral_rerank.protocols.voyage import VoyageReply
-from mistral_rerank.server.bodies import RerankBody, RerankOrTeiBody  # noqa: TC001 - FastAPI reads the annotations
 from mistral_rerank.server.errors import ErrorBody, add_error_handlers
 from mistral_rerank.server.json_body import JsonRoute
 from mistral_rerank.server.management import management
 from mistral_rerank.server.middleware import Admission, BearerKeys, RequestContext
+from mistral_rerank.server.request_bodies import RerankBody, RerankOrTeiBody  # noqa: TC001 - FastAPI reads the annotations
 from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError, Service
 from mistral_rerank.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from mistral_rerank.protocols.contract import Body, Message
+    from mistral_rerank.protocols.protocol import Body, Message
     from mistral_rerank.reranker import Reranker
 
 logger = logging.getLogger(__name__)

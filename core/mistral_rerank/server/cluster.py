@@ -17,7 +17,7 @@ from starlette.datastructures import MutableHeaders
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
-from mistral_rerank.server.run import DRAIN_SECONDS, LOOPBACK
+from mistral_rerank.server.lifecycle import DRAIN_SECONDS, LOOPBACK
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings, environment_field, warn_of_unknown_variables
 

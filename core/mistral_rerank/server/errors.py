@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse
 
 from mistral_rerank import errors
 from mistral_rerank.protocols import CONTRACTS
-from mistral_rerank.protocols.contract import describe_fields
+from mistral_rerank.protocols.protocol import describe_fields
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import HTMLResponse, Response
 from typing_extensions import TypedDict
 
-from mistral_rerank import __version__
+from mistral_rerank._version import __version__
 from mistral_rerank.server.errors import ErrorBody
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 
+from mistral_rerank._telemetry import server_span
 from mistral_rerank.server.errors import error_response
-from mistral_rerank.telemetry import server_span
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send

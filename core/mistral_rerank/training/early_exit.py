@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch.nn.functional import kl_div
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
-from mistral_rerank.local.early_exit import EarlyExit, normalized
+from mistral_rerank.local.model.early_exit import EarlyExit, normalized
 from mistral_rerank.local.reranker import BATCH_TOKENS
 from mistral_rerank.training.sources import load_groups
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from mistral_rerank.local.engine.tokenizer import EncodedPair
     from mistral_rerank.local.reranker import LoadedCheckpoint
-    from mistral_rerank.local.tokens import EncodedPair
 
     Question = tuple[str, tuple[str, ...]]
     Notify = Callable[[str, int, int], None]

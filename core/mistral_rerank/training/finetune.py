@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from mistral_rerank.data_files.atomic import claim
 from mistral_rerank.errors import (
     CheckpointError,
     InputTooLongError,
@@ -25,11 +26,8 @@ from mistral_rerank.errors import (
     MissingDependencyError,
     SettingsError,
 )
-from mistral_rerank.files import claim
-from mistral_rerank.local.attention import PACKED_ATTENTION, register
-from mistral_rerank.local.backbone import is_known
-from mistral_rerank.local.bases import PretrainedBase, WheelBase, base_folder, named_base
-from mistral_rerank.local.checkpoint import (
+from mistral_rerank.local.checkpoints.bases import PretrainedBase, WheelBase, base_folder, named_base
+from mistral_rerank.local.checkpoints.checkpoint import (
     Calibration,
     Checkpoint,
     CheckpointConfig,
@@ -39,15 +37,17 @@ from mistral_rerank.local.checkpoint import (
     load_tokenizer,
     read_config,
 )
+from mistral_rerank.local.checkpoints.trust import inner_folder, read_lora_config, read_model_config
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
-from mistral_rerank.local.nf4 import import_bitsandbytes
-from mistral_rerank.local.rotary import forget_lengths
-from mistral_rerank.local.tokens import PairTokenizer
-from mistral_rerank.local.trust import inner_folder, read_lora_config, read_model_config
-from mistral_rerank.prompts import DEFAULT_TEMPLATE, Prompt
+from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
+from mistral_rerank.local.model.nf4 import import_bitsandbytes
+from mistral_rerank.local.model.rotary import forget_lengths
+from mistral_rerank.local.model.transformer import is_known
+from mistral_rerank.templates import DEFAULT_TEMPLATE, Prompt
 from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
-from mistral_rerank.training.record import TrainingRecord, write_checkpoint
+from mistral_rerank.training.model_card import TrainingRecord, write_checkpoint
 from mistral_rerank.training.sources import load_groups
 from mistral_rerank.training.trainer import (
     VALIDATION_METRIC,
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
 
-    from mistral_rerank.local.reading import Reading
+    from mistral_rerank.local.model.pooling import Reading
     from mistral_rerank.training.groups import Group
 
 logger = logging.getLogger(__name__)

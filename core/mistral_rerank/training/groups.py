@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from mistral_rerank.data_files.atomic import replacing
+from mistral_rerank.data_files.text import text_lines
 from mistral_rerank.errors import InvalidInputError, SettingsError
-from mistral_rerank.files import replacing
-from mistral_rerank.text_files import text_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

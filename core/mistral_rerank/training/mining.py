@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.reranker import Reranker

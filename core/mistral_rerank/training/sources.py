@@ -6,14 +6,14 @@ import random
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
-from mistral_rerank.evaluation.beir import load_beir, qrels_files
+from mistral_rerank.evaluation.datasets import load_beir, qrels_files
 from mistral_rerank.training.groups import read_groups
 from mistral_rerank.training.mining import mine
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.training.groups import Group
 
 

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from mistral_rerank.calibration.optimizer import minimize
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.training.optimize import minimize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from mistral_rerank.evaluation.beir import BeirDataset
+    from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
 
 Drawn = tuple[tuple[str, ...], list[str]]

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.attention import span_masks
-from mistral_rerank.local.backbone import window_of
-from mistral_rerank.local.model import apply_head
-from mistral_rerank.local.packing import Pack, pack, plan_packs, sequence_means
-from mistral_rerank.local.reading import LAST_TOKEN, Reading
-from mistral_rerank.local.rotary import same_frequencies
+from mistral_rerank.local.batching.packing import Pack, pack, plan_packs, sequence_means
+from mistral_rerank.local.model.attention import span_masks
+from mistral_rerank.local.model.pooling import LAST_TOKEN, Reading
+from mistral_rerank.local.model.rerank_model import apply_head
+from mistral_rerank.local.model.rotary import same_frequencies
+from mistral_rerank.local.model.transformer import window_of
 from mistral_rerank.training.losses import Loss, group_loss
 from mistral_rerank.training.validation import ndcg
 
@@ -28,7 +28,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from mistral_rerank.local.tokens import PairTokenizer
+    from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.training.groups import Group
 
 logger = logging.getLogger(__name__)

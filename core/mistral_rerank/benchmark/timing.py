@@ -1,0 +1,88 @@
+"""Timing that holds on a machine that others use too: contestants take turns, and medians are compared."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from mistral_rerank.benchmark.baselines import Contestant
+    from mistral_rerank.reranker import Pair
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What a contestant needed.
+
+    Attributes:
+        name: of the contestant.
+        seconds: of each round.
+        logits: of the last round.
+
+    """
+
+    name: str
+    seconds: tuple[float, ...]
+    logits: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median round, in seconds."""
+        return statistics.median(self.seconds)
+
+
+def take_turns(contestants: Sequence[Contestant], pairs: Sequence[Pair], *, rounds: int) -> list[Timing]:
+    """Time every contestant once a round, after a first round that does not count."""
+    seconds: list[list[float]] = [[] for _ in contestants]
+    logits: list[list[float]] = [[] for _ in contestants]
+    for _ in range(rounds + 1):
+        for place, contestant in enumerate(contestants):
+            start = time.perf_counter()
+            logits[place] = contestant.score(pairs)
+            seconds[place].append(time.perf_counter() - start)
+    return [
+        Timing(contestant.name, tuple(taken[1:]), tuple(found))
+        for contestant, taken, found in zip(contestants, seconds, logits, strict=True)
+    ]
+
+
+def latencies(score: Callable[[Sequence[Pair]], object], calls: Sequence[Sequence[Pair]]) -> tuple[float, float]:
+    """Time one call after another: the median and the 95th percentile, in seconds."""
+    taken = []
+    for call in calls:
+        start = time.perf_counter()
+        score(call)
+        taken.append(time.perf_counter() - start)
+    slow = statistics.quantiles(taken, n=20, method="inclusive")[-1] if len(taken) > 1 else taken[0]
+    return statistics.median(taken), slow
+
+
+def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
+    """Measure what this machine multiplies at best at a model's own shapes, in operations a second.
+
+    Args:
+        shapes: (outputs, inputs) of the linear layers.
+        rows: tokens of a batch.
+        dtype: of both factors.
+        seconds: how long to try; the best pass over all shapes counts.
+
+    """
+    import torch
+
+    weights = [torch.randn(shape).to(dtype) for shape in shapes]
+    inputs = {width: torch.randn(rows, width).to(dtype) for _, width in shapes}
+    work = sum(2 * rows * outputs * width for outputs, width in shapes)
+    best, begun = float("inf"), time.perf_counter()
+    with torch.inference_mode():
+        while time.perf_counter() - begun < seconds or best == float("inf"):
+            start = time.perf_counter()
+            for weight in weights:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            best = min(best, time.perf_counter() - start)
+    return work / best

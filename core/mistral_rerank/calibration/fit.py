@@ -1,0 +1,214 @@
+"""Platt scaling and temperature scaling of logits, and a threshold for a precision.
+
+The probability is sigmoid(scale * logit + bias) with scale > 0, so rankings do not change. Platt scaling fits both
+parameters, temperature scaling fits the scale and keeps the bias at 0. Fit on pairs that the model was not trained on
+and that look like the later use: the share of relevant pairs depends on the first stage, its depth and the domain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, cast
+
+import numpy as np
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from mistral_rerank.calibration.labelled_pairs import pooled
+from mistral_rerank.calibration.optimizer import minimize
+from mistral_rerank.errors import InvalidInputError, SettingsError
+from mistral_rerank.evaluation.reliability import Reliability, reliability
+from mistral_rerank.evaluation.report import render
+from mistral_rerank.local.checkpoints.checkpoint import Calibration
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from mistral_rerank.calibration.labelled_pairs import LabelledPairs
+
+Method = Literal["platt", "temperature"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The effect of a calibration on a collection of labelled pairs.
+
+    Attributes:
+        name: of the collection.
+        before: reliability under the old calibration.
+        after: reliability under the new one.
+        kept: number of pairs that reach the threshold; None without a threshold.
+        precision: share of relevant pairs among those; None if no pair reaches the threshold.
+        recall: share of the relevant pairs that reach the threshold; None if no pair is relevant.
+
+    """
+
+    name: str
+    before: Reliability
+    after: Reliability
+    kept: int | None
+    precision: float | None
+    recall: float | None
+
+    @property
+    def at_threshold(self) -> str:
+        """The effect of the threshold, for people."""
+        if self.kept is None:
+            return ""
+        if self.precision is None:
+            return "no pair reaches it"
+        recall = "" if self.recall is None else f", recall {self.recall:.3f}"
+        return f"{self.kept} pairs, precision {self.precision:.3f}{recall}"
+
+
+def fit(logits: Sequence[float], labels: Sequence[int], *, method: Method = "platt") -> tuple[float, float]:
+    """Fit scale and bias by maximum likelihood with Platt's targets, which keep them finite on separable pairs.
+
+    Args:
+        logits: (pairs,).
+        labels: (pairs,), 1 for relevant, else 0.
+        method: "platt" fits scale and bias, "temperature" only the scale.
+
+    Returns:
+        Scale, above 0, and bias.
+
+    Raises:
+        InvalidInputError: all labels are equal, or relevant pairs do not score higher than the others.
+
+    Source: Platt 1999; targets as in Lin, Lin and Weng, Machine Learning 68, 2007.
+
+    """
+    relevant, irrelevant = sum(labels), len(labels) - sum(labels)
+    if not relevant or not irrelevant:
+        raise InvalidInputError(
+            f"{relevant} of {len(labels)} pairs are relevant; a calibration needs pairs of both kinds"
+        )
+    x = torch.tensor(logits, dtype=torch.float64)
+    mean, deviation = float(x.mean()) if method == "platt" else 0.0, float(x.std()) or 1.0
+    columns = torch.stack([(x - mean) / deviation, torch.ones_like(x)], dim=1)[:, : 2 if method == "platt" else 1]
+    positive, negative = (relevant + 1) / (relevant + 2), 1 / (irrelevant + 2)
+    targets = torch.tensor([positive if label else negative for label in labels], dtype=torch.float64)
+    slope, *intercept = minimize(
+        lambda parameters: binary_cross_entropy_with_logits(columns @ parameters, targets), [0.0] * columns.shape[1]
+    )
+    scale = slope / deviation
+    bias = sum(intercept) - scale * mean
+    if scale <= 0:
+        raise InvalidInputError(
+            "relevant pairs do not score higher than the others here, so no calibration with a scale above 0 fits; "
+            "check the labels and the model" + ("" if method == "platt" else ", or use --method platt")
+        )
+    return scale, bias
+
+
+def probabilities(logits: Sequence[float], *, scale: float, bias: float) -> NDArray[np.float64]:
+    """Give sigmoid(scale * logit + bias), (pairs,), as the reranker does."""
+    z = scale * np.asarray(logits, dtype=np.float64) + bias
+    return np.asarray(np.exp(-np.logaddexp(0, -z)))
+
+
+def pick_threshold(probabilities: Sequence[float], labels: Sequence[int], *, precision: float) -> float:
+    """Give the lowest threshold that reaches a precision.
+
+    Args:
+        probabilities: (pairs,).
+        labels: (pairs,), 1 for relevant, else 0.
+        precision: share of relevant pairs among those at or above the threshold, above 0 and at most 1.
+
+    Returns:
+        The middle between the lowest probability that is kept and the next one below it.
+
+    Raises:
+        InvalidInputError: no threshold reaches it; the message has the best precision.
+
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    order = np.argsort(-p, kind="stable")
+    p, y = p[order], y[order]
+    precisions = np.cumsum(y) / np.arange(1, y.size + 1)
+    last_of_equals = np.append(p[:-1] > p[1:], True)  # equal probabilities are kept or dropped together
+    candidates = np.flatnonzero(last_of_equals & (precisions >= precision))
+    if candidates.size == 0:
+        best = float(precisions[last_of_equals].max())
+        raise InvalidInputError(
+            f"no threshold reaches a precision of {precision:g} on these pairs (the best is {best:.3f}); "
+            "ask for less, or give more pairs"
+        )
+    last = int(candidates[-1])
+    return float((p[last] + p[last + 1]) / 2) if last + 1 < p.size else float(p[last])
+
+
+def calibrate(
+    collections: Sequence[LabelledPairs], *, method: Method = "platt", precision: float | None = None
+) -> Calibration:
+    """Fit scale and bias on all pairs together, and pick the threshold for a precision.
+
+    Raises:
+        InvalidInputError: as `fit` and `pick_threshold`.
+
+    """
+    pairs = pooled("all", collections)
+    scale, bias = fit(pairs.logits, pairs.labels, method=method)
+    threshold = None
+    if precision is not None:
+        calibrated = probabilities(pairs.logits, scale=scale, bias=bias).tolist()
+        threshold = pick_threshold(calibrated, pairs.labels, precision=precision)
+    return Calibration(
+        scale=scale,
+        bias=bias,
+        threshold=threshold,
+        precision=precision,
+        fitted_on=tuple(collection.name for collection in collections),
+        pairs=len(pairs.labels),
+    )
+
+
+def outcomes(
+    fitted: Sequence[LabelledPairs], held_out: Sequence[LabelledPairs], old: Calibration, new: Calibration
+) -> list[Outcome]:
+    """Measure the new calibration on each collection, on all that were fitted on, and on all held out."""
+    collections = list(fitted)
+    if len(fitted) > 1:
+        collections.append(pooled("all fitted", fitted))
+    collections += [replace(pairs, name=f"{pairs.name} (held out)") for pairs in held_out]
+    if len(held_out) > 1:
+        collections.append(pooled("all held out", held_out))
+    return [outcome(pairs, old, new) for pairs in collections]
+
+
+def outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome:
+    """Measure the new calibration on a collection of pairs."""
+    before = probabilities(pairs.logits, scale=old.scale, bias=old.bias)
+    after = probabilities(pairs.logits, scale=new.scale, bias=new.bias)
+    labels = np.asarray(pairs.labels)
+    kept = after >= new.threshold if new.threshold is not None else None
+    return Outcome(
+        name=pairs.name,
+        before=reliability(before.tolist(), pairs.labels),
+        after=reliability(after.tolist(), pairs.labels),
+        kept=None if kept is None else int(kept.sum()),
+        precision=None if kept is None or not kept.any() else float(labels[kept].mean()),
+        recall=None if kept is None or not labels.any() else float(kept[labels == 1].mean()),
+    )
+
+
+def write_report(measured: Sequence[Outcome], calibration: Calibration, file: Path) -> None:
+    """Write an HTML page of the reliability before and after."""
+    render("calibration.html", file, outcomes=measured, calibration=calibration)
+
+
+def check_choices(method: str, precision: float | None) -> Method:
+    """Check method and precision before anything is scored.
+
+    Raises:
+        SettingsError: one of them is not valid.
+
+    """
+    if precision is not None and not 0 < precision <= 1:
+        raise SettingsError(f"precision is {precision:g}; it is a share, so give more than 0 and at most 1")
+    if method not in ("platt", "temperature"):
+        raise SettingsError(f"the method {method!r} is not known; give platt or temperature")
+    return cast("Method", method)

@@ -1,0 +1,108 @@
+"""Score the pairs of a file, going on after a stop."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from mistral_rerank.data_files.atomic import appending, claim, whole_lines
+from mistral_rerank.data_files.text import Record, json_record, string_of
+from mistral_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from mistral_rerank.reranker import Reranker
+
+BLOCK = 256
+"""Pairs that `score_file` reads, scores and writes at a time."""
+
+
+def score_file(
+    reranker: Reranker,
+    pairs: Iterable[str],
+    name: str,
+    out: Path,
+    *,
+    settings: Mapping[str, object],
+    progress: Callable[[int], None],
+) -> int:
+    """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability".
+
+    Lines are written block by block to `<out>.partial`, which becomes `out` when it is complete. A run that
+    was stopped goes on from what that file holds.
+
+    Args:
+        reranker: what scores.
+        pairs: the lines of the input.
+        name: what to call it in errors.
+        out: the file to write; it must not exist yet.
+        settings: of the reranker, as the user gave them; a run only goes on from one with the same.
+        progress: called with the number of pairs done after each block.
+
+    Returns:
+        How many pairs `out` holds.
+
+    Raises:
+        InvalidInputError: a line is not of the format, `out` exists, or the partial file is of other pairs.
+        SettingsError: the partial file is of another model, or other settings.
+
+    """
+    if out.exists():
+        raise InvalidInputError(f"{out} exists; give another --out, or remove it")
+    partial, kept = (out.with_name(out.name + end) for end in (".partial", ".settings"))
+    if not partial.exists():
+        kept.unlink(missing_ok=True)  # of work that was thrown away
+    claim(kept, {"model": reranker.model_name, **settings}, holder=partial)
+    records = _pair_records(pairs, name)
+    done = _skip_done(partial, records)
+    progress(done)
+    with appending(partial) as sink:
+        for scored in score_records(reranker, records):
+            sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
+            sink.flush()
+            done += len(scored)
+            progress(len(scored))
+    partial.replace(out)
+    kept.unlink()
+    return done
+
+
+def score_lines(reranker: Reranker, pairs: Iterable[str], name: str) -> Iterator[Record]:
+    """Score JSON lines of {"query", "passage"} one block after the other, as they are read."""
+    for scored in score_records(reranker, _pair_records(pairs, name)):
+        yield from scored
+
+
+def score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
+    """Add "logit" and "probability" to records, a block at a time."""
+    while block := list(islice(records, BLOCK)):
+        scores = reranker.score_pairs([(str(record["query"]), str(record["passage"])) for record in block])
+        yield [
+            record | {"logit": score.logit, "probability": score.probability}
+            for record, score in zip(block, scores, strict=True)
+        ]
+
+
+def _pair_records(lines: Iterable[str], name: str) -> Iterator[Record]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            place = f"{name}:{number}"
+            record = json_record(line, place)
+            for field in ("query", "passage"):
+                string_of(record, place, (field,))
+            if not str(record["query"]).strip():
+                raise InvalidInputError(f'{place}: "query" is empty')
+            yield record
+
+
+def _skip_done(partial: Path, records: Iterator[Record]) -> int:
+    """Move `records` past what is done."""
+    lines = whole_lines(partial)
+    for line in lines:
+        record, old = next(records, None), json.loads(line)
+        if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
+            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
+    return len(lines)

@@ -1,0 +1,129 @@
+"""Files of passages for the command line: lines of text, JSON lines, JSON, CSV and TSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from mistral_rerank.data_files.text import TEXT_FIELDS, Record, json_record, shown_name, text_lines, text_of
+from mistral_rerank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+JSON_LINES = (".jsonl", ".ndjson")
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+REFUSED = frozenset(
+    {
+        *(".7z", ".arrow", ".avro", ".bz2", ".db", ".doc", ".docx", ".eml", ".epub", ".feather", ".htm", ".html"),
+        *(".odt", ".orc", ".parquet", ".pdf", ".pickle", ".pkl", ".ppt", ".pptx", ".rtf", ".sqlite", ".tar", ".toml"),
+        *(".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"),
+    }
+)
+"""Formats whose lines are no passages."""
+FORMATS = "lines of text, JSON lines (.jsonl), JSON (.json), .csv and .tsv, plain or .gz"
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage and the object or row it came in, which is empty for plain text."""
+
+    text: str
+    record: Record
+
+
+def read_passages(file: Path, *, text_field: str | None = None) -> list[Passage]:
+    """Read the passages of a file.
+
+    The name says what it holds: .jsonl and .ndjson JSON lines, .json an array or JSON lines, .csv and .tsv rows under
+    a header. Other files, and standard input, hold JSON if it is JSON from its first character on, else a passage a
+    line. Blank lines are left out.
+
+    Args:
+        file: `-` for standard input.
+        text_field: the field or column that is the passage; None for "title", if any, and the first of `TEXT_FIELDS`.
+
+    Raises:
+        InvalidInputError: it is of another format, or a record has no such field; the error names the place.
+        OSError: it cannot be read.
+
+    """
+    name = shown_name(file)
+    suffix = _suffix(file)
+    if suffix in REFUSED:
+        raise InvalidInputError(f"{name}: {suffix} files are not read; give {FORMATS}")
+    if suffix in DELIMITERS:
+        records = _rows(file, name, DELIMITERS[suffix])
+    else:
+        found = _objects(list(text_lines(file)), name, suffix)
+        if isinstance(found, list):
+            if text_field is not None and found:
+                raise InvalidInputError(f"{name} holds lines of text, which have no field {text_field!r}")
+            return [Passage(text, {}) for text in found]
+        records = found
+    return [
+        Passage(record, {}) if isinstance(record, str) else Passage(text_of(record, place, text_field), record)
+        for place, record in records
+    ]
+
+
+def _suffix(file: Path) -> str:
+    name = PurePath(file.name.lower())
+    return PurePath(name.stem).suffix if name.suffix == ".gz" else name.suffix
+
+
+def _objects(lines: list[str], name: str, suffix: str) -> list[str] | Iterator[tuple[str, Record | str]]:
+    """Give the records of JSON, with their places, or else the lines of plain text."""
+    kept = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    if suffix in JSON_LINES:
+        return _json_lines(kept, name)
+    if suffix == ".json" or (kept and kept[0][1][0] in "[{"):
+        whole = _parsed("".join(lines))
+        if isinstance(whole, list) and (suffix == ".json" or any(isinstance(item, dict | str) for item in whole)):
+            return _items(whole, name)
+        if isinstance(whole, dict):
+            return iter([(f"{name}:1", whole)])
+        if suffix == ".json" or (kept and isinstance(_parsed(kept[0][1]), dict)):
+            return _json_lines(kept, name)
+    return [line for _, line in kept]
+
+
+def _parsed(text: str) -> object:
+    """Give what a text is as JSON; None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json_lines(kept: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str, Record | str]]:
+    for number, line in kept:
+        place = f"{name}:{number}"
+        yield place, json_record(line, place)
+
+
+def _items(items: list[object], name: str) -> Iterator[tuple[str, Record | str]]:
+    for number, item in enumerate(items, start=1):
+        place = f"{name}, item {number}"
+        if not isinstance(item, dict | str):
+            raise InvalidInputError(f"{place}: expected a string, or an object with {TEXT_FIELDS[0]!r}")
+        yield place, item
+
+
+def _rows(file: Path, name: str, delimiter: str) -> Iterator[tuple[str, Record | str]]:
+    rows = csv.reader(text_lines(file, newline=""), delimiter=delimiter, strict=True)
+    try:
+        header = next(rows, [])
+        for row in rows:
+            if not row:
+                continue
+            place = f"{name}:{rows.line_num}"
+            if len(row) != len(header):
+                raise InvalidInputError(f"{place}: {len(row)} columns under a header of {len(header)}")
+            yield place, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise InvalidInputError(f"{name}:{rows.line_num}: {error}") from error

@@ -1,0 +1,299 @@
+"""Evaluate a reranker: first stage, reranking, measures, files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import statistics
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mistral_rerank.data_files.atomic import replacing, write_json
+from mistral_rerank.errors import SettingsError
+from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
+from mistral_rerank.evaluation.datasets import load_beir
+from mistral_rerank.evaluation.first_stage import check_passages, open_first_stage
+from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
+from mistral_rerank.evaluation.report import write_report
+from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, Timing, depths, figures
+from mistral_rerank.evaluation.run_files import distinct, read_run, write_run
+from mistral_rerank.evaluation.workspace import Scored, Workspace, append_scores, resume_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from mistral_rerank.evaluation.datasets import BeirDataset
+    from mistral_rerank.evaluation.first_stage import FirstStage
+    from mistral_rerank.evaluation.run_files import Run
+    from mistral_rerank.reranker import Reranker, Score
+
+    Notify = Callable[[str, int, int], None]
+
+EXAMPLES = 10
+"""Number of worst losses, and of best gains, that the report shows per set."""
+SHOWN = 3
+"""Passages shown per example, before and after."""
+TIMED_QUERIES = 3
+"""Questions that are reranked again at every depth to measure the latency."""
+
+
+class EvaluationSettings(BaseModel):
+    """Settings of an evaluation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders")
+    first_stage: str = Field(default="bm25", description="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
+    top_k: int = Field(default=50, ge=1, description="candidates of each question that are reranked")
+    queries: int | None = Field(default=None, ge=1, description="questions of each set, drawn with the seed")
+    questions_at_once: int = Field(default=1, ge=1, description="questions whose candidates are scored in one call")
+    split: str | None = None
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
+    drop_same_id: bool = Field(
+        default=False, description="drop candidates whose id is the question's (ArguAna, Quora)"
+    )
+    seed: int = 0
+
+
+def evaluate(
+    reranker: Reranker,
+    settings: EvaluationSettings,
+    out: Path,
+    *,
+    reranker_settings: Mapping[str, object] | None = None,
+    device: str | None = None,
+    notify: Notify = lambda _what, _done, _total: None,
+) -> list[Figures]:
+    """Compare the first stage with its reranked candidates, and write the results to a folder.
+
+    Args:
+        reranker: any reranker.
+        settings: data, first stage and sizes.
+        out: the folder to write; it must not exist. A stopped evaluation resumes from `<out>.partial`.
+        reranker_settings: stored with the results; a run resumes only with the same ones.
+        device: of a dense first stage; None for the best available.
+        notify: receives the step, the number of items done, and the total.
+
+    Returns:
+        Figures of every set, then their mean.
+
+    Raises:
+        InvalidInputError: a data set or run file is invalid.
+        SettingsError: `out` exists, or the partial folder has other settings.
+        RerankError: from the first stage or the reranker.
+
+    """
+    folders = [Path(folder).resolve() for folder in settings.data]
+    names = [folder.name for folder in folders]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"two data folders are called {twice!r}; rename one, its name is that of its results")
+    recorded = settings.model_dump(mode="json") | {
+        "model": reranker.model_name,
+        "reranker": dict(reranker_settings or {}),
+    }
+    work = Workspace(out, recorded | {"data": [str(folder) for folder in folders]})
+    stage = open_first_stage(
+        settings.first_stage,
+        query_prefix=settings.query_prefix,
+        passage_prefix=settings.passage_prefix,
+        device=device,
+        vectors=work.vectors,
+    )
+    results, seconds = [], {}
+    latencies: dict[int, float] = {}
+    for folder in folders:
+        dataset = load_beir(folder, split=settings.split)
+        before = _candidates(dataset, stage, settings, work.candidates(dataset.name), notify)
+        scored = _scores(
+            dataset, before, reranker, work.scores(dataset.name), at_once=settings.questions_at_once, notify=notify
+        )
+        result, after = measure(dataset, before, scored, top_k=settings.top_k)
+        write_run(after, work.reranked(dataset.name), tag="reranked")
+        results.append(result)
+        seconds[dataset.name] = [scores.seconds for scores in scored.values()]
+        latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
+    all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
+    recorded["data"] = names
+    timing = Timing(seconds, {result.name: len(result.labels) for result in results}, latencies)
+    write_json(
+        work.folder / "results.json", {"settings": recorded, "figures": [asdict(figure) for figure in all_figures]}
+    )
+    write_json(work.folder / "timing.json", timing.record())
+    _write_queries(results, work.folder / "queries.jsonl")
+    write_report(all_figures, results, recorded, timing, work.folder / "report.html")
+    work.finish()
+    return all_figures
+
+
+def sample_queries(dataset: BeirDataset, count: int | None, *, seed: int) -> list[str]:
+    """Sample `count` judged questions with the seed; None for all."""
+    ids = sorted(dataset.queries)
+    return ids if count is None or count >= len(ids) else random.Random(seed).sample(ids, count)  # noqa: S311
+
+
+def first_stage_run(
+    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, *, progress: Callable[[int, int], None]
+) -> Run:
+    """Find the candidates of the sampled questions."""
+    queries = sample_queries(dataset, settings.queries, seed=settings.seed)
+    rankings = stage.search(dataset, queries, k=settings.top_k + settings.drop_same_id, progress=progress)
+    run = {}
+    for query, ranking in zip(queries, rankings, strict=True):
+        kept = [hit for hit in ranking if not (settings.drop_same_id and hit[0] == query)]
+        run[query] = distinct(kept[: settings.top_k])
+    return run
+
+
+def score_candidates(
+    dataset: BeirDataset, run: Run, reranker: Reranker, *, at_once: int, skip: int = 0
+) -> Iterator[tuple[str, list[Score], float]]:
+    """Score the candidates of every question, `at_once` questions per call.
+
+    A model whose prompt puts the passage first computes a passage once for all questions of a call.
+
+    Args:
+        dataset: holds the texts.
+        run: the candidates.
+        reranker: any reranker.
+        at_once: questions per call.
+        skip: questions at the beginning to leave out. The calls are composed as without it, so that scores are
+            bit-identical.
+
+    Yields:
+        The question's id, its candidates' scores, and its share of the call's seconds.
+
+    """
+    queries = list(run)
+    for start in range(skip - skip % at_once, len(queries), at_once):
+        block = queries[start : start + at_once]
+        pairs = [(dataset.queries[query], dataset.corpus[passage]) for query in block for passage, _ in run[query]]
+        start_time = time.perf_counter()
+        scores = iter(reranker.score_pairs(pairs) if pairs else [])
+        seconds_per_pair = (time.perf_counter() - start_time) / max(1, len(pairs))
+        for number, query in enumerate(block, start):
+            query_scores = list(itertools.islice(scores, len(run[query])))
+            if number >= skip:
+                yield query, query_scores, seconds_per_pair * len(query_scores)
+
+
+def reordered(
+    ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int
+) -> list[tuple[str, float]]:
+    """Sort the first `depth` passages by (-logit, index); the others follow in their order.
+
+    Returns:
+        Passages with distinct scores: logits, or negative ranks if not all are reranked.
+
+    """
+    order = sorted(range(min(depth, len(ranking))), key=lambda index: (-logits[index], index))
+    if depth >= len(ranking):
+        return distinct((ranking[index][0], logits[index]) for index in order)
+    order += range(depth, len(ranking))
+    return [(ranking[index][0], float(-rank)) for rank, index in enumerate(order)]
+
+
+def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, top_k: int) -> tuple[SetResult, Run]:
+    """Measure the candidates of a set before and after reranking; also give the reranked run."""
+    qrels = {query: dataset.qrels[query] for query in before}
+    after = {query: reordered(before[query], scored[query].logits, depth=top_k) for query in before}
+    by_depth = {}
+    for depth in depths(top_k):
+        values = per_query(qrels, {q: reordered(before[q], scored[q].logits, depth=depth) for q in before})
+        by_depth[depth] = {name: mean(values, name) for name in MEASURES}
+    old, new = (per_query(qrels, run, recall_at=top_k) for run in (before, after))
+    gains = {query: new[query]["nDCG@10"] - old[query]["nDCG@10"] for query in before}
+    rising = sorted(gains, key=lambda query: (gains[query], query))
+    losses = [query for query in rising[:EXAMPLES] if gains[query] < 0]
+    best = [query for query in rising[::-1][:EXAMPLES] if gains[query] > 0]
+    result = SetResult(
+        name=dataset.name,
+        passages=len(dataset.corpus),
+        first_stage=old,
+        reranked=new,
+        by_depth=by_depth,
+        probabilities=tuple(p for query in before for p in scored[query].probabilities),
+        labels=tuple(label for query in before for label in scored[query].labels),
+        examples=tuple(
+            Example(
+                query, dataset.queries[query], gains[query], _top(dataset, before, query), _top(dataset, after, query)
+            )
+            for query in [*losses, *best]
+        ),
+    )
+    return result, after
+
+
+def _top(dataset: BeirDataset, run: Run, query: str) -> tuple[Shown, ...]:
+    grades = dataset.qrels[query]
+    return tuple(Shown(passage, dataset.corpus[passage], grades.get(passage)) for passage, _ in run[query][:SHOWN])
+
+
+def _candidates(
+    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, file: Path, notify: Notify
+) -> Run:
+    """Retrieve the candidates, or read those of a stopped run."""
+    if not file.exists():
+        what = f"{dataset.name}: first stage"
+        retrieved = first_stage_run(dataset, stage, settings, progress=lambda done, total: notify(what, done, total))
+        write_run(retrieved, file, tag="first_stage")
+    run = read_run(file)
+    check_passages(run.values(), dataset, file)
+    return {query: run.get(query, []) for query in sample_queries(dataset, settings.queries, seed=settings.seed)}
+
+
+def _scores(
+    dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, *, at_once: int, notify: Notify
+) -> dict[str, Scored]:
+    """Score the candidates of every question that the file does not have yet."""
+    done, what = resume_scores(file, run), f"{dataset.name}: reranking"
+
+    def score_rest() -> Iterator[tuple[str, Scored]]:
+        for query, scores, seconds in score_candidates(dataset, run, reranker, at_once=at_once, skip=len(done)):
+            yield (
+                query,
+                Scored(
+                    logits=tuple(score.logit for score in scores),
+                    probabilities=tuple(score.probability for score in scores),
+                    labels=tuple(dataset.labels(query, [passage for passage, _ in run[query]])),
+                    seconds=seconds,
+                ),
+            )
+
+    notify(what, len(done), len(run))
+    if len(done) < len(run):
+        reranker.score_pairs([("warm", "up")])
+        for query, scores in append_scores(file, run, score_rest()):
+            done[query] = scores
+            notify(what, len(done), len(run))
+    return done
+
+
+def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -> dict[int, float]:
+    """Give the median seconds to rerank a question, for every depth."""
+    if isinstance(reranker, BiEncoderReranker):
+        return {}  # its embeddings are cached, so a second run takes no time
+    full = [query for query in run if len(run[query]) >= top_k][:TIMED_QUERIES]
+    medians = {}
+    for depth in depths(top_k)[1:] if full else []:
+        seconds = []
+        for query in full:
+            pairs = [(dataset.queries[query], dataset.corpus[passage]) for passage, _ in run[query][:depth]]
+            start = time.perf_counter()
+            reranker.score_pairs(pairs)
+            seconds.append(time.perf_counter() - start)
+        medians[depth] = statistics.median(seconds)
+    return medians
+
+
+def _write_queries(results: Sequence[SetResult], file: Path) -> None:
+    with replacing(file) as lines:
+        for result in results:
+            for query, reranked in result.reranked.items():
+                values = {"first_stage": result.first_stage[query], "reranked": reranked}
+                lines.write(json.dumps({"set": result.name, "query": query, **values}, ensure_ascii=False) + "\n")

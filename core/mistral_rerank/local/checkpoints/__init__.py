@@ -1,0 +1,1 @@
+"""Checkpoint folders: what they say of themselves, where weights come from, loading, export."""

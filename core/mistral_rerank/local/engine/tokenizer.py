@@ -1,0 +1,308 @@
+"""From (question, passage) pairs to token ids.
+
+The whole text of a pair is tokenized at once, because the pieces tokenized apart give other ids. When it is
+too long only tokens of the passage are left out: the question, what the template says after the passage and
+the end token stay. Special tokens are added here by id; text that spells one stays text.
+
+The work follows the limit, not the text. Of a passage far over the limit only a beginning and a short end are
+tokenized. The beginning gives `MARGIN` tokens more than are kept. A tokenizer splits a text into words from left to
+right and tokenizes each on its own, so what is cut off changes the last words before the cut and none further away;
+a word without an end is longer than the margin, and there byte-pair merges are a matter of neighbouring tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from mistral_rerank.errors import CheckpointError, InputTooLongError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+    from mistral_rerank.reranker import Overflow, Pair
+    from mistral_rerank.templates import Prompt, PromptText
+
+CHUNK_OVERLAP = 64
+"""Passage tokens that neighbouring chunks share, so that no sentence is only ever seen cut in two."""
+
+
+MARGIN = 256
+"""Passage tokens computed beyond the limit, so that those within it do not depend on where the text is cut."""
+
+CHARACTERS = 8
+"""Of a token, for the first cut. Where tokens are longer, a cut of twice the length follows."""
+
+TAIL_CHARACTERS = 1024
+"""The end of a cut passage that is tokenized too, because what the template says next may join its last word."""
+
+SECTION_CHARACTERS = 131_072
+"""A longer passage is chunked in sections of so many characters, each tokenized on its own."""
+
+SECTION_OVERLAP = 512
+"""Characters that neighbouring sections share."""
+
+SLICE_CHARACTERS = 65_536
+"""Text that is tokenized in one go, before another call has its turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """The token ids of one pair.
+
+    Attributes:
+        sequences: one, or several when its passage was chunked.
+        passages: where in each of them the passage is; where that was not asked for, they may be empty.
+        tokens_left_out: how many tokens of the passage are in none of them; at least so many, where the passage was
+            cut before it was tokenized.
+
+    """
+
+    sequences: tuple[list[int], ...]
+    passages: tuple[range, ...]
+    tokens_left_out: int = 0
+
+
+class PairTokenizer:
+    """Turns pairs into ids for one checkpoint.
+
+    Args:
+        tokenizer: the checkpoint's own; it must be a fast one (a `tokenizer.json`).
+        prompt: how the pair becomes text.
+        append_eos: whether the sequence ends in the tokenizer's end token.
+        max_length: the most tokens of a sequence, special tokens included.
+        overflow: what happens to a longer one.
+
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: Prompt,
+        *,
+        append_eos: bool = True,
+        max_length: int,
+        overflow: Overflow = "truncate",
+    ) -> None:
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise CheckpointError("the checkpoint has no tokenizer.json; convert its tokenizer to a fast one")
+        if append_eos and tokenizer.eos_token_id is None:
+            raise CheckpointError("rerank.json asks for an end token, and the tokenizer has none (eos_token)")
+        self._prompt = prompt
+        self._max_length = max_length
+        self._overflow = overflow
+        self._start, self._end = _special_tokens_around(backend)
+        if append_eos and self._end[-1:] != [tokenizer.eos_token_id]:
+            self._end.append(int(tokenizer.eos_token_id))
+        self._backend = Tokenizer.from_str(backend.to_str())
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._backend.encode_special_tokens = True
+
+    def encode(
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+    ) -> list[EncodedPair]:
+        """Give the ids of every pair, in input order.
+
+        Args:
+            pairs: questions with passages.
+            overflow: what happens to longer ones in this call; None for the tokenizer's own choice.
+            locate: whether to say where the passages are.
+
+        Raises:
+            InputTooLongError: a question leaves no room for its passage, or `overflow` is "error" and a pair
+                is over the limit. The message names the position and the counts.
+
+        """
+        return list(chain.from_iterable(self.slices(pairs, overflow, locate=locate)))
+
+    def slices(
+        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+    ) -> Iterator[list[EncodedPair]]:
+        """`encode` step by step: each step is bounded work, and gives some of the pairs, or none yet."""
+        overflow = overflow or self._overflow
+        some: list[tuple[int, Pair]] = []
+        size = 0
+        for position, (query, passage) in enumerate(pairs):
+            self._check_length(position, query)
+            if overflow == "chunk" and len(passage) > SECTION_CHARACTERS:
+                yield self._encode(some, overflow, locate=locate)
+                some, size = [], 0
+                pieces = []
+                for start in range(0, len(passage) - SECTION_OVERLAP, SECTION_CHARACTERS - SECTION_OVERLAP):
+                    section = passage[start : start + SECTION_CHARACTERS]
+                    pieces += self._encode([(position, (query, section))], overflow, locate=True)
+                    yield []
+                yield [_joined(pieces)]
+                continue
+            cut = len(passage) if overflow == "chunk" else self._first_cut + TAIL_CHARACTERS
+            length = len(query) + min(len(passage), cut)
+            if some and size + length > SLICE_CHARACTERS:
+                yield self._encode(some, overflow, locate=locate)
+                some, size = [], 0
+            some.append((position, (query, passage)))
+            size += length
+        yield self._encode(some, overflow, locate=locate)
+
+    @property
+    def _room(self) -> int:
+        """Tokens of a pair beside the special ones."""
+        return self._max_length - len(self._start) - len(self._end)
+
+    @property
+    def _first_cut(self) -> int:
+        return CHARACTERS * (max(self._room, 0) + MARGIN)
+
+    def _check_length(self, position: int, query: str) -> None:
+        """Refuse a question that is far over the limit, without tokenizing all of it."""
+        cut = self._first_cut
+        while cut < len(query):
+            (encoding,) = self._backend.encode_batch_fast([_clean(query[:cut])], add_special_tokens=False)
+            if len(encoding.ids) >= self._room + MARGIN:
+                raise InputTooLongError(
+                    f"pair {position}: the question takes more than {self._room} tokens and leaves none for the "
+                    "passage; shorten the question or raise max_length"
+                )
+            cut *= 2
+
+    def _encode(self, pairs: Sequence[tuple[int, Pair]], overflow: Overflow, *, locate: bool) -> list[EncodedPair]:
+        """Encode pairs with their positions in the call."""
+        found: dict[int, EncodedPair] = {}
+        whole: list[tuple[int, PromptText]] = []
+        longer: list[tuple[int, Pair]] = []
+        for position, (query, passage) in pairs:
+            if overflow != "chunk" and len(passage) > self._first_cut + TAIL_CHARACTERS:
+                longer.append((position, (query, passage)))
+            else:
+                whole.append((position, self._prompt.format(_clean(query), _clean(passage))))
+        encode = self._backend.encode_batch if locate else self._backend.encode_batch_fast
+        encodings = encode([text.text for _, text in whole], add_special_tokens=False)
+        over = []
+        for (position, text), encoding in zip(whole, encodings, strict=True):
+            if len(encoding.ids) > self._room:
+                over.append((position, text))
+            else:
+                ids = self._start + encoding.ids + self._end
+                found[position] = EncodedPair((ids,), (self._place(encoding, text, locate=locate),))
+        if not locate:  # where the passages of those over the limit begin and end is needed all the same
+            encodings = self._backend.encode_batch([text.text for _, text in over], add_special_tokens=False)
+        else:
+            encodings = [encoding for encoding in encodings if len(encoding.ids) > self._room]
+        for (position, text), encoding in zip(over, encodings, strict=True):
+            found[position] = self._fit(position, _Tokens.of(encoding, text), overflow)
+        for position, pair in longer:
+            found[position] = self._fit_cut(position, pair, overflow)
+        return [found[position] for position, _ in pairs]
+
+    def _place(self, encoding: Encoding, text: PromptText, *, locate: bool) -> range:
+        """Say where the passage is among the ids of a pair that fits."""
+        if not locate:
+            return range(0)
+        first, last = _passage_tokens(encoding, text)
+        return range(len(self._start) + first, len(self._start) + last)
+
+    def _fit_cut(self, position: int, pair: Pair, overflow: Overflow) -> EncodedPair:
+        """Bring one pair under the limit whose passage is so long that a part of it tells all that is kept."""
+        query, passage = pair
+        cut = self._first_cut
+        while True:
+            is_cut = cut + TAIL_CHARACTERS < len(passage)
+            kept = [_clean(passage[:cut]), _clean(passage[-TAIL_CHARACTERS:])] if is_cut else [_clean(passage)]
+            text = self._prompt.format(_clean(query), "".join(kept))
+            (encoding,) = self._backend.encode_batch([text.text], add_special_tokens=False)
+            tokens = _Tokens.of(encoding, text)
+            if not is_cut and len(encoding.ids) <= self._room:
+                return EncodedPair(
+                    (self._start + encoding.ids + self._end,), (self._place(encoding, text, locate=True),)
+                )
+            end = text.passage_start + len(kept[0])
+            before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
+            if not is_cut or before_cut >= self._room + MARGIN:
+                return self._fit(position, tokens, overflow, is_cut=is_cut)
+            cut *= 2
+
+    def _fit(self, position: int, tokens: _Tokens, overflow: Overflow, *, is_cut: bool = False) -> EncodedPair:
+        """Bring one over-long pair under the limit."""
+        room = self._room
+        before, passage, after = tokens.parts
+        window = room - len(before) - len(after)
+        if window < 1:
+            raise InputTooLongError(
+                f"pair {position}: the question takes {len(before) + len(after)} of at most {room} tokens and "
+                "leaves none for the passage; shorten the question or raise max_length"
+            )
+        if overflow == "error":
+            length = len(tokens.ids) + self._max_length - room
+            raise InputTooLongError(
+                f"Input length {'of at least ' if is_cut else ''}{length} exceeds maximum allowed token size "
+                f"{self._max_length} (pair {position}); shorten the passage, or set overflow to 'truncate' or 'chunk'"
+            )
+        head, tail = self._start + before, after + self._end
+        if overflow == "truncate":
+            pieces, left_out = [passage[:window]], len(passage) - window
+        else:
+            step = window - min(CHUNK_OVERLAP, window // 4)
+            starts = range(0, max(1, len(passage) - window + step), step)
+            pieces, left_out = [passage[start : start + window] for start in starts], 0
+        return EncodedPair(
+            tuple(head + piece + tail for piece in pieces),
+            tuple(range(len(head), len(head) + len(piece)) for piece in pieces),
+            left_out,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The ids of a pair's text, of which those from `first` up to `last` are the passage's."""
+
+    ids: list[int]
+    first: int
+    last: int
+
+    @classmethod
+    def of(cls, encoding: Encoding, text: PromptText) -> _Tokens:
+        return cls(encoding.ids, *_passage_tokens(encoding, text))
+
+    @property
+    def parts(self) -> tuple[list[int], list[int], list[int]]:
+        """What comes before the passage, the passage, and what comes after it."""
+        return self.ids[: self.first], self.ids[self.first : self.last], self.ids[self.last :]
+
+
+def _joined(pieces: Sequence[EncodedPair]) -> EncodedPair:
+    """Make one pair of the sections of its passage."""
+    return EncodedPair(
+        tuple(chain.from_iterable(piece.sequences for piece in pieces)),
+        tuple(chain.from_iterable(piece.passages for piece in pieces)),
+    )
+
+
+def _passage_tokens(encoding: Encoding, text: PromptText) -> tuple[int, int]:
+    """Give the first token of the passage, with which a space before it may be one, and the first behind it."""
+    spans, begin = encoding.offsets, len(text.text[: text.passage_start].rstrip())
+    first = next(
+        (i for i, (start, end) in enumerate(spans) if start >= begin and end > text.passage_start), len(spans)
+    )
+    return first, next((i for i in range(first, len(spans)) if spans[i][1] > text.passage_end), len(spans))
+
+
+def _special_tokens_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
+    """Give the special tokens that this tokenizer puts before and after a text."""
+    plain = backend.encode("a", add_special_tokens=False).ids
+    whole = backend.encode("a", add_special_tokens=True).ids
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return [], []
+
+
+def _clean(text: str) -> str:
+    """Replace lone surrogates, which no tokenizer takes."""
+    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

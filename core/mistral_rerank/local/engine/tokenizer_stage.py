@@ -1,0 +1,90 @@
+"""The thread that loads the model and tokenizes, ahead of the thread that runs batches.
+
+It takes turns among the calls, one slice of text each, so a call with much text holds up no other: neither its
+tokenizing nor its batches.
+"""
+
+from __future__ import annotations
+
+import queue
+from collections import deque
+from typing import TYPE_CHECKING
+
+from mistral_rerank._forks import ForkLock
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mistral_rerank.errors import RerankError
+    from mistral_rerank.local.engine.job import Job, Scorer
+
+
+class TokenizerStage:
+    """Takes jobs in, and gives them on with their tokens planned into batches.
+
+    Attributes:
+        scorer: the loaded model; None before, and after a load that failed.
+
+    Args:
+        load: makes the scorer; called once, or again if it failed.
+        prepare: called with a job whose pairs are all tokenized; it plans the batches and passes the job on.
+
+    """
+
+    def __init__(self, load: Callable[[], Scorer], prepare: Callable[[Job, Scorer], None]) -> None:
+        self.scorer: Scorer | None = None
+        self._load, self._prepare = load, prepare
+        self._turn = ForkLock()
+        self.forget_jobs()
+
+    def forget_jobs(self) -> None:
+        """Start with an empty queue: the old one's jobs are of another process."""
+        self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: deque[Job] = deque()
+
+    def put(self, job: Job | None) -> None:
+        """Queue a job; None to stop."""
+        self._inbox.put(job)
+
+    def run(self, closed: Callable[[], RerankError]) -> None:
+        """Work until None comes; then fail the jobs that are left with the error that `closed` gives."""
+        while self._take_in():
+            with self._turn:
+                self._step()
+        self._fail_all(closed())
+
+    def _take_in(self) -> bool:
+        """Move what has arrived into the list of jobs, waiting when there is none; False to stop."""
+        while True:
+            try:
+                job = self._inbox.get(block=not self._jobs)
+            except queue.Empty:
+                return True
+            if job is None:
+                return False
+            self._jobs.append(job)
+
+    def _step(self) -> None:
+        """Tokenize a slice of the first job, after loading the model if need be; cancelled jobs are dropped."""
+        job = self._jobs.popleft()
+        if job.future.cancelled():
+            return
+        try:
+            if self.scorer is None:
+                self.scorer = self._load()
+        except BaseException as error:
+            job.fail(error)
+            self._fail_all(error)
+            return
+        try:
+            if job.tokenize(self.scorer):
+                self._prepare(job, self.scorer)
+            else:
+                self._jobs.append(job)
+        except BaseException as error:
+            job.fail(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        for job in self._jobs:
+            job.fail(error)
+        self._jobs.clear()

@@ -1,0 +1,1 @@
+"""The model: transformer, attention, rotary embedding, pooling, quantization and early exit."""

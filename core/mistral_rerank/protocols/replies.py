@@ -1,0 +1,149 @@
+"""Reading the reply of any contract, trusting nothing in it.
+
+Servers that claim one contract answer in the words of another, unsorted, or with a passage missing, so there is
+one reader for all: a list of entries, under one of three names or bare, each with an index and a score. A field
+that is `null` counts as absent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mistral_rerank.errors import InvalidReplyError
+from mistral_rerank.reranker import Score, sigmoid
+
+if TYPE_CHECKING:
+    from mistral_rerank.protocols.protocol import Unit
+
+LISTS = ("rankings", "results", "data")
+SCORES = ("logit", "score", "relevance_score")
+ROUNDING = 1e-4
+"""A probability may be outside [0, 1] by this much, from arithmetic in low precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The scores of a reply, in the request's order.
+
+    Attributes:
+        scores: one for each passage.
+        calibrated: whether the endpoint itself gave every probability. If not, it is the sigmoid of the logit.
+        named: whether the endpoint itself called its scores logits. If not, the contract did.
+
+    """
+
+    scores: list[Score]
+    calibrated: bool
+    named: bool
+
+
+def read_scores(content: bytes, *, count: int, unit: Unit) -> Reading:
+    """Read the scores of a reply.
+
+    Args:
+        content: the body.
+        count: how many passages the request held.
+        unit: what the scores are, unless the entries call them logits.
+
+    Raises:
+        InvalidReplyError: it is not JSON, or an index is missing, double, out of range or no integer, or a score
+            is no finite number, or not all passages are scored.
+
+    """
+    entries = _entries(content)
+    scores: list[Score | None] = [None] * count
+    for entry in entries:
+        index = _index(entry.get("index"))
+        if index is None or not 0 <= index < count:
+            raise InvalidReplyError(f"an entry has no index between 0 and {count - 1}: {_shown(entry.get('index'))}")
+        if scores[index] is not None:
+            raise InvalidReplyError(f"two entries have the index {index}")
+        scores[index] = _score(entry, unit)
+    found = [score for score in scores if score is not None]
+    if len(found) != count:
+        raise InvalidReplyError(f"{len(found)} scores for {count} passages")
+    named = all(entry.get("logit") is not None for entry in entries)
+    stated = all(entry.get("probability") is not None for entry in entries)
+    return Reading(found, calibrated=stated or (unit == "probability" and not named), named=named)
+
+
+def holds_scores(body: object) -> bool:
+    """Whether a decoded body holds a list of scores, however wrong they may be."""
+    return bool(_list(body))
+
+
+def log_odds(probability: float) -> float:
+    """Give the logit whose sigmoid is `probability`, finite at 0 and 1 too."""
+    inside = min(max(probability, 1e-300), 1 - 2**-53)
+    return math.log(inside) - math.log1p(-inside)
+
+
+def is_probability(value: float) -> bool:
+    """Whether a number can be a probability, but for its rounding."""
+    return -ROUNDING <= value <= 1 + ROUNDING
+
+
+def from_probability(value: float) -> Score:
+    """Make a score of a probability, clamped to [0, 1]."""
+    probability = min(max(value, 0.0), 1.0)
+    return Score(log_odds(probability), probability)
+
+
+def _entries(content: bytes) -> list[dict[str, Any]]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise InvalidReplyError(f"{len(content)} bytes that are not JSON; is this a rerank endpoint?") from None
+    found = _list(body)
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise InvalidReplyError(f"no list of scores under any of {', '.join(LISTS)}; is this a rerank endpoint?")
+    return found
+
+
+def _list(body: object) -> object:
+    if isinstance(body, dict):
+        return next((body[name] for name in LISTS if body.get(name) is not None), None)
+    return body if isinstance(body, list) else None
+
+
+def _index(value: object) -> int | None:
+    """Read 1, 1.0 and "1" as 1."""
+    if isinstance(value, str):
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if type(value) is int else None
+
+
+def _score(entry: dict[str, Any], unit: Unit) -> Score:
+    name = next((name for name in SCORES if entry.get(name) is not None), None)
+    value = _number(entry.get(name) if name else None)
+    if unit == "probability" and name != "logit":
+        return from_probability(_probability(value))
+    stated = entry.get("probability")
+    return Score(value, sigmoid(value) if stated is None else min(max(_probability(_number(stated)), 0.0), 1.0))
+
+
+def _probability(value: float) -> float:
+    if not is_probability(value):
+        raise InvalidReplyError(
+            f"a score of {_shown(value)} is no probability; if this endpoint gives raw logits, set score_unit='logit'"
+        )
+    return value
+
+
+def _number(value: object) -> float:
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass  # an integer beyond all floats
+    raise InvalidReplyError(f"a score is no finite number: {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """Show a number; of anything else, which may hold text, only the type."""
+    return f"{value!r:.40}" if isinstance(value, int | float | None) else f"a {type(value).__name__}"

@@ -1,0 +1,204 @@
+"""From an answer that is no success to the error that says what happened and what to do."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from mistral_rerank.errors import (
+    AuthenticationError,
+    EndpointUnreachableError,
+    InvalidReplyError,
+    ModelRetiredError,
+    NotFoundError,
+    QuotaExceededError,
+    RateLimitError,
+    RemoteError,
+    RemoteInputTooLongError,
+    RequestRefusedError,
+    RequestTooLargeError,
+    ServerError,
+)
+from mistral_rerank.protocols.replies import holds_scores
+from mistral_rerank.protocols.urls import shown_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from mistral_rerank.remote.transport import Answer
+
+RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+KINDS: dict[int, tuple[type[RemoteError], str]] = {
+    401: (
+        AuthenticationError,
+        "give a valid api_key; a vendor's variable, such as NVIDIA_API_KEY, goes to that vendor's hosts alone",
+    ),
+    402: (QuotaExceededError, "the account has no credits left"),
+    403: (AuthenticationError, "the key may not use this model or endpoint"),
+    404: (NotFoundError, "check base_url, protocol and model"),
+    410: (ModelRetiredError, "choose another model"),
+    413: (RequestTooLargeError, "send less at once: lower max_passages, or shorten the passages"),
+    429: (RateLimitError, "wait, or set requests_per_minute"),
+}
+TOO_LONG = re.compile(
+    r"exceeds? (the )?maximum allowed|maximum context length|must have less than \d+ tokens"
+    r"|maximum allowed token size|input (is )?too long",
+    re.IGNORECASE,
+)
+TOO_MANY = re.compile(
+    r"batch size|too many (passages|documents|texts|inputs)|at most \d+ (items|passages|documents|texts)"
+    r"|maximum (number|allowed number) of (passages|documents|texts)",
+    re.IGNORECASE,
+)
+MOST = re.compile(r"(?:at most|maximum|max|limit|up to|no more than)\D{0,60}?(\d{1,6})", re.IGNORECASE)
+UNKNOWN_MODEL = re.compile(
+    r"\bmodel\b.{0,200}?(not found|not exist|not (available|supported|served|loaded|deployed)"
+    r"|is unknown|unsupported)|(no such|unknown|invalid|unsupported|available) models?\b|Model(NotFound|NotDeployed)",
+    re.IGNORECASE | re.DOTALL,
+)
+BEHIND_GATEWAY = re.compile(r"Backend returned (\d{3})")
+REQUEST_IDS = ("nvcf-reqid", "x-request-id", "request-id")
+MESSAGE_LENGTH = 300
+
+
+def failure(answer: Answer, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
+    """Make the error of an answer whose status is no success, or whose body is an error in spite of it.
+
+    Args:
+        answer: what came.
+        url: where the request went.
+        request_id: what this client calls the request, in case the endpoint gave it no name.
+        hide: takes texts and keys out of what the endpoint said.
+
+    """
+    body = _decoded(answer.content)
+    raw = message_of(body) or _text(answer) or answer.headers.get("www-authenticate", "")
+    said = _short(hide(raw))
+    status = answer.status
+    if status == 502 and (behind := BEHIND_GATEWAY.search(raw)):
+        status = int(behind[1])
+    kind, advice = _kind(_code(body) if status == 200 else status, raw)
+    location = answer.headers.get("location")
+    if 300 <= status < 400 and location:
+        advice = f"it redirects to {_short(hide(shown_url(location)))}; set base_url to where it is served"
+    named = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), None)
+    if named is None and isinstance(body, dict) and isinstance(body.get("requestId"), str):
+        named = body["requestId"]
+    return kind(
+        f"{shown_url(url)} answered {status}"
+        + (" with an error" if status == 200 else "")
+        + (f": {said}" if said else "")
+        + (f" ({advice})" if advice else ""),
+        status=status,
+        request_id=(named or request_id)[:MESSAGE_LENGTH],
+        retry_after=retry_after(answer.headers),
+    )
+
+
+def is_retryable(error: RemoteError) -> bool:
+    """Whether the same request may succeed when it is sent once more."""
+    return error.status in RETRYABLE or isinstance(error, EndpointUnreachableError | InvalidReplyError)
+
+
+def is_error_body(content: bytes) -> bool:
+    """Whether the body of an answer says what went wrong, and holds no scores."""
+    body = _decoded(content)
+    return isinstance(body, dict) and not holds_scores(body) and message_of(body) != ""
+
+
+def says_unknown_model(error: RemoteError, url: str) -> bool:
+    """Whether an endpoint refuses a request because it does not serve the model, rather than the route."""
+    said = str(error).partition(" answered ")[2].partition(" (check ")[0].replace(urlsplit(url).path, "")
+    return error.status in (200, 400, 404, 422) and UNKNOWN_MODEL.search(said) is not None
+
+
+def most_passages(error: RequestTooLargeError, sent: int) -> int | None:
+    """Read how many passages an endpoint takes at once from the refusal of more: half of them where it does not say.
+
+    Returns:
+        A number from 1 up to `sent` - 1; None where the request had too many bytes, not too many passages.
+
+    """
+    said = str(error).partition(" answered ")[2]
+    if TOO_MANY.search(said) is None:
+        return None
+    found = MOST.search(said)
+    return int(found[1]) if found and 0 < int(found[1]) < sent else max(1, sent // 2)
+
+
+def message_of(body: object) -> str:
+    """Find what a decoded error body says, in any of the shapes that rerank servers use.
+
+    Of a list of validation errors, which repeat the input, only places and messages are taken.
+    """
+    if isinstance(body, str):
+        return body
+    if isinstance(body, list):
+        return "; ".join(filter(None, (message_of(entry) for entry in body)))
+    if not isinstance(body, dict):
+        return ""
+    if isinstance(body.get("msg"), str):
+        place = ".".join(str(part) for part in body.get("loc") or ())
+        return f"{place}: {body['msg']}" if place else body["msg"]
+    found = (message_of(body.get(name)) for name in ("detail", "message", "error", "errors", "title", "reason"))
+    return next(filter(None, found), "")
+
+
+def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
+    """Read how many seconds to wait: `Retry-After-Ms`, or `Retry-After` as seconds or as a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) * unit
+        except (KeyError, ValueError):
+            continue
+        if 0 <= seconds < float("inf"):
+            return seconds
+    try:
+        until = parsedate_to_datetime(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
+    return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
+
+
+def _kind(status: int, said: str) -> tuple[type[RemoteError], str]:
+    if status in (400, 413, 422) and TOO_MANY.search(said):
+        return KINDS[413]
+    if status in (400, 413, 422) and TOO_LONG.search(said):
+        return RemoteInputTooLongError, "set overflow='truncate', or shorten the passage"
+    if status in KINDS:
+        return KINDS[status]
+    return (ServerError, "") if status >= 500 else (RequestRefusedError, "")
+
+
+def _code(body: Any) -> int:
+    """Find the status that an error body names, where the answer's own says success."""
+    for holder in (body, body.get("error")):
+        for name in ("status", "status_code", "code"):
+            if isinstance(holder, dict) and isinstance(holder.get(name), int) and 400 <= holder[name] < 600:
+                return int(holder[name])
+    return 400
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(answer: Answer) -> str:
+    """Take a plain text body as the message, but no web page."""
+    text = answer.content.decode("utf-8", "replace").strip()
+    return "" if text.startswith(("<", "{", "[")) else text
+
+
+def _short(said: str) -> str:
+    line = " ".join(said.split())
+    return line if len(line) <= MESSAGE_LENGTH else f"{line[:MESSAGE_LENGTH]}..."
