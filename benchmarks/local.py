@@ -37,7 +37,7 @@ SHAPES = {
     "full-width": {"num_hidden_layers": 4},
 }
 PASSAGES = {"mini": 20, "question-first": 20, "full-width": 8}
-PEERS = ["sentence-transformers", "transformers"]
+BASELINES = ["sentence-transformers", "transformers"]
 BESIDE = [
     ("ours", "the loop in float32"),
     ("the loop, 16 rows", "the loop in float32"),
@@ -80,13 +80,13 @@ def many_calls(calls: int = 1000) -> None:
         print(f"mini: a score from the cache takes {1e6 * each:.1f} microseconds")
 
 
-def rounding() -> None:
+def quantizer() -> None:
     """Print how far bfloat16 takes mini's scores, ours and a plain loop's, from float32 and from one another."""
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
         export_merged("mini", merged)
         reranker = LocalReranker(str(merged), device="cpu", dtype="bfloat16")
-        contestants = {
+        baselines = {
             "ours": Ours(reranker),
             "the loop, 16 rows": Transformers(merged, torch.bfloat16),
             "the loop, 1 row": Transformers(merged, torch.bfloat16, rows=1),
@@ -95,7 +95,7 @@ def rounding() -> None:
         print(f"\nmini in bfloat16: {'':38}  tau    max diff  max diff / max(1, |logit|)")
         for workload in ("nq", "hotpotqa", "fiqa"):
             pairs = make_pairs(LENGTHS[workload], questions=1, passages=100)
-            logits = {name: contestant.score(pairs) for name, contestant in contestants.items()}
+            logits = {name: baseline.score(pairs) for name, baseline in baselines.items()}
             for one, other in BESIDE:
                 apart = [(abs(a - b), max(1, abs(b))) for a, b in zip(logits[one], logits[other], strict=True)]
                 far, relative = max(a for a, _ in apart), max(a / size for a, size in apart)
@@ -115,7 +115,7 @@ def main() -> None:
             if name in SHAPES:
                 write_apart(scratch, **SHAPES[name])
             of_model = {"name": name, "folder": scratch, "passages": PASSAGES[name], "rounds": options.rounds}
-            measure("the default dtype", against=PEERS, **of_model)
+            measure("the default dtype", against=BASELINES, **of_model)
             if multiplies_bytes():
                 measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)
             if find_spec("bitsandbytes"):
@@ -125,9 +125,11 @@ def main() -> None:
                 measure("beside float32", against=beside, workloads=["nq"], **of_model)
             if name == "mini":
                 many = of_model | {"passages": 100}
-                measure("100 passages", against=PEERS, workloads=["nq", "hotpotqa", "fiqa"], **many)
-                measure("20 contenders of 100 passages", contenders=20, workloads=["nq", "hotpotqa", "fiqa"], **many)
-                rounding()
+                measure("100 passages", against=BASELINES, workloads=["nq", "hotpotqa", "fiqa"], **many)
+                measure(
+                    "cascade depth 20 of 100 passages", cascade_depth=20, workloads=["nq", "hotpotqa", "fiqa"], **many
+                )
+                quantizer()
                 one = of_model | {"passages": 1, "rounds": 10 * options.rounds}
                 measure("one pair, beside a bare forward", against=["transformers"], workloads=["nq"], **one)
                 many_calls()

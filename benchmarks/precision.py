@@ -31,9 +31,7 @@ def main() -> None:
     texts, queries = list(facts.corpus.values()), list(facts.queries.values())[: options.pairs]
     pairs = [(query, " ".join(texts[7 * n :] + texts * 8)) for n, query in enumerate(queries)]
     print(f"mini on a CPU, {platform.machine()}, torch {version('torch')}, transformers {version('transformers')}\n")
-    print(
-        "| tokens | dtype | logit in float32 | mean difference | largest difference | seconds in float32 | seconds |"
-    )
+    print("| tokens | dtype | logit in float32 | mean difference | largest difference | seconds in float32 | seconds |")
     print("|---|---|---|---|---|---|---|")
     for length in options.lengths:
         exact, usual = scored(pairs, "float32", length)

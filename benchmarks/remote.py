@@ -1,4 +1,4 @@
-"""Time the remote backend beside NVIDIA's own LangChain reranker, on one loopback server that speaks their contract.
+"""Time the remote backend beside NVIDIA's own LangChain reranker, on one loopback server that speaks their protocol.
 
 python benchmarks/remote.py [--runs 7]
 
@@ -24,7 +24,7 @@ from langchain_core.documents import Document
 from langchain_nvidia_ai_endpoints import NVIDIARerank
 
 from langchain_mistral_rerank import MistralRerank
-from mistral_rerank.protocols import CONTRACTS, RerankRequest
+from mistral_rerank.protocols import PROTOCOLS, RerankRequest
 
 MODEL = "nvidia/llama-nemotron-rerank-1b-v2"
 SECONDS, PER_PASSAGES = 0.050, 32
@@ -87,13 +87,13 @@ def a_server() -> Iterator[str]:
         process.join()
 
 
-def medians(contestants: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
+def medians(baselines: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
     """Time each contestant in turn, run after run; give the median seconds of each."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+    times: dict[str, list[float]] = {name: [] for name in baselines}
     for run in range(runs + 1):
-        for name, contestant in contestants.items():
+        for name, baseline in baselines.items():
             start = time.perf_counter()
-            contestant()
+            baseline()
             if run:  # the first one opens connections
                 times[name].append(time.perf_counter() - start)
     return {name: statistics.median(each) for name, each in times.items()}
@@ -110,14 +110,14 @@ def main() -> None:
     print(f"the server takes {SECONDS * 1000:.0f} ms per {PER_PASSAGES} passages\n")
     loop = asyncio.new_event_loop()
     with a_server() as url:
-        peer = NVIDIARerank(base_url=url, model=MODEL, top_n=5, truncate="END")
+        baseline = NVIDIARerank(base_url=url, model=MODEL, top_n=5, truncate="END")
         ours = MistralRerank(backend="remote", base_url=url, model=MODEL, protocol="nvidia", top_n=5)
         documents = [Document(page_content=f"{number} {TEXT}") for number in range(512)]
         found = medians(
             {
-                "NVIDIARerank": lambda: peer.compress_documents(documents, "why?"),
+                "NVIDIARerank": lambda: baseline.compress_documents(documents, "why?"),
                 "ours": lambda: ours.compress_documents(documents, "why?"),
-                "NVIDIARerank, async": lambda: loop.run_until_complete(peer.acompress_documents(documents, "why?")),
+                "NVIDIARerank, async": lambda: loop.run_until_complete(baseline.acompress_documents(documents, "why?")),
                 "ours, async": lambda: loop.run_until_complete(ours.acompress_documents(documents, "why?")),
             },
             runs,
@@ -129,7 +129,7 @@ def main() -> None:
 
         texts = [document.page_content for document in documents[:32]]
         request = RerankRequest("why?", tuple(texts), model=MODEL)
-        body = CONTRACTS["nvidia"].write_request(request)
+        body = PROTOCOLS["nvidia"].write_request(request)
         client, async_client, reranker = httpx.Client(), httpx.AsyncClient(), ours.use()
         found = medians(
             {

@@ -93,16 +93,16 @@ async def load(server: Server, bodies: list[dict[str, object]], clients: int) ->
 
     async def one_client(client: httpx.AsyncClient) -> None:
         for body in waiting:
-            begun = time.perf_counter()
+            partial_states = time.perf_counter()
             reply = await client.post(server.url, json=body)
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(time.perf_counter() - partial_states)
             if reply.status_code != 200 or len(reply.json()["results"]) != len(body["documents"]):  # type: ignore[arg-type]
                 sys.exit(f"{server.name} answered {reply.status_code}: {reply.text[:300]}")
 
     async with httpx.AsyncClient(timeout=600) as client:
-        begun = time.perf_counter()
+        partial_states = time.perf_counter()
         await asyncio.gather(*(one_client(client) for _ in range(clients)))
-        return time.perf_counter() - begun, seconds
+        return time.perf_counter() - partial_states, seconds
 
 
 def peers_copy(model: Path, folder: Path) -> None:
@@ -134,7 +134,7 @@ def main() -> None:
     options = parser.parse_args()
 
     shown = subprocess.run(
-        [options.peer.with_name("pip"), "list", "--format=json"], capture_output=True, text=True, check=True
+        [options.baseline.with_name("pip"), "list", "--format=json"], capture_output=True, text=True, check=True
     )
     of_peer = {entry["name"].replace("_", "-"): entry["version"] for entry in json.loads(shown.stdout)}
     names = ("torch", "transformers", "uvicorn", "mistral-rerank")
@@ -147,17 +147,25 @@ def main() -> None:
     print(f"{options.clients} clients, {options.requests} requests of 1 to {options.passages} passages a round\n")
     sys.stdout.flush()
     bodies = make_bodies(options.requests, options.passages)
-    ours, peers = free_port(), free_port()
+    ours, baselines = free_port(), free_port()
     command = [str(Path(sys.executable).with_name("mistral-rerank")), "serve", "--model", str(options.model)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
         peers_copy(options.model, folder)
-        infinity = [str(options.peer), "v2", "--model-id", str(folder), "--host", "127.0.0.1", "--no-model-warmup"]
+        infinity = [
+            str(options.baseline),
+            "v2",
+            "--model-id",
+            str(folder),
+            "--host",
+            "127.0.0.1",
+            "--no-model-warmup",
+        ]
         infinity += ["--device", "cpu", "--dtype", options.dtype]
         servers = [
             stack.enter_context(running(name, line, port, route, options.threads))
             for name, line, port, route in (
-                ("infinity-emb", [*infinity, "--port", str(peers)], peers, "/rerank"),
+                ("infinity-emb", [*infinity, "--port", str(baselines)], baselines, "/rerank"),
                 ("ours", [*command, "--dtype", options.dtype, "--port", str(ours)], ours, "/v1/rerank"),
             )
         ]

@@ -130,9 +130,7 @@ def a_server(model: str, share: bool, batch_tokens: int, forward_ms: float) -> I
 
 def memory(pid: int) -> float:
     """Give the resident memory of a process, in MiB."""
-    (line,) = [
-        line for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if line.startswith("VmRSS")
-    ]
+    (line,) = [line for line in Path(f"/proc/{pid}/status").read_text("utf-8").splitlines() if line.startswith("VmRSS")]
     return int(line.split()[1]) / 1024
 
 
@@ -159,7 +157,7 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
 
     async def one(client: httpx.AsyncClient, ask: Ask) -> None:
         body = {"query": {"text": ask.query}, "passages": [{"text": text} for text in ask.passages]}
-        begun = time.perf_counter()
+        partial_states = time.perf_counter()
         leave_after = draw.uniform(0, 0.05) if ask.leaves else None
         try:
             reply = await asyncio.wait_for(client.post(f"{url}/v1/ranking", json=body), leave_after)
@@ -169,7 +167,7 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
         if reply.status_code != 200:
             outcome.failed[str(reply.status_code)] += 1
             return
-        outcome.latencies.append(time.perf_counter() - begun)
+        outcome.latencies.append(time.perf_counter() - partial_states)
         outcome.answered += 1
         found = {place["index"]: place["logit"] for place in reply.json()["rankings"]}
         wanted = {index: expected[ask.query, text] for index, text in enumerate(ask.passages)}
@@ -183,9 +181,9 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
                 outcome.memory.append(memory(pid))
 
     async with httpx.AsyncClient(limits=limits, timeout=300) as client:
-        begun = time.perf_counter()
+        partial_states = time.perf_counter()
         await asyncio.gather(*(client_of(client) for _ in range(clients)))
-        outcome.seconds = time.perf_counter() - begun
+        outcome.seconds = time.perf_counter() - partial_states
         text = (await client.get(f"{url}/metrics")).text
     counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("mistral_rerank_batch_size_"))
     outcome.batch = float(counts["mistral_rerank_batch_size_sum"]) / float(counts["mistral_rerank_batch_size_count"])

@@ -41,9 +41,7 @@ def main() -> None:
     answers = {query: passage for query, passage, _ in judged}
 
     store = InMemoryVectorStore(WordCounts())
-    store.add_documents(
-        [Document(page_content=p["text"], id=p["_id"], metadata={"title": p["title"]}) for p in corpus]
-    )
+    store.add_documents([Document(page_content=p["text"], id=p["_id"], metadata={"title": p["title"]}) for p in corpus])
     base = store.as_retriever(search_kwargs={"k": 10})
     retriever = ContextualCompressionRetriever(base_compressor=MistralRerank(top_n=3), base_retriever=base)
 

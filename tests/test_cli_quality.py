@@ -52,9 +52,7 @@ def test_calibrate_goes_on_from_an_evaluation(evaluated, tiny, tmp_path):
     turned = []
     for line in lines:  # a random model orders nothing, so let the relevant ones score high
         record = json.loads(line)
-        record["logits"] = [
-            logit + 5 * label for logit, label in zip(record["logits"], record["labels"], strict=True)
-        ]
+        record["logits"] = [logit + 5 * label for logit, label in zip(record["logits"], record["labels"], strict=True)]
         turned.append(json.dumps(record))
     (tmp_path / "facts.jsonl").write_text("\n".join(turned))
     found = run("calibrate", "--data", tmp_path / "facts.jsonl", "--held-out", scores, "--model", copy, *chosen)
@@ -64,8 +62,7 @@ def test_calibrate_goes_on_from_an_evaluation(evaluated, tiny, tmp_path):
     assert 0 < stored["threshold"] < 1
     assert "facts (held out)" in found.stdout
     assert (
-        f"threshold: probability {stored['threshold']:.4f}, for a precision of 0.1; use it as min_score"
-        in found.stdout
+        f"threshold: probability {stored['threshold']:.4f}, for a precision of 0.1; use it as min_score" in found.stdout
     )
     assert "before, bin by bin" in (tmp_path / "page.html").read_text()
     info = run("info", "--model", copy, "--device", "cpu")

@@ -58,14 +58,14 @@ def test_an_early_exit_is_fitted_used_and_priced(tiny, tmp_path):
     assert how_well.startswith("of 3 questions that it was not fitted on, ")
     assert fitted.stderr.splitlines()[-1].startswith(f"wrote {out}; ")
     assert what.removeprefix("early exit ") in run("info", "--model", out, *on_cpu).stdout
-    ranked = run("rank", "who?", "--json", "--model", out, "--contenders", 2, *on_cpu, stdin="me\nyou\nher\nhim\n")
+    ranked = run("rank", "who?", "--json", "--model", out, "--cascade-depth", 2, *on_cpu, stdin="me\nyou\nher\nhim\n")
     assert len({json.loads(line)["text"] for line in ranked.stdout.splitlines()}) == 4
     bench = ("bench", "--workload", "nq", "--rounds", 1, "--passages", 4, "--json", "--model", out, *on_cpu)
-    report = json.loads(run(*bench, "--contenders", 2).stdout)
-    ((peer,),) = (row["against"] for row in report["rows"])
-    assert peer["name"] == "without 2 contenders"
-    assert peer["largest_difference"] > 1e-3
-    assert report["machine"]["model"].endswith("on cpu in float32, 2 contenders")
+    report = json.loads(run(*bench, "--cascade-depth", 2).stdout)
+    ((baseline,),) = (row["against"] for row in report["rows"])
+    assert baseline["name"] == "without a cascade of depth 2"
+    assert baseline["largest_difference"] > 1e-3
+    assert report["machine"]["model"].endswith("on cpu in float32, cascade depth 2")
 
 
 @pytest.mark.parametrize(

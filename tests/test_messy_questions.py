@@ -24,9 +24,7 @@ def messy():
 
 def abstracts():
     """Two questions with three abstracts each."""
-    corpus = {
-        f"{q}{i}": f"First of {q}{i}. Second of {q}{i}. Third of {q}{i}. Fourth." for q in "ab" for i in range(3)
-    }
+    corpus = {f"{q}{i}": f"First of {q}{i}. Second of {q}{i}. Third of {q}{i}. Fourth." for q in "ab" for i in range(3)}
     return BeirDataset("x", corpus, {"a": "a?", "b": "b?"}, {q: {f"{q}{i}": 1 for i in range(3)} for q in "ab"})
 
 

@@ -99,9 +99,7 @@ def _in_child() -> None:
     global _forking
     _forking = threading.Lock()
     if "tokenizers" in sys.modules:
-        os.environ[_TOKENIZERS_VARIABLE] = (
-            "false"  # its threads are the parent's; on them a batch would wait for ever
-        )
+        os.environ[_TOKENIZERS_VARIABLE] = "false"  # its threads are the parent's; on them a batch would wait for ever
     _held.clear()
     for reference in list(_locks.values()):
         if (lock := reference()) is not None:

@@ -64,9 +64,7 @@ def result_attributes(ranking: Sequence[RankedPassage]) -> Attributes:
 
 
 @contextmanager
-def rerank_span(
-    query: str, texts: Sequence[str], *, model: str, top_n: int | None, content: bool
-) -> Iterator[Report]:
+def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | None, content: bool) -> Iterator[Report]:
     """Make the current span one of a rerank call; errors and cancellation end it with an error status.
 
     Args:

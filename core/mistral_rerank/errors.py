@@ -20,7 +20,7 @@ RerankError
     ├── ServerError                5xx
     ├── EndpointUnreachableError   no connection, or it broke                  (also a ConnectionError)
     ├── DeadlineExceededError      the time of the call is over                (also a TimeoutError)
-    └── InvalidReplyError          an answer that does not keep to its contract
+    └── InvalidReplyError          an answer that does not keep to its protocol
 
 Each message says what was given, what was expected and how to put it right. None repeats a question or a
 passage, so logging an error never leaks text.
@@ -122,7 +122,7 @@ class DeadlineExceededError(RemoteError, TimeoutError):
 
 
 class InvalidReplyError(RemoteError):
-    """An answer came that does not keep to its contract."""
+    """An answer came that does not keep to its protocol."""
 
 
 class MissingDependencyError(RerankError, ImportError):

@@ -33,7 +33,7 @@ class Score:
     """What the model says of one pair.
 
     Attributes:
-        logit: the raw output of the binary head, or an estimate of it (see `contenders` of `LocalReranker`); higher
+        logit: the raw output of the binary head, or an estimate of it (see `cascade_depth` of `LocalReranker`); higher
             is more relevant; unbounded.
         probability: sigmoid of the (calibrated) logit, in [0, 1].
         tokens: how many the model read for it; 0 where that is not known. Equal scores may differ in it.

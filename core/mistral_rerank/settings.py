@@ -96,13 +96,13 @@ class RerankSettings(BaseModel):
     share_batches: bool | None = Field(
         None, description="whether concurrent calls may share batches; default: on accelerators"
     )
-    contenders: int | None = Field(
+    cascade_depth: int | None = Field(
         None, ge=1, description="passages of a question that are read to the end, chosen by the lower layers"
     )
     cache_size: int = Field(0, ge=0, description="pairs whose scores are kept for the next time")
     base_url: str | None = Field(None, description="the endpoint's; default: the vendor's own")
     protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = Field(
-        "auto", description="the contract that the endpoint speaks; auto finds out"
+        "auto", description="the protocol that the endpoint speaks; auto finds out"
     )
     api_key: SecretStr | None = Field(
         None,
@@ -120,7 +120,7 @@ class RerankSettings(BaseModel):
     max_concurrency: int = Field(8, ge=1, description="most requests of one call at once")
     requests_per_minute: float | None = Field(None, gt=0, description="most requests a minute")
     score_unit: Literal["auto", "logit", "probability"] = Field(
-        "auto", description="what the endpoint's scores are; auto goes by its contract"
+        "auto", description="what the endpoint's scores are; auto goes by its protocol"
     )
 
     if not TYPE_CHECKING:  # type checkers go by the fields
@@ -204,7 +204,7 @@ LOCAL = (
     "overflow",
     "batch_tokens",
     "share_batches",
-    "contenders",
+    "cascade_depth",
     "cache_size",
 )
 REMOTE = (

@@ -14,7 +14,7 @@ DEFAULT_TEMPLATE = "question:{query} \n \n passage:{passage}"
 
 
 @dataclass(frozen=True, slots=True)
-class PromptText:
+class RenderedPair:
     """One pair as text; `text[passage_start:passage_end]` is the passage."""
 
     text: str
@@ -23,7 +23,7 @@ class PromptText:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Template:
     """A template with `{query}` and `{passage}` once each, in either order.
 
     Attributes:
@@ -40,9 +40,7 @@ class Prompt:
     def __post_init__(self) -> None:
         parts = tuple(re.split(r"(\{query\}|\{passage\})", self.template))
         if sorted(parts[1::2]) != ["{passage}", "{query}"]:
-            raise SettingsError(
-                f"the prompt template {self.template!r} must hold {{query}} and {{passage}} once each"
-            )
+            raise SettingsError(f"the prompt template {self.template!r} must hold {{query}} and {{passage}} once each")
         object.__setattr__(self, "parts", parts)
 
     @property
@@ -50,10 +48,10 @@ class Prompt:
         """Whether the passage comes before the question."""
         return self.parts[1] == "{passage}"
 
-    def format(self, query: str, passage: str) -> PromptText:
+    def format(self, query: str, passage: str) -> RenderedPair:
         """Fill the template; braces inside the texts are ordinary characters."""
         before, _, between, _, after = self.parts
         if self.passage_first:
-            return PromptText(f"{before}{passage}{between}{query}{after}", len(before), len(before) + len(passage))
+            return RenderedPair(f"{before}{passage}{between}{query}{after}", len(before), len(before) + len(passage))
         head = f"{before}{query}{between}"
-        return PromptText(f"{head}{passage}{after}", len(head), len(head) + len(passage))
+        return RenderedPair(f"{head}{passage}{after}", len(head), len(head) + len(passage))

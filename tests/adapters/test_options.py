@@ -57,9 +57,7 @@ def test_the_json_schema_has_defaults_and_no_python_objects(adapter):
 
 
 @BOTH
-@pytest.mark.parametrize(
-    ("given", "meant"), [*PEER_NAMES.items(), ("topn", "top_n"), ("quantisation", "quantization")]
-)
+@pytest.mark.parametrize(("given", "meant"), [*PEER_NAMES.items(), ("topn", "top_n"), ("quantisation", "quantization")])
 def test_an_unknown_option_names_the_one_that_is_meant(adapter, given, meant):
     with pytest.raises(SettingsError, match=f"^{given}: no such option; did you mean {meant}\\?$"):
         adapter(**{given: 1})

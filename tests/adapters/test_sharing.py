@@ -61,8 +61,7 @@ def test_settings_of_the_other_backend_do_not_make_another_load(options):
 
 def test_mini_by_name_and_by_default_are_one_model():
     assert (
-        LANGCHAIN(device="cpu", dtype="float32").use()
-        is LLAMA_INDEX(model="mini", device="cpu", dtype="float32").use()
+        LANGCHAIN(device="cpu", dtype="float32").use() is LLAMA_INDEX(model="mini", device="cpu", dtype="float32").use()
     )
 
 

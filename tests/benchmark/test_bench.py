@@ -81,14 +81,14 @@ OPTIONS = {"device": "cpu", "dtype": "float32", "workloads": ["nq"], "rounds": 1
 def test_a_peer_scores_what_we_score(tiny):
     report = bench(str(tiny), against=["transformers"], questions=2, passages=4, **OPTIONS)
     (row,) = report.rows
-    (peer,) = row.against
+    (baseline,) = row.against
     assert (row.pairs, report.latency) == (8, {})
     assert row.pairs_per_second > 0
     assert row.tokens_per_second > row.pairs_per_second
     assert row.computed < 1, "a question's passages share it"
     assert row.share_of_peak > 0
-    assert peer.largest_difference < 1e-3
-    assert peer.kendall_tau == 1
+    assert baseline.largest_difference < 1e-3
+    assert baseline.kendall_tau == 1
 
 
 def test_sentence_transformers_scores_mini_as_we_do():

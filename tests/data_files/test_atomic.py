@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.data_files.atomic import replacement, replacing, write_json
+from mistral_rerank.data_files.atomic import atomic_write, replacement, write_json
 from mistral_rerank.data_files.pairs import BLOCK, score_file, score_lines
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_fails_half_way_leaves_what_was_there(tmp_path):
     (tmp_path / "kept").write_text("old")
 
     def write():
-        with replacing(tmp_path / "kept") as lines:
+        with atomic_write(tmp_path / "kept") as lines:
             lines.write("new")
             raise KeyboardInterrupt
 
@@ -141,7 +141,7 @@ def test_threads_that_write_one_file_each_leave_it_whole(tmp_path):
 
 
 def test_two_that_write_at_once_do_not_meet(tmp_path):
-    with replacing(tmp_path / "x") as one, replacing(tmp_path / "x") as two:
+    with atomic_write(tmp_path / "x") as one, atomic_write(tmp_path / "x") as two:
         one.write("one")
         two.write("two")
     assert (tmp_path / "x").read_text() == "one", "the last to finish"

@@ -108,9 +108,7 @@ def test_files_and_figures_of_an_evaluation(small, tmp_path):
 def test_the_mean_is_that_of_the_sets_and_wins_are_counted(small, tmp_path):
     shutil.copytree(small, tmp_path / "other")
     (tmp_path / "other" / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq2\td\t1\n")
-    one, two, mean = evaluate(
-        LengthReranker(), EvaluationSettings(data=(small, tmp_path / "other")), tmp_path / "out"
-    )
+    one, two, mean = evaluate(LengthReranker(), EvaluationSettings(data=(small, tmp_path / "other")), tmp_path / "out")
     assert (mean.name, mean.queries) == ("mean", 5)
     assert mean.reranked["MRR"] == pytest.approx((one.reranked["MRR"] + two.reranked["MRR"]) / 2)
     assert (two.wins, two.losses) == (0, 1)

@@ -87,18 +87,14 @@ def test_plots_show_the_figures_of_the_evaluation(made):
     gains, _, facts, hostile, depths, latency, reliability = drawings(made[0].read_text("utf-8"))
     of_sets = [figure.name for figure in made[1]]
     texts = [[text.text for text in svg.iterfind(".//{*}text")] for svg in (gains, depths, latency, reliability)]
-    assert (
-        [text for text in texts[0] if not re.search(r"\d", text)] == of_sets == ["facts", "hostile <b>$set$", "mean"]
-    )
+    assert [text for text in texts[0] if not re.search(r"\d", text)] == of_sets == ["facts", "hostile <b>$set$", "mean"]
     assert [text for text in texts[1] if text.isdigit()] == ["0", "2", "5", "10", "20"]
     for words in texts[1:3]:
         assert words[-3:] == ["nDCG@10", "Recall@5", "MRR"]
     assert {"probability", "share relevant", "current"} <= set(texts[3])
     points = [len(svg.findall(".//{*}g[@clip-path]/{*}use")) for svg in (gains, depths, latency, reliability)]
     assert points == [3, 3 * 5, 3 * 4, 15]
-    assert all("#d62728" in ElementTree.tostring(svg, encoding="unicode") for svg in (facts, hostile)), (
-        "losses are red"
-    )
+    assert all("#d62728" in ElementTree.tostring(svg, encoding="unicode") for svg in (facts, hostile)), "losses are red"
 
 
 def test_figures_are_those_of_the_evaluation(page, made):
@@ -183,9 +179,9 @@ def test_the_page_fits_a_narrow_window_and_follows_the_scheme(browser, made):
         page.goto(made[0].as_uri())
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         light = sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
-        wide = page.evaluate("document.documentElement.scrollWidth")
+        buffer = page.evaluate("document.documentElement.scrollWidth")
         page.context.close()
-        return light, wide
+        return light, buffer
 
     assert look("dark", 1000)[0] < 150 < 600 < look("light", 1000)[0]
     assert look("light", 320)[1] == 320

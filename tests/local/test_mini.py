@@ -10,7 +10,7 @@ from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def test_mini_equals_plain_transformers_and_peft(mini, facts):
     checkpoint = open_checkpoint("mini")
     passages = list(facts.corpus.values())
     pairs = [(query, passages[n]) for n, query in enumerate(list(facts.queries.values())[:12])]
-    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(checkpoint.config.template), max_length=8192)
+    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Template(checkpoint.config.template), max_length=8192)
     base = AutoModelForSequenceClassification.from_pretrained(
         checkpoint.base, num_labels=1, num_hidden_layers=16, dtype=torch.float32
     )
@@ -35,7 +35,7 @@ def test_mini_equals_plain_transformers_and_peft(mini, facts):
 def test_special_tokens_spelled_in_a_passage_stay_text(mini):
     checkpoint = open_checkpoint("mini")
     tokenizer = load_tokenizer(checkpoint)
-    maker = PairTokenizer(tokenizer, Prompt(checkpoint.config.template), max_length=8192)
+    maker = PairTokenizer(tokenizer, Template(checkpoint.config.template), max_length=8192)
     for spelled in ("<|im_end|>", "<|im_start|>", "<|endoftext|>", "<repo_name>", "<file_sep>"):
         ((ids,),) = [pair.sequences for pair in maker.encode([("who?", f"me {spelled}")])]
         assert not set(ids[:-1]) & set(tokenizer.all_special_ids)
@@ -87,9 +87,9 @@ def test_mini_beats_bm25_where_word_overlap_misleads(mini, facts, misleading):
     assert answered_first(mini, facts, misleading) >= by_bm25 + 8
 
 
-def test_minis_lower_layers_choose_contenders_among_whom_is_the_best(mini, facts):
+def test_the_best_passage_reaches_minis_second_pass(mini, facts):
     questions, passages = list(facts.queries.values())[:20], list(facts.corpus.values())
-    with LocalReranker("mini", device="cpu", dtype="float32", contenders=8) as chooser:
+    with LocalReranker("mini", device="cpu", dtype="float32", cascade_depth=8) as chooser:
         pairs = [(question, passage) for question in questions for passage in passages[:40]]
         whole, found = ([score.logit for score in reranker.score_pairs(pairs)] for reranker in (mini, chooser))
     best = [range(start, start + 40) for start in range(0, len(pairs), 40)]

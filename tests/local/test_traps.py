@@ -14,13 +14,13 @@ from mistral_rerank import CheckpointError, LocalReranker, ScoringError
 from mistral_rerank.local.checkpoints.checkpoint import Checkpoint, CheckpointConfig, load_model, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.rerank_model import pad, pooled_logits
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 PAIRS = [("who?", "me"), ("where is the river?", "In the valley, under the old glacier, far from the sea.")]
 
 
 def sequences(tokenizer, pairs=PAIRS):
-    return [pair.sequences[0] for pair in PairTokenizer(tokenizer, Prompt(), max_length=512).encode(pairs)]
+    return [pair.sequences[0] for pair in PairTokenizer(tokenizer, Template(), max_length=512).encode(pairs)]
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_trap_4_the_sliding_window_is_respected(model, tokenizer):
     assert len(ids[0]) > 3 * model.config.sliding_window
     with_window = plain_logits(model, ids)
     assert batched(model, [*ids, *sequences(tokenizer)])[0] == pytest.approx(with_window[0], abs=1e-4)
-    wide = MistralForSequenceClassification(tiny_config(len(tokenizer), sliding_window=None)).eval()
-    wide.load_state_dict(model.state_dict())
-    assert batched(wide, ids)[0] != pytest.approx(with_window[0], abs=1e-3)
+    buffer = MistralForSequenceClassification(tiny_config(len(tokenizer), sliding_window=None)).eval()
+    buffer.load_state_dict(model.state_dict())
+    assert batched(buffer, ids)[0] != pytest.approx(with_window[0], abs=1e-3)
 
 
 def test_trap_5_attention_that_cannot_be_run_is_refused_not_run_causally(tiny, tmp_path):
@@ -82,7 +82,7 @@ def test_trap_6_a_pair_is_one_text_with_one_start_token(tokenizer):
 
 def test_trap_7_question_and_passage_are_tokenized_together(tokenizer):
     template = "{query}{passage}"
-    maker = PairTokenizer(tokenizer, Prompt(template), max_length=512)
+    maker = PairTokenizer(tokenizer, Template(template), max_length=512)
     ((ids,),) = [pair.sequences for pair in maker.encode([("the gla", "cier")])]
     assert ids == [*tokenizer("the glacier").input_ids, tokenizer.eos_token_id]
     apart = tokenizer("the gla").input_ids + tokenizer("cier", add_special_tokens=False).input_ids
@@ -90,7 +90,7 @@ def test_trap_7_question_and_passage_are_tokenized_together(tokenizer):
 
 
 def test_trap_8_truncation_keeps_the_question_and_the_end_token(tokenizer):
-    maker = PairTokenizer(tokenizer, Prompt(), max_length=40)
+    maker = PairTokenizer(tokenizer, Template(), max_length=40)
     ((ids,),) = [pair.sequences for pair in maker.encode([("where is it?", "far away " * 100)])]
     assert (len(ids), ids[-1]) == (40, tokenizer.eos_token_id)
     assert tokenizer.decode(ids).startswith("<s>question:where is it?")

@@ -5,14 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mistral_rerank import InvalidInputError, Score
-from mistral_rerank.protocols import CONTRACTS, RerankReply, RerankRequest
+from mistral_rerank.protocols import PROTOCOLS, RerankReply, RerankRequest
 from mistral_rerank.protocols.replies import read_scores
 from mistral_rerank.reranker import order
 
 texts = st.text(max_size=30)
-every_contract = pytest.mark.parametrize("contract", CONTRACTS.values(), ids=CONTRACTS)
+every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
 
-# From the documentation that each contract names.
+# From the documentation that each protocol names.
 BODIES = {
     "nvidia": {"model": "m", "query": {"text": "q"}, "passages": [{"text": "a"}, {"text": "b"}], "truncate": "END"},
     "cohere": {"model": "m", "query": "q", "documents": ["a", "b"], "top_n": 2},
@@ -31,31 +31,31 @@ BODIES = {
 }
 
 
-@every_contract
-def test_the_body_of_a_request(contract):
-    assert contract.write_request(RerankRequest("q", ("a", "b"), model="m")) == BODIES[contract.name]
+@every_protocol
+def test_the_body_of_a_request(protocol):
+    assert protocol.write_request(RerankRequest("q", ("a", "b"), model="m")) == BODIES[protocol.name]
 
 
-@every_contract
+@every_protocol
 @given(query=texts, passages=st.lists(texts, min_size=1, max_size=5), model=st.none() | texts, truncate=st.booleans())
-def test_a_server_reads_what_a_client_wrote(contract, query, passages, model, truncate):
-    request = RerankRequest(query, tuple(passages), model=model, truncate=truncate, unit=contract.unit)
-    read = contract.read_request(json.loads(json.dumps(contract.write_request(request))))
-    assert (read.query, read.passages, read.unit) == (query, tuple(passages), contract.unit)
-    if contract.name != "tei":
+def test_a_server_reads_what_a_client_wrote(protocol, query, passages, model, truncate):
+    request = RerankRequest(query, tuple(passages), model=model, truncate=truncate, unit=protocol.unit)
+    read = protocol.read_request(json.loads(json.dumps(protocol.write_request(request))))
+    assert (read.query, read.passages, read.unit) == (query, tuple(passages), protocol.unit)
+    if protocol.name != "tei":
         assert read.model == (model if model and model.strip() else None)
-    if contract.name not in ("cohere", "jina"):  # they always cut
+    if protocol.name not in ("cohere", "jina"):  # they always cut
         assert read.truncate == truncate
 
 
-@every_contract
+@every_protocol
 @given(logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=6))
-def test_a_client_reads_what_a_server_wrote(contract, logits):
+def test_a_client_reads_what_a_server_wrote(protocol, logits):
     passages = [f"p{position}" for position in range(len(logits))]
     scores = [Score.from_logit(logit) for logit in logits]
-    request = RerankRequest("q", tuple(passages), unit=contract.unit)
-    body = contract.write_reply(request, RerankReply(tuple(order(passages, scores)), "m", "id"))
-    found = read_scores(json.dumps(body).encode(), count=len(passages), unit=contract.unit)
+    request = RerankRequest("q", tuple(passages), unit=protocol.unit)
+    body = protocol.write_reply(request, RerankReply(tuple(order(passages, scores)), "m", "id"))
+    found = read_scores(json.dumps(body).encode(), count=len(passages), unit=protocol.unit)
     assert found.scores == scores
     assert found.calibrated
 
@@ -77,24 +77,24 @@ def test_a_client_reads_what_a_server_wrote(contract, logits):
 )
 def test_a_body_that_does_not_fit_is_refused_by_field_without_its_content(name, body, named):
     with pytest.raises(InvalidInputError, match=named) as refused:
-        CONTRACTS[name].read_request(body)
+        PROTOCOLS[name].read_request(body)
     assert "secret" not in str(refused.value)
 
 
 def test_what_only_some_clients_send_is_understood():
     nvidia = {"query": {"text": "q"}, "passages": [{"text": "a"}], "top_k": 1, "unknown": 1}
-    assert CONTRACTS["nvidia"].read_request(nvidia).top_n == 1
-    assert CONTRACTS["nvidia"].read_request(nvidia).truncate is False
+    assert PROTOCOLS["nvidia"].read_request(nvidia).top_n == 1
+    assert PROTOCOLS["nvidia"].read_request(nvidia).truncate is False
     cohere = {"query": "q", "documents": [{"text": "a"}, "b"], "return_documents": True, "rank_fields": ["text"]}
-    assert CONTRACTS["cohere"].read_request(cohere).passages == ("a", "b")
-    assert CONTRACTS["vllm"].read_request({"query": "q", "documents": ["a"], "top_n": 0}).top_n is None
-    assert CONTRACTS["voyage"].read_request({"query": "q", "documents": ["a"], "top_k": 3}).top_n == 3
+    assert PROTOCOLS["cohere"].read_request(cohere).passages == ("a", "b")
+    assert PROTOCOLS["vllm"].read_request({"query": "q", "documents": ["a"], "top_n": 0}).top_n is None
+    assert PROTOCOLS["voyage"].read_request({"query": "q", "documents": ["a"], "top_k": 3}).top_n == 3
 
 
 @pytest.mark.parametrize(("name", "document"), [("jina", {"text": "a"}), ("voyage", "a")])
 def test_documents_come_back_when_they_are_asked_for(name, document):
-    contract = CONTRACTS[name]
-    request = contract.read_request({"query": "q", "documents": ["a"], "return_documents": True})
-    reply = contract.write_reply(request, RerankReply(tuple(order(["a"], [Score.from_logit(0)])), "m", "id"))
+    protocol = PROTOCOLS[name]
+    request = protocol.read_request({"query": "q", "documents": ["a"], "return_documents": True})
+    reply = protocol.write_reply(request, RerankReply(tuple(order(["a"], [Score.from_logit(0)])), "m", "id"))
     (entry,) = reply.get("results") or reply.get("data")
     assert entry == {"index": 0, "logit": 0.0, "probability": 0.5, "relevance_score": 0.5, "document": document}

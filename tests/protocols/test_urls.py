@@ -1,7 +1,7 @@
 import pytest
 
 from mistral_rerank import SettingsError
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.urls import candidates, clean_url, request_url, same_owner, vendor_of
 
 HOSTED = "https://ai.api.nvidia.com/v1/retrieval/nvidia"
@@ -37,7 +37,7 @@ HOSTED = "https://ai.api.nvidia.com/v1/retrieval/nvidia"
     ],
 )
 def test_every_form_of_base_url_leads_to_the_route(base_url, protocol, expected):
-    assert request_url(clean_url(base_url), CONTRACTS[protocol], "m") == expected
+    assert request_url(clean_url(base_url), PROTOCOLS[protocol], "m") == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_base_url_that_cannot_be_meant_is_refused_without_repeating_secrets(ba
 
 
 def test_auto_tries_nvidias_order_then_the_routes_of_other_servers():
-    tried = [(contract.name, url) for contract, url in candidates("http://h/v1", "auto", "m")]
+    tried = [(protocol.name, url) for protocol, url in candidates("http://h/v1", "auto", "m")]
     assert tried == [
         ("nvidia", "http://h/v1/ranking"),
         ("jina", "http://h/v1/rerank"),
@@ -143,10 +143,10 @@ def test_what_goes_to_one_url_may_go_to_another_of_the_same_host_or_vendor():
     ],
 )
 def test_auto_knows_vendors_and_complete_routes(base_url, names):
-    assert [contract.name for contract, _ in candidates(base_url, "auto", "m")] == names
+    assert [protocol.name for protocol, _ in candidates(base_url, "auto", "m")] == names
 
 
 @pytest.mark.parametrize("protocol", ["vllm", "tei"])
-def test_a_contract_without_a_vendor_needs_a_base_url(protocol):
+def test_a_protocol_without_a_vendor_needs_a_base_url(protocol):
     with pytest.raises(SettingsError, match="needs a base_url"):
         candidates(None, protocol, "m")

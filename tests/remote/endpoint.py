@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from mistral_rerank import InvalidInputError, RankedPassage, Score
-from mistral_rerank.protocols import CONTRACTS, RerankReply
+from mistral_rerank.protocols import PROTOCOLS, RerankReply
 from mistral_rerank.reranker import order
 
 
@@ -64,7 +64,7 @@ class Exchange:
         self.handler.rfile.close()
         self.handler.connection.close()
 
-    def answer(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+    def response(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.head(status, len(content), {"Content-Type": "application/json"} | (headers or {}))
         self.write(content)
@@ -74,39 +74,39 @@ Behaviour = Callable[[Exchange], None]
 
 
 def speaks(protocol: str, *, most: int | None = None, path: str | None = None) -> Behaviour:
-    """Answers as the contract says, on its own path alone; refuses more than `most` passages as TEI does."""
-    contract = CONTRACTS[protocol]
+    """Answers as the protocol says, on its own path alone; refuses more than `most` passages as TEI does."""
+    protocol = PROTOCOLS[protocol]
 
     def behave(exchange: Exchange) -> None:
-        if exchange.request.path != (path or contract.path):
-            exchange.answer(404, b"404 page not found\n", {"Content-Type": "text/plain"})
+        if exchange.request.path != (path or protocol.path):
+            exchange.response(404, b"404 page not found\n", {"Content-Type": "text/plain"})
             return
         try:
-            request = contract.read_request(exchange.request.body)
+            request = protocol.read_request(exchange.request.body)
         except InvalidInputError as error:
-            exchange.answer(422, {"detail": str(error)})
+            exchange.response(422, {"detail": str(error)})
             return
         if most is not None and len(request.passages) > most:
             message = f"batch size {len(request.passages)} > maximum allowed batch size {most}"
-            exchange.answer(422, {"error": message, "error_type": "Validation"})
+            exchange.response(422, {"error": message, "error_type": "Validation"})
             return
         reply = RerankReply(tuple(expected(request.passages)), "m", "id", 1)
-        exchange.answer(200, contract.write_reply(request, reply))
+        exchange.response(200, protocol.write_reply(request, reply))
 
     return behave
 
 
 def gives(status: int, body: Any, headers: dict[str, str] | None = None) -> Behaviour:
-    return lambda exchange: exchange.answer(status, body, headers)
+    return lambda exchange: exchange.response(status, body, headers)
 
 
 def rankings(change: Callable[[list[dict[str, Any]]], Any]) -> Behaviour:
     """The right NIM answer, changed."""
 
     def behave(exchange: Exchange) -> None:
-        request = CONTRACTS["nvidia"].read_request(exchange.request.body)
+        request = PROTOCOLS["nvidia"].read_request(exchange.request.body)
         right = [{"index": place.index, "logit": place.score.logit} for place in expected(request.passages)]
-        exchange.answer(200, {"rankings": change(right)})
+        exchange.response(200, {"rankings": change(right)})
 
     return behave
 

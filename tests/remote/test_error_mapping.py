@@ -8,14 +8,14 @@ from support import LengthReranker
 from mistral_rerank import InputTooLongError, RemoteReranker, errors
 from mistral_rerank.remote.error_mapping import failure, is_retryable, retry_after
 from mistral_rerank.remote.rate_limit import RateLimit, Retries
-from mistral_rerank.remote.transport import Answer
+from mistral_rerank.remote.transport import Response
 
 INVALID_TOKEN = 'Bearer error="invalid_token", error_description="expired"'
 
 
 def of(status, body=b"", headers=None):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return failure(Answer(status, headers or {}, content), url="http://h/v1", request_id="ours", hide=str)
+    return failure(Response(status, headers or {}, content), url="http://h/v1", request_id="ours", hide=str)
 
 
 @pytest.mark.parametrize(

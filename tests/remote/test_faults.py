@@ -43,9 +43,7 @@ HEALED = {
     **{f"status {status}": gives(status, {"detail": "x"}) for status in (408, 409, 425, 429, 500, 502, 503, 504)},
     "429 with seconds": gives(429, {}, {"Retry-After": "0"}),
     "429 with milliseconds": gives(429, {}, {"Retry-After-Ms": "1"}),
-    "429 with a date": gives(
-        429, {}, {"Retry-After": format_datetime(datetime(2020, 1, 1, tzinfo=UTC), usegmt=True)}
-    ),
+    "429 with a date": gives(429, {}, {"Retry-After": format_datetime(datetime(2020, 1, 1, tzinfo=UTC), usegmt=True)}),
     "a missing ranking": rankings(lambda found: found[:-1]),
     "a ranking twice": rankings(lambda found: [*found[:-1], found[0]]),
     "an index out of range": rankings(lambda found: [{**found[0], "index": 5}, *found[1:]]),

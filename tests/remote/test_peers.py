@@ -16,8 +16,8 @@ PASSAGES = [f"passage {number}" for number in range(20)]
 @pytest.fixture
 def nim():
     models = gives(200, {"object": "list", "data": [{"id": MODEL, "object": "model", "root": MODEL}]})
-    answer = speaks("nvidia")
-    with Endpoint(lambda exchange: (models if exchange.request.method == "GET" else answer)(exchange)) as endpoint:
+    response = speaks("nvidia")
+    with Endpoint(lambda exchange: (models if exchange.request.method == "GET" else response)(exchange)) as endpoint:
         yield endpoint
 
 
@@ -28,8 +28,8 @@ def ours(nim, **settings):
 
 @pytest.mark.parametrize(("truncate", "overflow"), [("END", "truncate"), ("NONE", "error")])
 def test_langchain_sends_the_same_body_and_gets_the_same_order(nim, truncate, overflow):
-    peer = LangChainNvidia(base_url=f"{nim.url}/v1", model=MODEL, top_n=20, truncate=truncate)
-    documents = peer.compress_documents([Document(page_content=text) for text in PASSAGES], "which?")
+    baseline = LangChainNvidia(base_url=f"{nim.url}/v1", model=MODEL, top_n=20, truncate=truncate)
+    documents = baseline.compress_documents([Document(page_content=text) for text in PASSAGES], "which?")
     theirs = nim.bodies[-1]
     order, body = ours(nim, overflow=overflow)
     assert body == theirs
@@ -38,9 +38,9 @@ def test_langchain_sends_the_same_body_and_gets_the_same_order(nim, truncate, ov
 
 @pytest.mark.parametrize(("truncate", "overflow"), [("END", "truncate"), ("NONE", "error")])
 def test_llama_index_sends_the_same_body_and_gets_the_same_order(nim, truncate, overflow):
-    peer = LlamaIndexNvidia(base_url=f"{nim.url}/v1", model=MODEL, top_n=20, truncate=truncate)
+    baseline = LlamaIndexNvidia(base_url=f"{nim.url}/v1", model=MODEL, top_n=20, truncate=truncate)
     nodes = [NodeWithScore(node=TextNode(text=text)) for text in PASSAGES]
-    found = peer.postprocess_nodes(nodes, query_str="which?")
+    found = baseline.postprocess_nodes(nodes, query_str="which?")
     theirs = nim.bodies[-1]
     order, body = ours(nim, overflow=overflow)
     assert body == theirs

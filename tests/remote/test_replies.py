@@ -7,7 +7,7 @@ import pytest
 from remote.endpoint import Endpoint, expected, gives, logit_of, speaks
 
 from mistral_rerank import RemoteReranker, errors
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.remote import session as session_module
 from mistral_rerank.reranker import sigmoid
 
@@ -23,10 +23,10 @@ def scores_by(protocol, score, *, key=None):
     """Answers with a score of one's choice, in the words of servers that are not ours."""
 
     def behave(exchange):
-        request = CONTRACTS[protocol].read_request(exchange.request.body)
+        request = PROTOCOLS[protocol].read_request(exchange.request.body)
         name = key or {"nvidia": "logit", "tei": "score"}.get(protocol, "relevance_score")
         entries = [{"index": index, name: score(text)} for index, text in enumerate(request.passages)]
-        exchange.answer(200, entries if protocol == "tei" else {"results": entries})
+        exchange.response(200, entries if protocol == "tei" else {"results": entries})
 
     return behave
 
@@ -52,7 +52,7 @@ def test_logits_of_unknown_calibration_are_warned_of_once(protocol, how, caplog)
     assert ["without a calibration" in record.message for record in caplog.records] == [True]
 
 
-@pytest.mark.parametrize("protocol", CONTRACTS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_calibrated_scores_are_not_warned_of(protocol, caplog):
     caplog.set_level(logging.WARNING)
     with (
@@ -128,7 +128,7 @@ def test_null_errors_are_no_errors():
 def test_a_servers_own_default_of_top_n_cuts_nothing(protocol, field):
     def cuts(exchange):
         body = exchange.request.body
-        speaks(protocol)(exchange) if field in body else exchange.answer(200, {"results": []})
+        speaks(protocol)(exchange) if field in body else exchange.response(200, {"results": []})
 
     with Endpoint(cuts) as endpoint, RemoteReranker("m", base_url=endpoint.url, protocol=protocol) as reranker:
         assert len(ask(reranker, PASSAGES)) == 100

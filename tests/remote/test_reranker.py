@@ -18,7 +18,7 @@ from mistral_rerank import (
     errors,
     open_reranker,
 )
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 
 PASSAGES = [f"passage {number}" for number in range(100)]
 
@@ -29,8 +29,8 @@ def nim():
         yield endpoint
 
 
-@pytest.mark.parametrize("protocol", CONTRACTS)
-def test_every_contract_gives_the_same_ranking(protocol):
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_gives_the_same_ranking(protocol):
     with (
         Endpoint(speaks(protocol)) as endpoint,
         open_reranker("m", backend="remote", base_url=endpoint.url, protocol=protocol) as reranker,
@@ -56,7 +56,7 @@ def test_every_contract_gives_the_same_ranking(protocol):
         ("jina", "/v3/rerank", 10),
     ],
 )
-def test_auto_finds_the_contract_once_and_remembers_it(protocol, path, tried):
+def test_auto_finds_the_protocol_once_and_remembers_it(protocol, path, tried):
     with (
         Endpoint(speaks(protocol, path=path)) as endpoint,
         open_reranker("m", backend="remote", base_url=endpoint.url) as reranker,
@@ -133,7 +133,7 @@ def test_without_a_model_the_first_request_goes_alone(nim):
         time.sleep(0.2)  # others would be there by now
         assert len(nim.requests) == 1
         listed.set()
-        exchange.answer(200, {"object": "list", "data": [{"id": "served"}]})
+        exchange.response(200, {"object": "list", "data": [{"id": "served"}]})
 
     nim.script.append(lists)
     with open_reranker(backend="remote", base_url=nim.url, protocol="nvidia") as reranker:
@@ -170,7 +170,7 @@ def test_a_call_is_split_within_the_limits_and_over_the_concurrency(count, setti
         with RemoteReranker("m", base_url=endpoint.url, **({"protocol": "nvidia"} | settings)) as reranker:
             scores = reranker.score_pairs([("q", passage) for passage in passages])
     assert [score.logit for score in scores] == [logit_of(passage) for passage in passages]
-    assert sorted(len(CONTRACTS[protocol].read_request(body).passages) for body in endpoint.bodies) == sizes
+    assert sorted(len(PROTOCOLS[protocol].read_request(body).passages) for body in endpoint.bodies) == sizes
 
 
 def test_a_call_is_split_by_bytes(nim):
@@ -211,8 +211,7 @@ def test_event_loops_one_after_the_other_and_threads_at_once(nim):
             assert asyncio.run(reranker.arank("q", PASSAGES)) == right
         found = []
         threads = [threading.Thread(target=lambda: found.append(reranker.rank("q", PASSAGES))) for _ in range(16)] + [
-            threading.Thread(target=lambda: found.append(asyncio.run(reranker.arank("q", PASSAGES))))
-            for _ in range(16)
+            threading.Thread(target=lambda: found.append(asyncio.run(reranker.arank("q", PASSAGES)))) for _ in range(16)
         ]
         for thread in threads:
             thread.start()
@@ -298,12 +297,12 @@ def test_a_forgotten_reranker_frees_its_threads(nim):
 
 
 def test_an_injected_transport_takes_the_place_of_the_network():
-    def answer(request: httpx.Request) -> httpx.Response:
+    def response(request: httpx.Request) -> httpx.Response:
         assert request.headers["x-team"] == "search"
         assert request.headers["user-agent"].startswith("mistral-rerank/")
         return httpx.Response(200, json=[{"index": 0, "score": 2.0}])
 
-    fake = httpx.MockTransport(answer)
+    fake = httpx.MockTransport(response)
     with RemoteReranker(
         "m", base_url="http://tei", protocol="tei", headers={"X-Team": "search"}, transport=fake, async_transport=fake
     ) as reranker:

@@ -17,11 +17,11 @@ from langchain_mistral_rerank import MistralRerank as LangChainRerank
 from llama_index_mistral_rerank import MistralRerank as LlamaIndexRerank
 from mistral_rerank import RemoteReranker, RerankError, RerankSettings, SettingsError, open_reranker
 from mistral_rerank.errors import RequestRefusedError
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 
 KEY = "nvapi-hunter2-0123456789"
 VENDORS = {"nvidia": "NVIDIA_API_KEY", "cohere": "CO_API_KEY", "jina": "JINA_API_KEY", "voyage": "VOYAGE_API_KEY"}
-PROTOCOLS = ["auto", *CONTRACTS]
+PROTOCOLS = ["auto", *PROTOCOLS]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def sent_to(url, **settings):
     """Give the requests to whatever host, by a transport that stands for the network."""
     requests = []
 
-    def answer(request: httpx.Request) -> httpx.Response:
+    def response(request: httpx.Request) -> httpx.Response:
         requests.append(request)
         if request.url.path.startswith("/status") or "/pexec/" in request.url.path:
             return httpx.Response(200, json=[{"index": 0, "logit": 1.0, "probability": 0.7}])
@@ -51,7 +51,7 @@ def sent_to(url, **settings):
         return httpx.Response(200, json=[{"index": 0, "logit": 1.0, "probability": 0.7}])
 
     with RemoteReranker(
-        "m", base_url=url, transport=httpx.MockTransport(answer), poll_wait=0, **settings
+        "m", base_url=url, transport=httpx.MockTransport(response), poll_wait=0, **settings
     ) as reranker:
         reranker.rank("q", ["one"])
     return requests
@@ -112,9 +112,7 @@ def test_the_key_goes_to_a_status_url_of_the_same_host_or_vendor_alone():
 
 
 def test_headers_are_sent_once_whatever_their_case_and_may_replace_the_bearer_token():
-    (request,) = sent_to(
-        "http://h", protocol="tei", api_key="k", headers={"API-Key": KEY, "AUTHORIZATION": "Basic x"}
-    )
+    (request,) = sent_to("http://h", protocol="tei", api_key="k", headers={"API-Key": KEY, "AUTHORIZATION": "Basic x"})
     assert request.headers.get_list("api-key") == [KEY]
     assert request.headers.get_list("authorization") == ["Basic x"]
 

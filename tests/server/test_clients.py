@@ -52,7 +52,7 @@ def nodes():
         ("voyage", "/v1"),
     ],
 )
-def test_our_remote_backend_gives_the_local_scores_in_every_contract(served, expected, protocol, path):
+def test_our_remote_backend_gives_the_local_scores_in_every_protocol(served, expected, protocol, path):
     with RemoteReranker("tiny", base_url=served[1] + path, protocol=protocol) as remote:
         found = remote.rank(QUERY, PASSAGES)
     assert [place.index for place in found] == [place.index for place in expected]

@@ -57,8 +57,7 @@ def ask_litellm(url: str, route: str, query: str = QUERY, suffix: str = ""):
         query=query,
         documents=PASSAGES,
         top_n=3,
-        return_documents=route
-        != "infinity",  # whose documents come back as bare texts, and which no mark tells apart
+        return_documents=route != "infinity",  # whose documents come back as bare texts, and which no mark tells apart
         api_base=url + path,
         api_key="any",
         max_retries=0,
@@ -68,7 +67,7 @@ def ask_litellm(url: str, route: str, query: str = QUERY, suffix: str = ""):
 @pytest.mark.parametrize("route", ROUTES)
 def test_litellms_rerank_routes(served, expected, route):
     found = ask_litellm(served[1], route).results
-    if route == "huggingface":  # TEI's contract has no top_n
+    if route == "huggingface":  # TEI's protocol has no top_n
         assert len(found) == len(PASSAGES)
         found = found[:3]
     assert [place["index"] for place in found] == [place.index for place in expected[:3]]

@@ -13,9 +13,7 @@ from mistral_rerank.settings import describe
 def serve_with(tmp_path, monkeypatch):
     """A function that starts `serve` with a key file of this content; gives the keys, or the refusal."""
     served = []
-    monkeypatch.setattr(
-        "mistral_rerank.server.lifecycle.serve", lambda _, settings, **options: served.append(settings)
-    )
+    monkeypatch.setattr("mistral_rerank.server.lifecycle.serve", lambda _, settings, **options: served.append(settings))
 
     def call(content: bytes) -> list[str] | str:
         file = tmp_path / "keys"

@@ -3,17 +3,17 @@
 import pytest
 
 from mistral_rerank import InvalidInputError
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 
 TEXTS = {
     "nvidia": {"query": {"text": "q"}, "passages": [{"text": "a"}]},
     "tei": {"query": "q", "texts": ["a"]},
 }
-BODIES = {name: TEXTS.get(name, {"query": "q", "documents": ["a"]}) for name in CONTRACTS}
+BODIES = {name: TEXTS.get(name, {"query": "q", "documents": ["a"]}) for name in PROTOCOLS}
 OPTIONAL = [
     (name, field)
-    for name, contract in CONTRACTS.items()
-    for field, described in contract.body.model_fields.items()
+    for name, protocol in PROTOCOLS.items()
+    for field, described in protocol.body.model_fields.items()
     if not described.is_required()
 ]
 FLAGS = [
@@ -32,26 +32,26 @@ NUMBERS = [("nvidia", "top_k"), ("cohere", "top_n"), ("vllm", "top_n"), ("voyage
 
 @pytest.mark.parametrize(("name", "field"), OPTIONAL)
 def test_null_in_an_optional_field_means_absent(name, field):
-    read = CONTRACTS[name].read_request
+    read = PROTOCOLS[name].read_request
     assert read(BODIES[name] | {field: None}) == read(BODIES[name])
 
 
 @pytest.mark.parametrize("text", ["true", "True", "false", "False"])
 @pytest.mark.parametrize(("name", "field"), FLAGS)
 def test_a_flag_may_be_a_string(name, field, text):
-    read = CONTRACTS[name].read_request
+    read = PROTOCOLS[name].read_request
     assert read(BODIES[name] | {field: text}) == read(BODIES[name] | {field: text.lower() == "true"})
 
 
 @pytest.mark.parametrize(("name", "field"), NUMBERS)
 def test_a_number_may_be_a_string(name, field):
-    assert CONTRACTS[name].read_request(BODIES[name] | {field: "2"}).top_n == 2
+    assert PROTOCOLS[name].read_request(BODIES[name] | {field: "2"}).top_n == 2
 
 
-@pytest.mark.parametrize("name", [name for name in CONTRACTS if name != "tei"])
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name != "tei"])
 @pytest.mark.parametrize("blank", ["", " "])
 def test_a_blank_model_is_none(name, blank):
-    assert CONTRACTS[name].read_request(BODIES[name] | {"model": blank}).model is None
+    assert PROTOCOLS[name].read_request(BODIES[name] | {"model": blank}).model is None
 
 
 @pytest.mark.parametrize(
@@ -74,14 +74,14 @@ def test_a_blank_model_is_none(name, blank):
 )
 def test_what_is_required_stays_strict(name, body):
     with pytest.raises(InvalidInputError):
-        CONTRACTS[name].read_request(BODIES[name] | body)
+        PROTOCOLS[name].read_request(BODIES[name] | body)
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 def test_of_a_list_of_faults_one_is_told(name):
     field = next(field for field in ("passages", "documents", "texts") if field in BODIES[name])
     with pytest.raises(InvalidInputError) as caught:
-        CONTRACTS[name].read_request(BODIES[name] | {field: [1] * 500})
+        PROTOCOLS[name].read_request(BODIES[name] | {field: [1] * 500})
     assert f"{field}.0" in str(caught.value)
     assert f"{field}.1" not in str(caught.value)
     assert len(str(caught.value)) <= 500

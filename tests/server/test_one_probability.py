@@ -8,7 +8,7 @@ from server.running import running
 from support import LengthReranker
 
 from mistral_rerank import RemoteReranker, Score
-from mistral_rerank.protocols import CONTRACTS, RerankRequest
+from mistral_rerank.protocols import PROTOCOLS, RerankRequest
 
 PASSAGES = [f"{'x' * length}" for length in (1, 7, 3, 40, 90, 91, 2, 3)]
 
@@ -33,7 +33,7 @@ def expected():
 
 @pytest.mark.parametrize("min_score", [None, 0.5])
 @pytest.mark.parametrize("score_unit", ["auto", "logit", "probability"])
-@pytest.mark.parametrize("protocol", ["auto", *CONTRACTS])
+@pytest.mark.parametrize("protocol", ["auto", *PROTOCOLS])
 def test_our_client_gets_one_probability_and_one_order_in_every_protocol(
     url, expected, protocol, score_unit, min_score, caplog
 ):
@@ -48,16 +48,16 @@ def test_our_client_gets_one_probability_and_one_order_in_every_protocol(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("protocol", CONTRACTS)
-def test_every_reply_keeps_the_contracts_own_score(url, protocol):
-    contract = CONTRACTS[protocol]
-    request = RerankRequest("q", tuple(PASSAGES), unit=contract.unit)
-    body = httpx.post(url + contract.path, json=contract.write_request(request)).json()
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_reply_keeps_the_protocols_own_score(url, protocol):
+    protocol = PROTOCOLS[protocol]
+    request = RerankRequest("q", tuple(PASSAGES), unit=protocol.unit)
+    body = httpx.post(url + protocol.path, json=protocol.write_request(request)).json()
     entries = body if protocol == "tei" else next(value for value in body.values() if isinstance(value, list))
     name = {"nvidia": "logit", "tei": "score"}.get(protocol, "relevance_score")
     assert len(entries) == len(PASSAGES)
     for entry in entries:
-        assert entry[name] == entry[contract.unit]
+        assert entry[name] == entry[protocol.unit]
 
 
 def test_a_model_of_another_name_is_an_error_with_auto(url):

@@ -28,9 +28,7 @@ BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 
 KEY = "sk-of-this-test"
-NASTY = (
-    "it's \"so\" \\n ${HOME} `id` $(id) !! %s {x}\n'''\"\"\"\\\nnext \\' </script><!-- é 漢 🙂 \u2028 \u202e end\\"
-)
+NASTY = "it's \"so\" \\n ${HOME} `id` $(id) !! %s {x}\n'''\"\"\"\\\nnext \\' </script><!-- é 漢 🙂 \u2028 \u202e end\\"
 HOSTILE = ["<img src=x onerror=\"window.hacked = 'yes'\"><script>window.hacked = 'yes'</script>", NASTY, "plain"]
 TABS = ["curl", "Python", "JavaScript", "LangChain", "LlamaIndex"]
 
@@ -316,9 +314,7 @@ def test_the_page_works_behind_a_prefix(visit, page_url):
     page = visit()
     page.route(
         "**/proxy/**",
-        lambda route: route.fulfill(
-            response=route.fetch(url=f"{page_url}{route.request.url.partition('/proxy/')[2]}")
-        ),
+        lambda route: route.fulfill(response=route.fetch(url=f"{page_url}{route.request.url.partition('/proxy/')[2]}")),
     )
     page.goto(f"{page_url}proxy/")
     fill(page, "which?", ["a", "bb"])

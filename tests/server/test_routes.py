@@ -1,4 +1,4 @@
-"""Every route in the words of its contract, errors included, over a real connection."""
+"""Every route in the words of its protocol, errors included, over a real connection."""
 
 import math
 import re
@@ -226,7 +226,7 @@ def test_the_openapi_document_says_how_many_passages_a_request_may_hold():
     assert found == [600, 600, 600, 512]
 
 
-def test_strict_refuses_fields_that_the_contract_lacks():
+def test_strict_refuses_fields_that_the_protocol_lacks():
     with running(LengthReranker(), strict=True) as url:
         assert httpx.post(url + "/v1/ranking", json=NVIDIA).status_code == 200
         reply = httpx.post(url + "/v1/ranking", json=NVIDIA | {"secret": 1})
@@ -252,9 +252,7 @@ def test_origins_that_are_named_may_call_from_a_page():
         ({"text_1": ["q", "r"], "text_2": ["bbb", "a"]}, [3.0, 1.0]),
     ],
 )
-def test_vllms_score_api_gives_scores_in_the_requests_order(
-    client: httpx.Client, path: str, texts: dict, scores: list
-):
+def test_vllms_score_api_gives_scores_in_the_requests_order(client: httpx.Client, path: str, texts: dict, scores: list):
     reply = client.post(path, json=texts | {"use_activation": False}).json()
     assert reply["data"] == [{"index": at, "object": "score", "score": score} for at, score in enumerate(scores)]
     assert (reply["object"], reply["model"]) == ("list", "length")
@@ -296,7 +294,7 @@ def test_head_answers_like_get_without_a_body(client: httpx.Client, path: str):
     assert (reply.status_code, reply.content) == (200, b"")
 
 
-def test_null_in_anothers_mark_leaves_the_contract(client: httpx.Client):
+def test_null_in_anothers_mark_leaves_the_protocol(client: httpx.Client):
     reply = client.post("/rerank", json=COHERE | {"texts": None, "top_k": None, "use_activation": None, "top_n": 1})
     assert [place["index"] for place in reply.json()["results"]] == [1]
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from server.running import running
 from support import LengthReranker
 
-from mistral_rerank.protocols import CONTRACTS, RerankRequest
+from mistral_rerank.protocols import PROTOCOLS, RerankRequest
 from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingReply
 from mistral_rerank.protocols.tei import TeiRank
@@ -87,18 +87,18 @@ def test_the_server_keeps_to_its_openapi_document(client, operation, mode, data)
     case.call_and_validate(base_url=str(client.base_url))
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 @given(request=requests)
 @few
 def test_every_valid_body_is_ranked(client, name, request):
-    contract = CONTRACTS[name]
-    reply = client.post(contract.path, json=contract.write_request(request))
+    protocol = PROTOCOLS[name]
+    reply = client.post(protocol.path, json=protocol.write_request(request))
     assert reply.status_code == 200, reply.text
     TypeAdapter(REPLIES[name]).validate_python(reply.json(), strict=True)
     wanted = sorted(range(len(request.passages)), key=lambda index: (-len(request.passages[index]), index))
     places = reply.json() if name == "tei" else next(v for v in reply.json().values() if isinstance(v, list))
     assert [place["index"] for place in places] == wanted
-    unit = request.unit if name in ("tei", "vllm") else contract.unit
+    unit = request.unit if name in ("tei", "vllm") else protocol.unit
     for place in places:
         logit = float(len(request.passages[place["index"]]))
         score = next(place[key] for key in ("logit", "score", "relevance_score") if key in place)
@@ -122,15 +122,15 @@ def spoiled(draw, body):
         return body
 
 
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", PROTOCOLS)
 @given(data=st.data(), request=requests)
 @few
 def test_a_spoiled_body_is_ranked_or_refused_with_the_error_object(client, name, data, request):
-    contract = CONTRACTS[name]
-    body = data.draw(spoiled(contract.write_request(request)))
-    reply = client.post(contract.path, json=body)
+    protocol = PROTOCOLS[name]
+    body = data.draw(spoiled(protocol.write_request(request)))
+    reply = client.post(protocol.path, json=body)
     if reply.status_code == 200:
-        ANY_REPLY.validate_python(reply.json(), strict=True)  # without its mark a body may be another contract's
+        ANY_REPLY.validate_python(reply.json(), strict=True)  # without its mark a body may be another protocol's
         return
     assert reply.status_code in (404, 422), reply.text
     error = ErrorBody.model_validate(reply.json(), strict=True)
@@ -140,7 +140,7 @@ def test_a_spoiled_body_is_ranked_or_refused_with_the_error_object(client, name,
 @given(body=anything)
 @few
 def test_anything_else_is_refused(client, body):
-    for path in {contract.path for contract in CONTRACTS.values()}:
+    for path in {protocol.path for protocol in PROTOCOLS.values()}:
         reply = client.post(path, json=body)
         assert reply.status_code == 422, reply.text
         ErrorBody.model_validate(reply.json(), strict=True)

@@ -20,8 +20,8 @@ from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, Se
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint, read_config
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
-from mistral_rerank.local.model.pooling import Reading
-from mistral_rerank.templates import Prompt
+from mistral_rerank.local.model.pooling import PoolingConfig
+from mistral_rerank.templates import Template
 from mistral_rerank.training.finetune import TrainSettings, _last_whole_state, finetune
 from mistral_rerank.training.groups import Group, read_groups, write_groups
 from mistral_rerank.training.mining import mine
@@ -103,7 +103,7 @@ def test_the_checkpoint_opens_in_plain_transformers_and_peft_with_equal_logits(t
         tiny, num_labels=1, num_hidden_layers=2, dtype=torch.float32
     )
     plain = PeftModel.from_pretrained(base, trained).eval()
-    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Prompt(), max_length=512)
+    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Template(), max_length=512)
     expected = plain_logits(plain, [pair.sequences[0] for pair in tokenizer.encode(pairs[:30])])
     assert max(expected) - min(expected) > 0.01
     with LocalReranker(str(trained), base=str(tiny), device="cpu", dtype="float32") as reranker:
@@ -292,7 +292,7 @@ def test_the_passage_may_come_first_and_questions_may_share_it(settings, tmp_pat
 def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, nine_groups, tmp_path):
     changes = {"bidirectional": True, "validation": (nine_groups,), "save_steps": 15}
     out = finetune(settings.model_copy(update=changes), tmp_path / "out")
-    assert read_config(out).reading == Reading(bidirectional=True, mean=True)
+    assert read_config(out).reading == PoolingConfig(bidirectional=True, mean=True)
     record = json.loads((out / "training.json").read_text())
     assert sum(record["loss"][-5:]) / 5 < 0.9 * record["loss"][0]
     assert list(record["validation"]) == ["15"]
@@ -403,7 +403,7 @@ def test_rows_without_padding_are_put_back_into_groups(tokenizer, template):
     passages = ("me " * 30, "you", "they " * 12)
     grades = ((1.0, 0.0, None), (0.0, 1.0, 0.0))
     groups = [Group(("who? " * 5, "where? " * 5), passages, grades), Group(("a", "b"), ("c" * 9, "d", ""), grades)]
-    maker = PairTokenizer(tokenizer, Prompt(template), max_length=512)
+    maker = PairTokenizer(tokenizer, Template(template), max_length=512)
     batch = GroupCollator(maker, batch_tokens=80)(groups)
     found = []
     for packed in batch["packs"]:

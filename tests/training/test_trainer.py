@@ -8,7 +8,7 @@ import torch
 from support import plain_logits, tiny_config
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local.batching.packing import pack, share_prefixes
+from mistral_rerank.local.batching.packing import find_prefix_groups, pack
 from mistral_rerank.local.model import attention
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN
@@ -30,7 +30,7 @@ def classifiers(request):
 
 
 def logits(classifier):
-    row = pack(SEQUENCES, share_prefixes(SEQUENCES))
+    row = pack(SEQUENCES, find_prefix_groups(SEQUENCES))
     return group_logits(classifier, LAST_TOKEN, packs=[row], positions=torch.tensor(row.members).argsort())
 
 
@@ -44,9 +44,7 @@ def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monke
     assert plainly.called == bool(plain_scores)
     assert found.tolist() == pytest.approx(plain_logits(reference, SEQUENCES), abs=1e-4)
     found.square().sum().backward()
-    sum(
-        reference(input_ids=torch.tensor([ids]), use_cache=False).logits.square().sum() for ids in SEQUENCES
-    ).backward()
+    sum(reference(input_ids=torch.tensor([ids]), use_cache=False).logits.square().sum() for ids in SEQUENCES).backward()
     for (name, weight), other in zip(reference.named_parameters(), packed.parameters(), strict=True):
         assert torch.allclose(weight.grad, other.grad, rtol=1e-3, atol=1e-4), name
     reference.zero_grad()
@@ -55,9 +53,7 @@ def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monke
 
 def test_attention_that_is_trained_in_bfloat16_is_near_the_fused_one(monkeypatch):
     torch.manual_seed(0)
-    query, key, value = (
-        torch.randn(2, heads, 30, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2)
-    )
+    query, key, value = (torch.randn(2, heads, 30, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2))
     found = {}
     for plain_scores in (0, attention.PLAIN_SCORES):
         monkeypatch.setattr(attention, "PLAIN_SCORES", plain_scores)

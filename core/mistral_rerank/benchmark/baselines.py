@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig, read_config
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Pair, Reranker
 
 
-class Contestant(Protocol):
+class Baseline(Protocol):
     """Something that scores pairs."""
 
     name: str
@@ -33,7 +33,7 @@ class Ours:
         self.name, self._reranker = name, reranker
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """See `Contestant.score`."""
+        """See `Baseline.score`."""
         return [score.logit for score in self._reranker.score_pairs(pairs)]
 
 
@@ -68,7 +68,7 @@ class SentenceTransformers:
         )
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """See `Contestant.score`."""
+        """See `Baseline.score`."""
         halves = [self._split(pair) for pair in pairs]
         found = self._model.predict(halves, batch_size=32, show_progress_bar=False, convert_to_tensor=True)
         logits: list[float] = found.float().tolist()
@@ -91,14 +91,14 @@ class Transformers:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._rows = rows
-        self._prompt = Prompt(read_config(folder).template)
+        self._prompt = Template(read_config(folder).template)
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
         ).eval()
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """See `Contestant.score`."""
+        """See `Baseline.score`."""
         import torch
 
         logits: list[float] = []
@@ -116,28 +116,28 @@ def _in_float32(folder: Path, _: torch.dtype) -> SentenceTransformers:
     return SentenceTransformers(folder, torch.float32, name="sentence-transformers in float32")
 
 
-PEERS: dict[str, Callable[[Path, torch.dtype], Contestant]] = {
+BASELINES: dict[str, Callable[[Path, torch.dtype], Baseline]] = {
     "sentence-transformers": SentenceTransformers,
     "sentence-transformers-float32": _in_float32,
     "transformers": Transformers,
 }
 
 
-def open_peers(names: Sequence[str], folder: Path, dtype: torch.dtype) -> list[Contestant]:
+def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype) -> list[Baseline]:
     """Load the named peers.
 
     Raises:
         SettingsError: a name is not known.
 
     """
-    if unknown := sorted(set(names) - PEERS.keys()):
-        raise SettingsError(f"{', '.join(unknown)}: not known here; compare with {', '.join(PEERS)}")
-    return [PEERS[name](folder, dtype) for name in names]
+    if unknown := sorted(set(names) - BASELINES.keys()):
+        raise SettingsError(f"{', '.join(unknown)}: not known here; compare with {', '.join(BASELINES)}")
+    return [BASELINES[name](folder, dtype) for name in names]
 
 
 def _halves(config: CheckpointConfig) -> Callable[[Pair], tuple[str, str]]:
     """Cut a prompt's text in two, since a `CrossEncoder` takes nothing but pairs and puts their tokens in a row."""
-    prompt = Prompt(config.template)
+    prompt = Template(config.template)
 
     def split(pair: Pair) -> tuple[str, str]:
         query, passage = pair

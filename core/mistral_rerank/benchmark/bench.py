@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mistral_rerank.benchmark.baselines import Ours, open_peers
+from mistral_rerank.benchmark.baselines import Ours, open_baselines
 from mistral_rerank.benchmark.timing import latencies, matmul_peak, take_turns
 from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
 from mistral_rerank.errors import SettingsError
@@ -27,7 +27,7 @@ from mistral_rerank.reranker import Observer
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mistral_rerank.benchmark.baselines import Contestant
+    from mistral_rerank.benchmark.baselines import Baseline
     from mistral_rerank.benchmark.timing import Timing
     from mistral_rerank.reranker import Quantization
 
@@ -62,10 +62,10 @@ class Row:
         pairs_per_second: of the median round.
         tokens_per_second: tokens of the pairs, not of padding, in the median round.
         computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
-            With contenders a token counts once for the lower layers, and once more for the others.
+            In a cascade a token of the second pass counts twice.
         share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
             here; what is left out of the last layer does not count. None on other devices than a CPU, and with
-            quantization or contenders.
+            quantization or cascade depth.
         against: the peers.
 
     """
@@ -158,7 +158,7 @@ def bench(
     device: str = "auto",
     dtype: str = "auto",
     quantization: Quantization | None = None,
-    contenders: int | None = None,
+    cascade_depth: int | None = None,
     workloads: Sequence[str] = tuple(SHAPES),
     against: Sequence[str] = (),
     rounds: int = 5,
@@ -176,9 +176,9 @@ def bench(
         dtype: as in `LocalReranker`; peers get the same.
         quantization: as in `LocalReranker`, like the next one; the same model without both is a peer then, so that
             their price shows.
-        contenders: of each question.
+        cascade_depth: of each question.
         workloads: names of `SHAPES`.
-        against: names of `PEERS`.
+        against: names of `BASELINES`.
         rounds: how often each contestant scores each workload; the median counts.
         questions: of a workload.
         passages: of a question.
@@ -192,12 +192,12 @@ def bench(
     if unknown := sorted(set(workloads) - SHAPES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not a workload; the workloads are {', '.join(SHAPES)}")
     prices: list[str] = [quantization] if quantization else []
-    if contenders is not None:
-        prices.append(f"{contenders} contenders")
+    if cascade_depth is not None:
+        prices.append(f"cascade depth {cascade_depth}")
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         options: dict[str, Any] = {"base": base, "device": device, "dtype": dtype}
-        opened = LocalReranker(model, **options, quantization=quantization, contenders=contenders)
+        opened = LocalReranker(model, **options, quantization=quantization, cascade_depth=cascade_depth)
         reranker = stack.enter_context(opened)
         if against and reranker.device.type != "cpu":
             raise SettingsError("peers are compared on a CPU alone; add --device cpu")
@@ -206,11 +206,11 @@ def bench(
             export_merged(model, merged, base=base, dtype=str(reranker.dtype).removeprefix("torch."))
             # sentence-transformers would fill the chat template, and leave out the end token
             (merged / "chat_template.jinja").unlink()
-        contestants: list[Contestant] = [Ours(reranker)]
+        baselines: list[Baseline] = [Ours(reranker)]
         if prices:
             whole = stack.enter_context(LocalReranker(model, **options))
-            contestants.append(Ours(whole, name=f"without {' and '.join(prices)}"))
-        contestants += open_peers(against, merged, reranker.dtype)
+            baselines.append(Ours(whole, name=f"without {' and '.join(prices)}"))
+        baselines += open_baselines(against, merged, reranker.dtype)
         linears = _Linears.of(model, base)
         peak = (
             matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
@@ -225,7 +225,7 @@ def bench(
             reranker.observe(counted)
             tokens = sum(score.tokens or 0 for score in reranker.score_pairs(pairs))
             reranker.observe(Observer())
-            ours, *others = take_turns(contestants, pairs, rounds=rounds)
+            ours, *others = take_turns(baselines, pairs, rounds=rounds)
             work = linears.operations(counted)
             rows.append(
                 Row(

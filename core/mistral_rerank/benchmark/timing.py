@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mistral_rerank.benchmark.baselines import Contestant
+    from mistral_rerank.benchmark.baselines import Baseline
     from mistral_rerank.reranker import Pair
 
 
@@ -37,18 +37,18 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def take_turns(contestants: Sequence[Contestant], pairs: Sequence[Pair], *, rounds: int) -> list[Timing]:
+def take_turns(baselines: Sequence[Baseline], pairs: Sequence[Pair], *, rounds: int) -> list[Timing]:
     """Time every contestant once a round, after a first round that does not count."""
-    seconds: list[list[float]] = [[] for _ in contestants]
-    logits: list[list[float]] = [[] for _ in contestants]
+    seconds: list[list[float]] = [[] for _ in baselines]
+    logits: list[list[float]] = [[] for _ in baselines]
     for _ in range(rounds + 1):
-        for place, contestant in enumerate(contestants):
+        for place, baseline in enumerate(baselines):
             start = time.perf_counter()
-            logits[place] = contestant.score(pairs)
+            logits[place] = baseline.score(pairs)
             seconds[place].append(time.perf_counter() - start)
     return [
-        Timing(contestant.name, tuple(taken[1:]), tuple(found))
-        for contestant, taken, found in zip(contestants, seconds, logits, strict=True)
+        Timing(baseline.name, tuple(taken[1:]), tuple(found))
+        for baseline, taken, found in zip(baselines, seconds, logits, strict=True)
     ]
 
 
@@ -78,9 +78,9 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dt
     weights = [torch.randn(shape).to(dtype) for shape in shapes]
     inputs = {width: torch.randn(rows, width).to(dtype) for _, width in shapes}
     work = sum(2 * rows * outputs * width for outputs, width in shapes)
-    best, begun = float("inf"), time.perf_counter()
+    best, partial_states = float("inf"), time.perf_counter()
     with torch.inference_mode():
-        while time.perf_counter() - begun < seconds or best == float("inf"):
+        while time.perf_counter() - partial_states < seconds or best == float("inf"):
             start = time.perf_counter()
             for weight in weights:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)

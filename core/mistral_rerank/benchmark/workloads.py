@@ -49,15 +49,15 @@ SHAPES = {
 
 def make_pairs(shape: Shape, *, questions: int, passages: int, seed: int = 0) -> list[Pair]:
     """Give the pairs of some questions with as many passages each, one question after another."""
-    chance = random.Random(seed)  # noqa: S311 - sampling, not security
+    rng = random.Random(seed)  # noqa: S311 - sampling, not security
     pairs = []
     for _ in range(questions):
-        question = _text(chance, shape.question)
+        question = _text(rng, shape.question)
         for _ in range(passages):
-            factor = chance.lognormvariate(-(shape.sigma**2) / 2, shape.sigma)  # of mean 1
-            pairs.append((question, _text(chance, max(1, round(shape.passage * factor)))))
+            factor = rng.lognormvariate(-(shape.sigma**2) / 2, shape.sigma)  # of mean 1
+            pairs.append((question, _text(rng, max(1, round(shape.passage * factor)))))
     return pairs
 
 
-def _text(chance: random.Random, words: int) -> str:
-    return " ".join(chance.choices(WORDS, k=words))
+def _text(rng: random.Random, words: int) -> str:
+    return " ".join(rng.choices(WORDS, k=words))

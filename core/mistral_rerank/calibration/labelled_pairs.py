@@ -114,8 +114,7 @@ def _records(lines: Iterable[str], file: Path) -> Iterator[dict[str, object]]:
                     float(record["logit"])
             wrong = any(record["label"] not in (0, 1) for record in pairs)
             wrong |= any(
-                "logit" not in record
-                and not (isinstance(record["query"], str) and isinstance(record["passage"], str))
+                "logit" not in record and not (isinstance(record["query"], str) and isinstance(record["passage"], str))
                 for record in pairs
             )
         except (ValueError, LookupError, TypeError) as error:

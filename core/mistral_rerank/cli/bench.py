@@ -24,15 +24,13 @@ def bench(
     device: Device = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
-    contenders: Contenders = None,
+    cascade_depth: Contenders = None,
     workload: Annotated[
         list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(
-            help="peers: sentence-transformers, sentence-transformers-float32, transformers; a comma between"
-        ),
+        typer.Option(help="peers: sentence-transformers, sentence-transformers-float32, transformers; a comma between"),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="rounds, of which the median counts")] = 5,
     questions: Annotated[int, typer.Option(min=1, help="questions of a workload")] = 2,
@@ -43,7 +41,7 @@ def bench(
     from mistral_rerank.benchmark.bench import bench as measure
     from mistral_rerank.benchmark.workloads import SHAPES
 
-    names = "model", "base", "device", "dtype", "quantization", "contenders"
+    names = "model", "base", "device", "dtype", "quantization", "cascade_depth"
     settings = RerankSettings(backend="local", **given(locals(), *names))
     report = measure(
         settings.named_model,
@@ -51,7 +49,7 @@ def bench(
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
-        contenders=settings.contenders,
+        cascade_depth=settings.cascade_depth,
         workloads=workload or tuple(SHAPES),
         against=against.split(",") if against else (),
         rounds=rounds,
@@ -71,16 +69,20 @@ def print_report(report: Report) -> None:
     for name, value in report.machine.items():
         console.print(f"{name}: {value}")
     table = Table("workload", "pairs", "pairs/s", "tokens/s", "computed/real", "of peak", box=None)
-    for peer in report.rows[0].against:
-        table.add_column(f"x {peer.name}")
+    for baseline in report.rows[0].against:
+        table.add_column(f"x {baseline.name}")
         table.add_column("tau")
         table.add_column("max diff")
     for row in report.rows:
         share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
         cells = [row.workload, str(row.pairs), f"{row.pairs_per_second:.1f}", f"{row.tokens_per_second:.0f}"]
         cells += [f"{row.computed:.2f}", share]
-        for peer in row.against:
-            cells += [f"{peer.times_as_fast:.2f}", f"{peer.kendall_tau:.3f}", f"{peer.largest_difference:.2g}"]
+        for baseline in row.against:
+            cells += [
+                f"{baseline.times_as_fast:.2f}",
+                f"{baseline.kendall_tau:.3f}",
+                f"{baseline.largest_difference:.2g}",
+            ]
         table.add_row(*cells)
     console.print(table)
     for size, (median, slow) in report.latency.items():

@@ -46,7 +46,7 @@ RERANKER_OPTIONS: dict[str, Any] = {
     "device": Device,
     "dtype": Dtype,
     "quantization": Quantization,
-    "contenders": Contenders,
+    "cascade_depth": Contenders,
     "max_length": Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")],
     "overflow": Annotated[
         str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")

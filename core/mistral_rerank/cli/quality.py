@@ -46,9 +46,7 @@ def evaluate(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
     first_stage: FirstStage = None,
-    top_k: Annotated[
-        int | None, typer.Option(help="candidates of a question that are reranked  [default: 50]")
-    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="candidates of a question that are reranked  [default: 50]")] = None,
     queries: Annotated[int | None, typer.Option(help="draw so many questions of each set  [default: all]")] = None,
     split: Split = None,
     query_prefix: QueryPrefix = None,

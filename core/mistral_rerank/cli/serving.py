@@ -20,11 +20,11 @@ def serve(
     api_key_file: Annotated[
         Path | None, typer.Option(help="keys that clients must send, one a line; # begins a comment")
     ] = None,
-    strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the contract lacks")] = None,
+    strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the protocol lacks")] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
     **reranker: Any,
 ) -> None:
-    """Put a reranker behind HTTP, in the contracts of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
+    """Put a reranker behind HTTP, in the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
 
     Keys can also come from MISTRAL_RERANK_SERVER_API_KEYS, separated by commas; limits from the other
     MISTRAL_RERANK_SERVER_ variables; how many replicas a cluster has, from the MISTRAL_RERANK_CLUSTER_ ones.

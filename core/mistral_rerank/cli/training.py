@@ -132,9 +132,7 @@ def early_exit(
     model: Model = None,
     base: Base = None,
     max_queries: MaxQueries = None,
-    layer: Annotated[
-        int | None, typer.Option(help="how many layers choose the contenders  [default: 3 of 8]", min=1)
-    ] = None,
+    layer: Annotated[int | None, typer.Option(help="layers of the first pass  [default: 3 of 8]", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="write a copy with it here  [default: change MODEL]")] = None,
     epochs: Annotated[int, typer.Option(help="times every question is seen", min=1)] = 6,
     max_length: Annotated[int, typer.Option(help="tokens of a pair that are read", min=16)] = 512,
@@ -142,7 +140,7 @@ def early_exit(
     dtype: Dtype = None,
     seed: Annotated[int, typer.Option(help="the same seed draws the same passages and weights")] = 0,
 ) -> None:
-    """Fit what `--contenders` needs: estimates of a model's scores by its lower layers. The model does not change."""
+    """Fit the early exit that `--cascade-depth` needs: it estimates scores from the lower layers' hidden states."""
     from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_early_exit
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.model.early_exit import EarlyExitConfig
@@ -173,5 +171,5 @@ def early_exit(
     print(printable(f"early exit {config}"))  # noqa: T201
     print(fitted)  # noqa: T201
     stderr.print(
-        f"wrote {written}; see what it costs: mistral-rerank bench --model {written} --contenders 5", soft_wrap=True
+        f"wrote {written}; see what it costs: mistral-rerank bench --model {written} --cascade-depth 5", soft_wrap=True
     )

@@ -37,7 +37,7 @@ def replacement(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[TextIO]:
+def atomic_write(file: Path) -> Iterator[TextIO]:
     """Open a text file that takes the place of `file` at the end; see `replacement`."""
     with (
         replacement(file) as beside,
@@ -48,16 +48,16 @@ def replacing(file: Path) -> Iterator[TextIO]:
 
 def write_json(file: Path, content: object) -> None:
     """Write a JSON file, whole or not at all."""
-    with replacing(file) as out:
+    with atomic_write(file) as out:
         out.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def appending(file: Path) -> TextIO:
+def open_append(file: Path) -> TextIO:
     """Open a text file to go on at its end."""
     return file.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def whole_lines(file: Path) -> list[bytes]:
+def read_complete_lines(file: Path) -> list[bytes]:
     """Read the lines of a file that was appended to, none if it is not there, and cut off a half-written last one."""
     content = file.read_bytes() if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
@@ -67,7 +67,7 @@ def whole_lines(file: Path) -> list[bytes]:
     return whole.splitlines()
 
 
-def claim(file: Path, asked: Mapping[str, object], *, holder: Path) -> None:
+def check_resume_settings(file: Path, asked: Mapping[str, object], *, holder: Path) -> None:
     """Write down what work that may be stopped is asked for, or see that it is the same as when it was stopped.
 
     Args:
@@ -81,8 +81,6 @@ def claim(file: Path, asked: Mapping[str, object], *, holder: Path) -> None:
     """
     old = json.loads(file.read_text("utf-8")) if file.is_file() else asked
     if differs := sorted(key for key in {*old, *asked} if old.get(key) != asked.get(key)):
-        raise SettingsError(
-            f"{holder} holds work with another {', '.join(differs)}; remove it, or give another --out"
-        )
+        raise SettingsError(f"{holder} holds work with another {', '.join(differs)}; remove it, or give another --out")
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, asked)

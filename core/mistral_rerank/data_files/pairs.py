@@ -6,7 +6,7 @@ import json
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from mistral_rerank.data_files.atomic import appending, claim, whole_lines
+from mistral_rerank.data_files.atomic import check_resume_settings, open_append, read_complete_lines
 from mistral_rerank.data_files.text import Record, json_record, string_of
 from mistral_rerank.errors import InvalidInputError
 
@@ -55,11 +55,11 @@ def score_file(
     partial, kept = (out.with_name(out.name + end) for end in (".partial", ".settings"))
     if not partial.exists():
         kept.unlink(missing_ok=True)  # of work that was thrown away
-    claim(kept, {"model": reranker.model_name, **settings}, holder=partial)
+    check_resume_settings(kept, {"model": reranker.model_name, **settings}, holder=partial)
     records = _pair_records(pairs, name)
     done = _skip_done(partial, records)
     progress(done)
-    with appending(partial) as sink:
+    with open_append(partial) as sink:
         for scored in score_records(reranker, records):
             sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
             sink.flush()
@@ -100,7 +100,7 @@ def _pair_records(lines: Iterable[str], name: str) -> Iterator[Record]:
 
 def _skip_done(partial: Path, records: Iterator[Record]) -> int:
     """Move `records` past what is done."""
-    lines = whole_lines(partial)
+    lines = read_complete_lines(partial)
     for line in lines:
         record, old = next(records, None), json.loads(line)
         if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):

@@ -62,9 +62,7 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
     if lost := sorted(qrels.keys() - queries.keys()):
         raise InvalidInputError(f"{folder}: {len(lost)} judged queries have no text, such as {lost[0]!r}")
     if not queries or not corpus:
-        raise InvalidInputError(
-            f"{folder} has {len(queries)} judged queries and {len(corpus)} passages; it needs both"
-        )
+        raise InvalidInputError(f"{folder} has {len(queries)} judged queries and {len(corpus)} passages; it needs both")
     return BeirDataset(folder.name, corpus, queries, qrels)
 
 

@@ -23,7 +23,7 @@ from mistral_rerank.protocols.urls import clean_url
 from mistral_rerank.remote.error_mapping import failure, is_retryable
 from mistral_rerank.remote.rate_limit import Retries
 from mistral_rerank.remote.redaction import redact
-from mistral_rerank.remote.transport import Call, Transport
+from mistral_rerank.remote.transport import Request, Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -78,9 +78,7 @@ class LocalEncoder:
         two = model is None and preset is not None and preset.passage_model
         self._passage_model = _load(two, preset, device) if two else self._query_model
 
-    def encode(
-        self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None] = lambda _: None
-    ) -> Vectors:
+    def encode(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None] = lambda _: None) -> Vectors:
         """See `Encoder.encode`. Long texts are truncated to the model's limit."""
         model = self._query_model if kind == "query" else self._passage_model
         order = sorted(
@@ -136,9 +134,7 @@ class EndpointEncoder:
         self._retries = retries or Retries()
         self._transport = Transport()
 
-    def encode(
-        self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None] = lambda _: None
-    ) -> Vectors:
+    def encode(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None] = lambda _: None) -> Vectors:
         """See `Encoder.encode`.
 
         Raises:
@@ -187,7 +183,7 @@ class EndpointEncoder:
         while True:
             try:
                 deadline = time.monotonic() + TIMEOUT
-                answer = self._transport.send(Call("POST", self._url, headers, content, TIMEOUT, deadline))
+                answer = self._transport.send(Request("POST", self._url, headers, content, TIMEOUT, deadline))
                 if answer.status != 200:
                     raise failure(answer, url=self._url, request_id="", hide=lambda said: self._hidden(said, texts))
                 return read_embeddings(answer.content, count=len(texts), url=self._url)
@@ -218,9 +214,7 @@ def read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:
         by_index = {int(entry["index"]): entry["embedding"] for entry in data}
         vectors = np.asarray([by_index[index] for index in range(count)], dtype=np.float32)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InvalidReplyError(
-            f"{url} answered 200, but not with one embedding for each text", status=200
-        ) from error
+        raise InvalidReplyError(f"{url} answered 200, but not with one embedding for each text", status=200) from error
     if len(data) != count or vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise InvalidReplyError(f"{url} answered 200, but not with one finite embedding for each text", status=200)
     return vectors

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mistral_rerank.data_files.atomic import replacing, write_json
+from mistral_rerank.data_files.atomic import atomic_write, write_json
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
 from mistral_rerank.evaluation.datasets import load_beir
@@ -55,9 +55,7 @@ class EvaluationSettings(BaseModel):
     split: str | None = None
     query_prefix: str | None = None
     passage_prefix: str | None = None
-    drop_same_id: bool = Field(
-        default=False, description="drop candidates whose id is the question's (ArguAna, Quora)"
-    )
+    drop_same_id: bool = Field(default=False, description="drop candidates whose id is the question's (ArguAna, Quora)")
     seed: int = 0
 
 
@@ -182,9 +180,7 @@ def score_candidates(
                 yield query, query_scores, seconds_per_pair * len(query_scores)
 
 
-def reordered(
-    ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int
-) -> list[tuple[str, float]]:
+def reordered(ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int) -> list[tuple[str, float]]:
     """Sort the first `depth` passages by (-logit, index); the others follow in their order.
 
     Returns:
@@ -292,7 +288,7 @@ def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -
 
 
 def _write_queries(results: Sequence[SetResult], file: Path) -> None:
-    with replacing(file) as lines:
+    with atomic_write(file) as lines:
         for result in results:
             for query, reranked in result.reranked.items():
                 values = {"first_stage": result.first_stage[query], "reranked": reranked}

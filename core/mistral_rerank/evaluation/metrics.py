@@ -74,9 +74,7 @@ def per_query(
     trec_names = {"ndcg_cut.10", f"recall.{cuts}", "recip_rank", "P.1"}
     evaluator = pytrec_eval.RelevanceEvaluator({query: dict(grades) for query, grades in qrels.items()}, trec_names)
     values = evaluator.evaluate({query: dict(ranking) for query, ranking in run.items() if query in qrels})
-    return {
-        query: {name: float(values.get(query, {}).get(key, 0.0)) for name, key in names.items()} for query in qrels
-    }
+    return {query: {name: float(values.get(query, {}).get(key, 0.0)) for name, key in names.items()} for query in qrels}
 
 
 def mean(values: Mapping[str, Values], measure: str) -> float:

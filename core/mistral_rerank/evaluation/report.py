@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mistral_rerank.data_files.atomic import replacing
+from mistral_rerank.data_files.atomic import atomic_write
 from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.evaluation.metrics import HEADLINE, MEASURES
 from mistral_rerank.evaluation.plots import gains_plot, interval_plot, line_plot, reliability_plot
@@ -30,7 +30,7 @@ def render(template: str, file: Path, **values: object) -> None:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals["reliability_plot"] = reliability_plot
-    with replacing(file) as out:
+    with atomic_write(file) as out:
         out.write(environment.get_template(template).render(values) + "\n")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mistral_rerank.data_files.atomic import replacing
+from mistral_rerank.data_files.atomic import atomic_write
 from mistral_rerank.data_files.text import text_lines
 from mistral_rerank.errors import InvalidInputError
 
@@ -46,7 +46,7 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], file: Path, *, tag
     ids = (name for query, ranking in run.items() for name in (query, *(passage for passage, _ in ranking)))
     if wrong := next((name for name in ids if len(name.split()) != 1), None):
         raise InvalidInputError(f"the id {wrong!r} holds white space, which a TREC run cannot express; rename it")
-    with replacing(file) as lines:
+    with atomic_write(file) as lines:
         for query, ranking in run.items():
             for rank, (passage, score) in enumerate(ranking, start=1):
                 lines.write(f"{query} Q0 {passage} {rank} {np.float32(score)!s} {tag}\n")

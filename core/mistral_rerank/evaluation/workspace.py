@@ -18,7 +18,7 @@ import shutil
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from mistral_rerank.data_files.atomic import appending, claim, whole_lines
+from mistral_rerank.data_files.atomic import check_resume_settings, open_append, read_complete_lines
 from mistral_rerank.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Workspace:
         if out.exists():
             raise SettingsError(f"{out} exists; give another --out, or remove it")
         self.out, self.folder = out, out.with_name(f"{out.name}.partial")
-        claim(self.folder / SETTINGS, settings, holder=self.folder)
+        check_resume_settings(self.folder / SETTINGS, settings, holder=self.folder)
         for name in ("first_stage", "scores", "reranked"):
             (self.folder / name).mkdir(exist_ok=True)
 
@@ -100,7 +100,7 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
 
     """
     done = {}
-    for query, line in zip(run, whole_lines(file), strict=False):
+    for query, line in zip(run, read_complete_lines(file), strict=False):
         record = json.loads(line)
         if (record["query"], record["passages"]) != (query, [passage for passage, _ in run[query]]):
             raise InvalidInputError(f"{file} holds scores of other candidates; remove {file.parent.parent}")
@@ -111,7 +111,7 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
 
 def append_scores(file: Path, run: Run, scored: Iterable[tuple[str, Scored]]) -> Iterator[tuple[str, Scored]]:
     """Write each question's scores as a line, then yield them."""
-    with appending(file) as lines:
+    with open_append(file) as lines:
         for query, scores in scored:
             record = {"query": query, "passages": [passage for passage, _ in run[query]], **asdict(scores)}
             lines.write(json.dumps(record, ensure_ascii=False) + "\n")

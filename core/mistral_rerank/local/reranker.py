@@ -14,7 +14,7 @@ from mistral_rerank.errors import CheckpointError, MissingDependencyError, Setti
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import ScoreCache
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 try:
     import torch
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.batching.packing import PackedCost
     from mistral_rerank.local.batching.padding import PaddedCost
-    from mistral_rerank.local.model.rerank_model import Begun
+    from mistral_rerank.local.model.rerank_model import PartialStates
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class LocalReranker(Reranker):
         batch_tokens: the most tokens that a batch computes, padding included; None for a size that suits the device.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
-        contenders: how many passages of a question are read to the end, where it has more: those that the lower
+        cascade_depth: how many passages of a question are read to the end, where it has more: those that the lower
             layers take for the best of a call. The others come after them, with estimated scores. None for all.
         cache_size: keep the scores of so many pairs for the next time they are asked for; 0 for none.
 
@@ -87,7 +87,7 @@ class LocalReranker(Reranker):
         overflow: Overflow = "truncate",
         batch_tokens: int | None = None,
         share_batches: bool | None = None,
-        contenders: int | None = None,
+        cascade_depth: int | None = None,
         cache_size: int = 0,
     ) -> None:
         model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
@@ -102,12 +102,12 @@ class LocalReranker(Reranker):
             "overflow": overflow,
             "batch_tokens": batch_tokens,
             "share_batches": share_batches,
-            "contenders": contenders,
+            "cascade_depth": cascade_depth,
             "cache_size": cache_size,
         }
-        if contenders is not None and contenders < 1:
-            raise SettingsError(f"contenders is {contenders}; give at least 1, or leave it out")
-        self._contenders = contenders
+        if cascade_depth is not None and cascade_depth < 1:
+            raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
+        self._cascade_depth = cascade_depth
         self._cache = ScoreCache(cache_size)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -122,7 +122,7 @@ class LocalReranker(Reranker):
                 quantization=quantization,
                 max_length=max_length,
                 overflow=overflow,
-                early_exit=contenders is not None,
+                early_exit=cascade_depth is not None,
             ),
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
@@ -146,17 +146,17 @@ class LocalReranker(Reranker):
 
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        call = _Call(pairs, overflow, self._contenders, self._cache)
+        call = _Call(pairs, overflow, self._cascade_depth, self._cache)
         return call.complete(self._submit(call).result() if call.missing else [])
 
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call = _Call(pairs, overflow, self._contenders, self._cache)
+        call = _Call(pairs, overflow, self._cascade_depth, self._cache)
         scores = await asyncio.wrap_future(self._submit(call)) if call.missing else []
         return call.complete(scores)
 
     def _submit(self, call: _Call) -> Future[list[Score]]:
-        return self._engine.submit(call.missing, call.overflow, choice=call if call.crowded else None)
+        return self._engine.submit(call.missing, call.overflow, choice=call if call.over_depth else None)
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -182,20 +182,20 @@ class _Call:
 
     Attributes:
         overflow: as in `score_pairs`.
-        crowded: the pairs whose scores are estimated first.
+        over_depth: the pairs whose scores are estimated first.
         missing: the pairs that the engine needs.
 
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, contenders: int | None, cache: ScoreCache
+        self, pairs: Sequence[Pair], overflow: Overflow | None, cascade_depth: int | None, cache: ScoreCache
     ) -> None:
         self._texts = TextPairs(pairs)
-        self._cascade = Cascade(self._texts.pairs, contenders)
+        self._cascade = Cascade(self._texts.pairs, cascade_depth)
         self._cache = cache
         self.overflow = overflow
-        self.crowded = self._cascade.crowded
-        self.missing: Sequence[Pair] = self._texts.pairs if self.crowded else self.choose([])
+        self.over_depth = self._cascade.over_depth
+        self.missing: Sequence[Pair] = self._texts.pairs if self.over_depth else self.choose([])
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
         """Take the estimates and give the pairs to score."""
@@ -247,15 +247,15 @@ class LoadedCheckpoint:
         exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
         if early_exit and exit_config is None:
             raise CheckpointError(
-                f"{model} has no early exit to choose contenders with; fit one with `mistral-rerank early-exit`, "
-                "or leave contenders out"
+                f"{model} has no early exit, which a cascade needs; fit one with `mistral-rerank early-exit`, "
+                "or leave cascade_depth out"
             )
         loaded = checkpoints.load_model(checkpoint, dtype=dtype)
         self.layers: int = loaded.config.num_hidden_layers
         limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", config.max_length))
         self._tokenizer = PairTokenizer(
             checkpoints.load_tokenizer(checkpoint),
-            Prompt(config.template),
+            Template(config.template),
             append_eos=config.append_eos,
             max_length=min(limit, max_length or limit),
             overflow=overflow,
@@ -311,19 +311,19 @@ class LoadedCheckpoint:
         """See `RerankModel.cost`."""
         return self._model.cost(sequences)
 
-    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun] = ()) -> list[float]:
+    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates] = ()) -> list[float]:
         """See `RerankModel.logits`."""
-        return self._model.logits(sequences, begun)
+        return self._model.logits(sequences, partial_states)
 
     def estimates(
         self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> tuple[list[float], list[Begun]]:
+    ) -> tuple[list[float], list[PartialStates]]:
         """See `RerankModel.estimates`, with the checkpoint's early exit."""
         if self._early_exit is None:
             raise CheckpointError("the early exit was not loaded")
         return self._model.estimates(*self._early_exit, sequences, passages)
 
-    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[Begun]:
+    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[PartialStates]:
         """See `RerankModel.states`."""
         return self._model.states(sequences, layer)
 

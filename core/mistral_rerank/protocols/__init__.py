@@ -1,6 +1,6 @@
-"""The wire contracts of rerank endpoints, one file each: pure functions, both directions."""
+"""The wire protocols of rerank endpoints, one file each: pure functions, both directions."""
 
-from mistral_rerank.protocols.protocol import Contract, RerankReply, RerankRequest, Unit
-from mistral_rerank.protocols.registry import CONTRACTS
+from mistral_rerank.protocols.protocol import RerankReply, RerankRequest, Unit, WireProtocol
+from mistral_rerank.protocols.registry import PROTOCOLS
 
-__all__ = ["CONTRACTS", "Contract", "RerankReply", "RerankRequest", "Unit"]
+__all__ = ["PROTOCOLS", "RerankReply", "RerankRequest", "Unit", "WireProtocol"]

@@ -1,4 +1,4 @@
-"""Cohere's contract, versions 1 and 2, and Jina's, which is Cohere's first with a `usage`.
+"""Cohere's protocol, versions 1 and 2, and Jina's, which is Cohere's first with a `usage`.
 
 Sources: https://docs.cohere.com/reference/rerank, https://docs.cohere.com/v1/reference/rerank,
 https://api.jina.ai/redoc
@@ -13,7 +13,6 @@ from typing_extensions import TypedDict, override
 
 from mistral_rerank.protocols.protocol import (
     Body,
-    Contract,
     Flag,
     Message,
     ModelName,
@@ -23,6 +22,7 @@ from mistral_rerank.protocols.protocol import (
     RerankReply,
     RerankRequest,
     Usage,
+    WireProtocol,
     exact,
     score_of,
 )
@@ -115,7 +115,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     }
 
 
-COHERE = Contract(
+COHERE = WireProtocol(
     name="cohere",
     path="/v2/rerank",
     unit="probability",
@@ -126,7 +126,7 @@ COHERE = Contract(
     hosted="https://api.cohere.com",
     key_variables=("CO_API_KEY", "COHERE_API_KEY"),
 )
-JINA = Contract(
+JINA = WireProtocol(
     name="jina",
     path="/v1/rerank",
     unit="probability",

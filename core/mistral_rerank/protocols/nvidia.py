@@ -1,4 +1,4 @@
-"""NVIDIA's contract: a NIM container's `POST /v1/ranking`, and the same body at the hosted `.../reranking`.
+"""NVIDIA's protocol: a NIM container's `POST /v1/ranking`, and the same body at the hosted `.../reranking`.
 
 Source: https://docs.nvidia.com/nim/nemo-retriever/text-reranking/latest/using-reranking.html
 """
@@ -12,7 +12,6 @@ from typing_extensions import TypedDict, override
 
 from mistral_rerank.protocols.protocol import (
     Body,
-    Contract,
     Message,
     ModelName,
     Place,
@@ -21,6 +20,7 @@ from mistral_rerank.protocols.protocol import (
     RerankReply,
     RerankRequest,
     Usage,
+    WireProtocol,
     exact,
 )
 
@@ -66,7 +66,7 @@ class RankingReply(TypedDict):
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
-    """Send nothing but what every version of the contract knows: newer NIMs refuse other fields."""
+    """Send nothing but what every version of the protocol knows: newer NIMs refuse other fields."""
     model = {} if request.model is None else {"model": request.model}
     return model | {
         "query": {"text": request.query},
@@ -76,7 +76,7 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 
 
 def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
-    """Give raw logits, best first; the contract knows no `probability`."""
+    """Give raw logits, best first; the protocol knows no `probability`."""
     return {
         "rankings": [
             {"index": place.index, "logit": place.score.logit, "probability": place.score.probability}
@@ -86,7 +86,7 @@ def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
     }
 
 
-NVIDIA = Contract(
+NVIDIA = WireProtocol(
     name="nvidia",
     path="/v1/ranking",
     unit="logit",

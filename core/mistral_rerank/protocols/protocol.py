@@ -1,6 +1,6 @@
-"""What every rerank contract is made of: a request and a reply in no contract's own words.
+"""What every rerank protocol is made of: a request and a reply in no protocol's own words.
 
-A contract turns these into JSON bodies and back. Nothing here does any I/O; the client (`remote`) and the server
+A protocol turns these into JSON bodies and back. Nothing here does any I/O; the client (`remote`) and the server
 read the same functions from opposite ends, so they cannot drift apart.
 """
 
@@ -87,9 +87,9 @@ class Usage(TypedDict):
 
 @exact
 class Place(TypedDict):
-    """One passage's place in a reply of this package's server, whatever else the contract says of it.
+    """One passage's place in a reply of this package's server, whatever else the protocol says of it.
 
-    `logit` and `probability` are there in every contract, so that a client of this package gets the same score and
+    `logit` and `probability` are there in every protocol, so that a client of this package gets the same score and
     the same order from all of them, calibration included. Other clients ignore them.
     """
 
@@ -108,7 +108,7 @@ class RerankRequest:
         model: the model's name at the endpoint; None for whichever it serves.
         truncate: whether a pair over the model's limit is cut (the passage first) or refused.
         top_n: how many of the best are wanted; None for all.
-        unit: what kind of score is wanted, where the contract lets one choose.
+        unit: what kind of score is wanted, where the protocol lets one choose.
         return_texts: whether the reply repeats the passages.
 
     """
@@ -133,7 +133,7 @@ class RerankReply:
 
 
 class Message(BaseModel):
-    """JSON as it travels; fields that a contract does not name are ignored."""
+    """JSON as it travels; fields that a protocol does not name are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -147,11 +147,11 @@ class Body(Message):
 
     @abstractmethod
     def to_request(self) -> RerankRequest:
-        """Give what is asked in no contract's own words."""
+        """Give what is asked in no protocol's own words."""
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
+class WireProtocol:
     """One way to ask for a ranking over HTTP.
 
     Attributes:
@@ -199,9 +199,7 @@ MOST_BYTES = 500
 
 def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
     """Say which fields do not fit and why, without their content; at most ten of them."""
-    fields = [
-        f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:MOST_FAULTS]
-    ]
+    fields = [f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:MOST_FAULTS]]
     if len(problems) > MOST_FAULTS:
         fields.append(f"and {len(problems) - MOST_FAULTS} more")
     return "; ".join(fields).encode()[:MOST_BYTES].decode(errors="ignore")

@@ -1,4 +1,4 @@
-"""Every contract by the value of the setting `protocol`."""
+"""Every protocol by the value of the setting `protocol`."""
 
 from mistral_rerank.protocols.cohere import COHERE, JINA
 from mistral_rerank.protocols.nvidia import NVIDIA
@@ -6,4 +6,4 @@ from mistral_rerank.protocols.tei import TEI
 from mistral_rerank.protocols.vllm import VLLM
 from mistral_rerank.protocols.voyage import VOYAGE
 
-CONTRACTS = {contract.name: contract for contract in (NVIDIA, COHERE, JINA, VLLM, TEI, VOYAGE)}
+PROTOCOLS = {protocol.name: protocol for protocol in (NVIDIA, COHERE, JINA, VLLM, TEI, VOYAGE)}

@@ -1,6 +1,6 @@
-"""Reading the reply of any contract, trusting nothing in it.
+"""Reading the reply of any protocol, trusting nothing in it.
 
-Servers that claim one contract answer in the words of another, unsorted, or with a passage missing, so there is
+Servers that claim one protocol answer in the words of another, unsorted, or with a passage missing, so there is
 one reader for all: a list of entries, under one of three names or bare, each with an index and a score. A field
 that is `null` counts as absent.
 """
@@ -25,13 +25,13 @@ ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PoolingConfig:
     """The scores of a reply, in the request's order.
 
     Attributes:
         scores: one for each passage.
         calibrated: whether the endpoint itself gave every probability. If not, it is the sigmoid of the logit.
-        named: whether the endpoint itself called its scores logits. If not, the contract did.
+        named: whether the endpoint itself called its scores logits. If not, the protocol did.
 
     """
 
@@ -40,7 +40,7 @@ class Reading:
     named: bool
 
 
-def read_scores(content: bytes, *, count: int, unit: Unit) -> Reading:
+def read_scores(content: bytes, *, count: int, unit: Unit) -> PoolingConfig:
     """Read the scores of a reply.
 
     Args:
@@ -67,7 +67,7 @@ def read_scores(content: bytes, *, count: int, unit: Unit) -> Reading:
         raise InvalidReplyError(f"{len(found)} scores for {count} passages")
     named = all(entry.get("logit") is not None for entry in entries)
     stated = all(entry.get("probability") is not None for entry in entries)
-    return Reading(found, calibrated=stated or (unit == "probability" and not named), named=named)
+    return PoolingConfig(found, calibrated=stated or (unit == "probability" and not named), named=named)
 
 
 def holds_scores(body: object) -> bool:

@@ -1,4 +1,4 @@
-"""The contract of Hugging Face's text-embeddings-inference: `POST /rerank`, a bare list back.
+"""The protocol of Hugging Face's text-embeddings-inference: `POST /rerank`, a bare list back.
 
 Source: text-embeddings-inference's `router/src/http/types.rs`.
 """
@@ -12,12 +12,12 @@ from typing_extensions import override
 
 from mistral_rerank.protocols.protocol import (
     Body,
-    Contract,
     Flag,
     Place,
     Query,
     RerankReply,
     RerankRequest,
+    WireProtocol,
     exact,
     score_of,
 )
@@ -77,7 +77,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     return ranks
 
 
-TEI = Contract(
+TEI = WireProtocol(
     name="tei",
     path="/rerank",
     unit="logit",

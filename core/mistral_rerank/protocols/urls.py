@@ -9,11 +9,11 @@ from urllib.parse import parse_qsl, quote, urlsplit
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.protocols.cohere import JINA
 from mistral_rerank.protocols.nvidia import NVIDIA
-from mistral_rerank.protocols.registry import CONTRACTS
+from mistral_rerank.protocols.registry import PROTOCOLS
 from mistral_rerank.protocols.tei import TEI
 
 if TYPE_CHECKING:
-    from mistral_rerank.protocols.protocol import Contract
+    from mistral_rerank.protocols.protocol import WireProtocol
 
 ROUTES = {
     "/ranking": (NVIDIA,),
@@ -74,15 +74,15 @@ def sibling_url(url: str, name: str) -> str:
     return f"{path.rsplit('/', 1)[0]}/{name}{mark}{query}"
 
 
-def vendor_of(url: str) -> Contract | None:
-    """Give the contract of the vendor whose host a URL names, if it is reached over TLS.
+def vendor_of(url: str) -> WireProtocol | None:
+    """Give the protocol of the vendor whose host a URL names, if it is reached over TLS.
 
     A vendor's hosts are those of its domain: `ai.api.nvidia.com` and `integrate.api.nvidia.com` are both NVIDIA's.
     """
     parts = urlsplit(url)
     host = f".{parts.hostname or ''}"
     return next(
-        (c for c in CONTRACTS.values() if c.hosted and parts.scheme == "https" and host.endswith(_domain(c.hosted))),
+        (c for c in PROTOCOLS.values() if c.hosted and parts.scheme == "https" and host.endswith(_domain(c.hosted))),
         None,
     )
 
@@ -101,54 +101,54 @@ def is_complete(url: str) -> bool:
     return _ending(url) is not None
 
 
-def request_url(url: str, contract: Contract, model: str | None) -> str:
+def request_url(url: str, protocol: WireProtocol, model: str | None) -> str:
     """Give the URL to post to.
 
     Args:
         url: a clean base URL: the root of a host, or with `/v1`, a proxy's prefix, or the whole route.
-        contract: which contract is spoken there.
+        protocol: which protocol is spoken there.
         model: its name, which is part of the URL at NVIDIA's hosted API.
 
     """
     if is_complete(url):
         return url
     base, mark, query = url.partition("?")
-    return f"{_route(base, contract, model)}{mark}{query}"
+    return f"{_route(base, protocol, model)}{mark}{query}"
 
 
-def candidates(base_url: str | None, protocol: str, model: str | None) -> tuple[tuple[Contract, str], ...]:
-    """Give what to try, in order: a contract and the URL of its requests.
+def candidates(base_url: str | None, name: str, model: str | None) -> tuple[tuple[WireProtocol, str], ...]:
+    """Give what to try, in order: a protocol and the URL of its requests.
 
     With a protocol there is one. `auto` knows the vendors by their hosts and complete routes by their endings;
     anything else is tried in NVIDIA's own order, then Cohere's and TEI's bodies at the other routes they are
     served at.
 
     Raises:
-        SettingsError: the base URL is unusable, or missing where the contract has no host of its own.
+        SettingsError: the base URL is unusable, or missing where the protocol has no host of its own.
 
     """
-    if protocol != "auto":
-        contract = CONTRACTS[protocol]
-        if base_url is None and contract.hosted is None:
-            raise SettingsError(f"protocol {protocol} needs a base_url, such as http://localhost:8000")
-        url = clean_url(base_url or contract.hosted or "")
-        return ((contract, request_url(url, contract, model)),)
+    if name != "auto":
+        protocol = PROTOCOLS[name]
+        if base_url is None and protocol.hosted is None:
+            raise SettingsError(f"protocol {name} needs a base_url, such as http://localhost:8000")
+        url = clean_url(base_url or protocol.hosted or "")
+        return ((protocol, request_url(url, protocol, model)),)
     url = clean_url(base_url or NVIDIA.hosted or "")
     host = urlsplit(url).hostname
-    vendor = next((c for c in CONTRACTS.values() if c.hosted and urlsplit(c.hosted).hostname == host), None)
+    vendor = next((c for c in PROTOCOLS.values() if c.hosted and urlsplit(c.hosted).hostname == host), None)
     if vendor is not None:
         return ((vendor, request_url(url, vendor, model)),)
     ending = _ending(url)
     if ending is not None:
-        return tuple((contract, url) for contract in ROUTES[ending])
+        return tuple((protocol, url) for protocol in ROUTES[ending])
     base, mark, query = url.partition("?")
     root = VERSION.sub("", base)
-    name = quote(model or "", safe="/:")
-    named = (f"/v1/ranking/{name}", f"/v1/retrieval/{name}/reranking") if model else ()
+    quoted = quote(model or "", safe="/:")
+    named = (f"/v1/ranking/{quoted}", f"/v1/retrieval/{quoted}/reranking") if model else ()
     return tuple(
         dict.fromkeys(
-            (contract, f"{address}{mark}{query}")
-            for contract, address in (
+            (protocol, f"{address}{mark}{query}")
+            for protocol, address in (
                 (NVIDIA, _route(base, NVIDIA, model)),
                 (JINA, _route(base, JINA, model)),
                 *((NVIDIA, root + path) for path in named),
@@ -160,17 +160,17 @@ def candidates(base_url: str | None, protocol: str, model: str | None) -> tuple[
     )
 
 
-def _route(base: str, contract: Contract, model: str | None) -> str:
-    if urlsplit(base).hostname == HOSTED_NVIDIA and contract is NVIDIA:
+def _route(base: str, protocol: WireProtocol, model: str | None) -> str:
+    if urlsplit(base).hostname == HOSTED_NVIDIA and protocol is NVIDIA:
         if model is None or model in FIRST_MODEL:
             return f"https://{HOSTED_NVIDIA}/v1/retrieval/nvidia/reranking"
         slug = model.removeprefix("nvidia/").replace(".", "_")
         return f"https://{HOSTED_NVIDIA}/v1/retrieval/nvidia/{slug}/reranking"
-    if contract.path.count("/") == 1:  # a route without a version
-        return VERSION.sub("", base) + contract.path
+    if protocol.path.count("/") == 1:  # a route without a version
+        return VERSION.sub("", base) + protocol.path
     if VERSION.search(base):
-        return f"{base}/{contract.path.rsplit('/', 1)[1]}"
-    return f"{base}{contract.path}"
+        return f"{base}/{protocol.path.rsplit('/', 1)[1]}"
+    return f"{base}{protocol.path}"
 
 
 def _ending(url: str) -> str | None:

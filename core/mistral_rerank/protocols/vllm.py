@@ -1,4 +1,4 @@
-"""vLLM's contract: Cohere's with the choice of raw logits, at `/v1/rerank`.
+"""vLLM's protocol: Cohere's with the choice of raw logits, at `/v1/rerank`.
 
 Source: vLLM's `entrypoints/pooling/scoring/protocol.py`.
 """
@@ -12,7 +12,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from mistral_rerank.protocols import cohere
-from mistral_rerank.protocols.protocol import Contract, Flag, NotNegative, RerankRequest, Whole
+from mistral_rerank.protocols.protocol import Flag, NotNegative, RerankRequest, Whole, WireProtocol
 
 
 class VllmBody(cohere.CohereBody):
@@ -41,7 +41,7 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
     )
 
 
-VLLM = Contract(
+VLLM = WireProtocol(
     name="vllm",
     path="/v1/rerank",
     unit="logit",

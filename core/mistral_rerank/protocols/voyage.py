@@ -1,4 +1,4 @@
-"""Voyage's contract.
+"""Voyage's protocol.
 
 Source: https://docs.voyageai.com/reference/reranker-api
 """
@@ -12,7 +12,6 @@ from typing_extensions import TypedDict, override
 
 from mistral_rerank.protocols.protocol import (
     Body,
-    Contract,
     Flag,
     ModelName,
     Place,
@@ -22,6 +21,7 @@ from mistral_rerank.protocols.protocol import (
     RerankReply,
     RerankRequest,
     Tokens,
+    WireProtocol,
     exact,
 )
 
@@ -101,7 +101,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     return {"object": "list", "data": data, "model": reply.model, "usage": {"total_tokens": reply.tokens}}
 
 
-VOYAGE = Contract(
+VOYAGE = WireProtocol(
     name="voyage",
     path="/v1/rerank",
     unit="probability",

@@ -1,1 +1,1 @@
-"""The reranker behind an HTTP endpoint: contracts from `protocols`, one exchange without I/O, one transport."""
+"""The reranker behind an HTTP endpoint: protocols from `protocols`, one exchange without I/O, one transport."""

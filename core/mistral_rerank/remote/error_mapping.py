@@ -29,7 +29,7 @@ from mistral_rerank.protocols.urls import shown_url
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mistral_rerank.remote.transport import Answer
+    from mistral_rerank.remote.transport import Response
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
@@ -66,27 +66,27 @@ REQUEST_IDS = ("nvcf-reqid", "x-request-id", "request-id")
 MESSAGE_LENGTH = 300
 
 
-def failure(answer: Answer, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
+def failure(response: Response, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
     """Make the error of an answer whose status is no success, or whose body is an error in spite of it.
 
     Args:
-        answer: what came.
+        response: what came.
         url: where the request went.
         request_id: what this client calls the request, in case the endpoint gave it no name.
         hide: takes texts and keys out of what the endpoint said.
 
     """
-    body = _decoded(answer.content)
-    raw = message_of(body) or _text(answer) or answer.headers.get("www-authenticate", "")
+    body = _decoded(response.content)
+    raw = message_of(body) or _text(response) or response.headers.get("www-authenticate", "")
     said = _short(hide(raw))
-    status = answer.status
+    status = response.status
     if status == 502 and (behind := BEHIND_GATEWAY.search(raw)):
         status = int(behind[1])
     kind, advice = _kind(_code(body) if status == 200 else status, raw)
-    location = answer.headers.get("location")
+    location = response.headers.get("location")
     if 300 <= status < 400 and location:
         advice = f"it redirects to {_short(hide(shown_url(location)))}; set base_url to where it is served"
-    named = next((answer.headers[name] for name in REQUEST_IDS if name in answer.headers), None)
+    named = next((response.headers[name] for name in REQUEST_IDS if name in response.headers), None)
     if named is None and isinstance(body, dict) and isinstance(body.get("requestId"), str):
         named = body["requestId"]
     return kind(
@@ -96,7 +96,7 @@ def failure(answer: Answer, *, url: str, request_id: str, hide: Callable[[str], 
         + (f" ({advice})" if advice else ""),
         status=status,
         request_id=(named or request_id)[:MESSAGE_LENGTH],
-        retry_after=retry_after(answer.headers),
+        retry_after=retry_after(response.headers),
     )
 
 
@@ -193,9 +193,9 @@ def _decoded(content: bytes) -> Any:
         return None
 
 
-def _text(answer: Answer) -> str:
+def _text(response: Response) -> str:
     """Take a plain text body as the message, but no web page."""
-    text = answer.content.decode("utf-8", "replace").strip()
+    text = response.content.decode("utf-8", "replace").strip()
     return "" if text.startswith(("<", "{", "[")) else text
 
 

@@ -21,7 +21,7 @@ from mistral_rerank._version import __version__
 from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
 from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.rate_limit import RateLimit, Retries
-from mistral_rerank.remote.session import Batch, Endpoint, Pause
+from mistral_rerank.remote.session import Batch, Endpoint, Sleep
 from mistral_rerank.remote.transport import Transport
 from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, TextPairs
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from mistral_rerank.remote.session import Steps
+    from mistral_rerank.remote.session import Session
 
 Protocol = Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
 
@@ -58,20 +58,20 @@ class RemoteReranker(Reranker):
         model: its name at the endpoint; None for whichever is served.
         base_url: the root of a host, or with `/v1` or a proxy's prefix, or the whole route, with a query such as
             `?api-version=1` if need be; None for the vendor's own.
-        protocol: which contract is spoken; "auto" finds out with the first request.
+        protocol: which protocol is spoken; "auto" finds out with the first request.
         api_key: sent as a bearer token to the host of `base_url` alone; None for `MISTRAL_RERANK_API_KEY`, or else,
             at a vendor's own hosts over https, for that vendor's variable, such as `NVIDIA_API_KEY`.
         overflow: whether a pair over the model's limit is cut ("truncate") or refused ("error"), where the
-            contract offers a choice; "chunk" is done on this machine alone.
+            protocol offers a choice; "chunk" is done on this machine alone.
         timeout: seconds that a call may take in all.
         connect_timeout: seconds to wait for a connection.
         read_timeout: seconds to wait for each part of an answer before trying again; None: all that is left.
         retries: how often a failed request is sent again, or just their number.
-        max_passages: the most passages of a request, also above the contract's limit; None for that limit. An
+        max_passages: the most passages of a request, also above the protocol's limit; None for that limit. An
             endpoint that refuses so many gets fewer from then on.
         max_concurrency: how many requests of one call may be under way at once.
         requests_per_minute: the most requests a minute; None for no limit.
-        score_unit: what the endpoint's scores are; "auto" for what its contract says.
+        score_unit: what the endpoint's scores are; "auto" for what its protocol says.
         headers: sent to the host of `base_url` with every request, such as a gateway's `api-key`. Their values are
             treated as secrets.
         status_url: where to ask for results that are not ready (202); None for NVIDIA's, at its host alone.
@@ -178,7 +178,7 @@ class RemoteReranker(Reranker):
         return functools.partial(RemoteReranker, **self._settings), ()  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
-        return f"RemoteReranker({self.model!r}, host={self._host!r}, protocol={self._endpoint.contract.name!r})"
+        return f"RemoteReranker({self.model!r}, host={self._host!r}, protocol={self._endpoint.protocol.name!r})"
 
     @property
     def model_name(self) -> str:
@@ -270,8 +270,8 @@ class RemoteReranker(Reranker):
         overflow = overflow or self._overflow
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
-        contract = self._endpoint.contract
-        limit = self._max_passages or contract.max_passages
+        protocol = self._endpoint.protocol
+        limit = self._max_passages or protocol.max_passages
         limit = min(limit, self._endpoint.most_passages or limit)
         size = min(limit, max(SMALLEST_SPLIT, -(-len(pairs) // self._max_concurrency)))
         by_query: dict[str, list[int]] = {}
@@ -290,7 +290,7 @@ class RemoteReranker(Reranker):
             yield Batch(query, [pairs[at][1] for at in taken], overflow == "truncate"), taken
 
     def _at_once(self) -> int:
-        """How many requests may be under way: one alone while the contract is not known."""
+        """How many requests may be under way: one alone while the protocol is not known."""
         return self._max_concurrency if self._endpoint.is_settled else 1
 
     def _start(self, batch: Batch, deadline: float, stopped: threading.Event) -> Future[list[Score]]:
@@ -300,7 +300,7 @@ class RemoteReranker(Reranker):
         except RuntimeError as error:
             raise self._gone() from error
 
-    def _drive(self, steps: Steps[list[Score]], stopped: threading.Event) -> list[Score]:
+    def _drive(self, steps: Session[list[Score]], stopped: threading.Event) -> list[Score]:
         """Do what an exchange asks for, in this thread."""
         try:
             step = next(steps)
@@ -309,38 +309,38 @@ class RemoteReranker(Reranker):
                     raise self._gone()
                 if stopped.is_set():
                     return []  # nobody waits any more
-                if isinstance(step, Pause):
+                if isinstance(step, Sleep):
                     stopped.wait(step.seconds)
                     step = steps.send(None)
                     continue
                 try:
-                    answer = self._transport.send(step)
+                    response = self._transport.send(step)
                 except RemoteError as error:
                     step = steps.throw(error)
                 else:
-                    step = steps.send(answer)
+                    step = steps.send(response)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:
             steps.close()
 
-    async def _adrive(self, steps: Steps[list[Score]]) -> list[Score]:
+    async def _adrive(self, steps: Session[list[Score]]) -> list[Score]:
         """Do what an exchange asks for, on the running loop."""
         try:
             step = next(steps)
             while True:
                 if self._closed.is_set():
                     raise self._gone()
-                if isinstance(step, Pause):
+                if isinstance(step, Sleep):
                     await asyncio.sleep(step.seconds)
                     step = steps.send(None)
                     continue
                 try:
-                    answer = await self._transport.asend(step)
+                    response = await self._transport.asend(step)
                 except RemoteError as error:
                     step = steps.throw(error)
                 else:
-                    step = steps.send(answer)
+                    step = steps.send(response)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         finally:

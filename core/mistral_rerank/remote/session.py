@@ -1,8 +1,8 @@
 """One batch of passages against an endpoint, from texts to scores, without any I/O.
 
-`Endpoint.score` is a generator: it yields a `Call` to be sent or a `Pause` to be kept, and takes the answer, or
+`Endpoint.score` is a generator: it yields a `Request` to be sent or a `Sleep` to be kept, and takes the answer, or
 the error in its place. Everything that is decided lies here, so threads and event loops share it: probing for
-the contract, retries, polling, and halving a batch that is refused as too large.
+the protocol, retries, polling, and halving a batch that is refused as too large.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mistral_rerank.errors import (
     RemoteInputTooLongError,
     RequestTooLargeError,
 )
-from mistral_rerank.protocols import Contract, RerankRequest
+from mistral_rerank.protocols import RerankRequest, WireProtocol
 from mistral_rerank.protocols.replies import from_probability, is_probability, read_scores
 from mistral_rerank.protocols.urls import HOSTED_NVIDIA, same_owner, shown_url, sibling_url
 from mistral_rerank.remote.error_mapping import (
@@ -37,7 +37,7 @@ from mistral_rerank.remote.error_mapping import (
     says_unknown_model,
 )
 from mistral_rerank.remote.redaction import redact
-from mistral_rerank.remote.transport import Answer, Call
+from mistral_rerank.remote.transport import Request, Response
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 WRONG_ROUTE = frozenset({200, 400, 401, 403, 404, 405, 422})
-"""Statuses after which the next contract is tried: those of NVIDIA's own client, those of gateways that answer 401 or
+"""Statuses after which the next protocol is tried: those of NVIDIA's own client, those of gateways that answer 401 or
 403 for unknown paths, and 200 with an error in its body, which is what LM Studio gives for an unknown path."""
 
 DOUBTFUL = ((400, 422), (401, 403), (200,))
@@ -67,7 +67,7 @@ STATUS_URL = "https://api.nvcf.nvidia.com/v2/nvcf/pexec/status"
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
+class Sleep:
     """So many seconds are to pass."""
 
     seconds: float
@@ -82,18 +82,18 @@ class Batch:
     truncate: bool
 
 
-Steps = Generator[Call | Pause, Answer | None, T]
+Session = Generator[Request | Sleep, Response | None, T]
 
 
 class Endpoint:
     """What is known of an endpoint, and how to talk to it.
 
     Args:
-        candidates: contracts with their URLs, in the order to try; one when the contract is known.
+        candidates: protocols with their URLs, in the order to try; one when the protocol is known.
         model: its name; None for whichever is served.
         headers: of every request, to whichever host.
         private_headers: of requests to the endpoint's own host, the key among them; their values are secrets.
-        unit: what its scores are; None for what the contract says.
+        unit: what its scores are; None for what the protocol says.
         retries: how often to try again.
         rate: the limit of requests a minute.
         read_timeout: seconds to wait for each part of an answer; None for all that the call has left.
@@ -104,7 +104,7 @@ class Endpoint:
 
     def __init__(
         self,
-        candidates: tuple[tuple[Contract, str], ...],
+        candidates: tuple[tuple[WireProtocol, str], ...],
         *,
         model: str | None,
         headers: Mapping[str, str],
@@ -133,8 +133,8 @@ class Endpoint:
         self._found_unit: Unit | None = None
 
     @property
-    def contract(self) -> Contract:
-        """The contract in use, or the first to be tried."""
+    def protocol(self) -> WireProtocol:
+        """The protocol in use, or the first to be tried."""
         return self._candidates[0][0]
 
     @property
@@ -145,18 +145,18 @@ class Endpoint:
     @property
     def most_bytes(self) -> int:
         """How long a request may be."""
-        return min(self.contract.max_bytes, self._most_bytes or self.contract.max_bytes)
+        return min(self.protocol.max_bytes, self._most_bytes or self.protocol.max_bytes)
 
     @property
     def is_settled(self) -> bool:
-        """Whether it is known which contract is spoken, and which model is served where that has to be asked."""
+        """Whether it is known which protocol is spoken, and which model is served where that has to be asked."""
         return len(self._candidates) == 1 and not self._has_to_ask_for_model(*self._candidates[0])
 
-    def score(self, batch: Batch, deadline: float) -> Steps[list[Score]]:
+    def score(self, batch: Batch, deadline: float) -> Session[list[Score]]:
         """Score one batch.
 
         Args:
-            batch: at most as many passages as the contract takes.
+            batch: at most as many passages as the protocol takes.
             deadline: on `time.monotonic`'s clock.
 
         Returns:
@@ -216,13 +216,13 @@ class Endpoint:
             content = len(batch.query.encode()) + sum(len(passage.encode()) for passage in batch.passages)
             self._most_bytes = min(content // 2, self._most_bytes or content)
 
-    def _first_that_answers(self, batch: Batch, deadline: float) -> Steps[list[Score]]:
+    def _first_that_answers(self, batch: Batch, deadline: float) -> Session[list[Score]]:
         candidates, refusals = self._candidates, []
-        for contract, url in candidates:
+        for protocol, url in candidates:
             try:
-                scores = yield from self._ask(contract, url, batch, deadline)
+                scores = yield from self._ask(protocol, url, batch, deadline)
             except (RemoteInputTooLongError, RequestTooLargeError):
-                self._candidates = ((contract, url),)  # it understood the request
+                self._candidates = ((protocol, url),)  # it understood the request
                 raise
             except RemoteError as error:
                 if len(candidates) == 1 or error.status not in WRONG_ROUTE or isinstance(error, InvalidReplyError):
@@ -231,7 +231,7 @@ class Endpoint:
                     raise  # other routes may not read the model's name, and would answer with another model
                 refusals.append(error)
             else:
-                self._candidates = ((contract, url),)
+                self._candidates = ((protocol, url),)
                 self._knows_model = True  # or does without
                 return scores
         best = min(refusals, key=_doubt)
@@ -244,29 +244,29 @@ class Endpoint:
             request_id=refusals[0].request_id,
         )
 
-    def _ask(self, contract: Contract, url: str, batch: Batch, deadline: float) -> Steps[list[Score]]:
+    def _ask(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> Session[list[Score]]:
         """Send one request, again where that may help."""
         headers = {**self._headers, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
-        if self._has_to_ask_for_model(contract, url):
+        if self._has_to_ask_for_model(protocol, url):
             yield from self._find_model(url, headers, deadline)
-        unit = self._unit or contract.unit
+        unit = self._unit or protocol.unit
         request = RerankRequest(
             batch.query, tuple(batch.passages), model=self._model, truncate=batch.truncate, unit=unit
         )
-        content = _encoded(contract.write_request(request))
+        content = _encoded(protocol.write_request(request))
         attempt = 0
         while True:
             try:
-                answer = yield from self._send("POST", url, headers, content, deadline)
-                answer = yield from self._finished(answer, url, headers, deadline)
-                if answer.status == 200:
+                response = yield from self._send("POST", url, headers, content, deadline)
+                response = yield from self._finished(response, url, headers, deadline)
+                if response.status == 200:
                     try:
-                        return self._read(answer, url, headers, count=len(batch.passages), unit=unit)
+                        return self._read(response, url, headers, count=len(batch.passages), unit=unit)
                     except InvalidReplyError:
-                        if not is_error_body(answer.content):
+                        if not is_error_body(response.content):
                             raise
                 hide = partial(redact, secrets=self._secrets, texts=(batch.query, *batch.passages))
-                raise failure(answer, url=url, request_id=headers["X-Request-Id"], hide=hide)
+                raise failure(response, url=url, request_id=headers["X-Request-Id"], hide=hide)
             except RemoteError as error:
                 wait = self._retries.wait(attempt, error.retry_after) if is_retryable(error) else None
                 if isinstance(error, DeadlineExceededError):
@@ -279,50 +279,50 @@ class Endpoint:
                     ) from error
                 if wait is None or time.monotonic() + wait >= deadline:
                     raise
-            yield Pause(wait)
+            yield Sleep(wait)
             attempt += 1
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, deadline: float
-    ) -> Steps[Answer]:
+    ) -> Session[Response]:
         wait = self._rate.reserve(time.monotonic(), before=deadline)
         if wait is None:
             raise DeadlineExceededError(
                 "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
             )
         if wait:
-            yield Pause(wait)
+            yield Sleep(wait)
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineExceededError(
                 f"the time of the call is over before {shown_url(url)} was asked; raise timeout"
             )
         timeout = left if self._read_timeout is None else min(left, self._read_timeout)
-        answer = yield Call(method, url, headers, content, timeout, deadline)
-        assert answer is not None  # noqa: S101 - a Call is answered by an Answer
-        return answer
+        response = yield Request(method, url, headers, content, timeout, deadline)
+        assert response is not None  # noqa: S101 - a Call is answered by an Answer
+        return response
 
-    def _finished(self, answer: Answer, url: str, headers: Mapping[str, str], deadline: float) -> Steps[Answer]:
+    def _finished(self, response: Response, url: str, headers: Mapping[str, str], deadline: float) -> Session[Response]:
         """Ask for the result of a request that NVIDIA's gateway took (202), until it is there."""
-        while answer.status == 202:
-            identity = answer.headers.get("nvcf-reqid", "")
+        while response.status == 202:
+            identity = response.headers.get("nvcf-reqid", "")
             status_url = self._status_url or (STATUS_URL if urlsplit(url).hostname == HOSTED_NVIDIA else None)
             if status_url is None or not identity.replace("-", "").isalnum():
                 raise InvalidReplyError(
                     f"{shown_url(url)} answered 202 and does not say where the result will be; give status_url",
                     status=None,
                 )
-            yield Pause(min(self._poll_wait, max(0.0, deadline - time.monotonic())))
+            yield Sleep(min(self._poll_wait, max(0.0, deadline - time.monotonic())))
             if not same_owner(url, status_url):
                 headers = {name: value for name, value in headers.items() if name not in self._private_headers}
-            answer = yield from self._send("GET", f"{status_url}/{identity}", headers, None, deadline)
-        return answer
+            response = yield from self._send("GET", f"{status_url}/{identity}", headers, None, deadline)
+        return response
 
-    def _read(self, answer: Answer, url: str, headers: Mapping[str, str], *, count: int, unit: Unit) -> list[Score]:
+    def _read(self, response: Response, url: str, headers: Mapping[str, str], *, count: int, unit: Unit) -> list[Score]:
         try:
-            reading = read_scores(answer.content, count=count, unit=unit)
+            reading = read_scores(response.content, count=count, unit=unit)
         except InvalidReplyError as error:
-            named = answer.headers.get("x-request-id", headers["X-Request-Id"])
+            named = response.headers.get("x-request-id", headers["X-Request-Id"])
             raise InvalidReplyError(
                 f"{shown_url(url)} answered 200 with {error}", status=200, request_id=named
             ) from None
@@ -330,14 +330,14 @@ class Endpoint:
         self._named &= reading.named
         return reading.scores
 
-    def _has_to_ask_for_model(self, contract: Contract, url: str) -> bool:
-        return not self._knows_model and contract.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA
+    def _has_to_ask_for_model(self, protocol: WireProtocol, url: str) -> bool:
+        return not self._knows_model and protocol.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA
 
-    def _find_model(self, url: str, headers: Mapping[str, str], deadline: float) -> Steps[None]:
+    def _find_model(self, url: str, headers: Mapping[str, str], deadline: float) -> Session[None]:
         """Ask which model is served; an endpoint that does not say may know without its name."""
         try:
-            answer = yield from self._send("GET", sibling_url(url, "models"), headers, None, deadline)
-            listed = json.loads(answer.content)["data"] if answer.status == 200 else []
+            response = yield from self._send("GET", sibling_url(url, "models"), headers, None, deadline)
+            listed = json.loads(response.content)["data"] if response.status == 200 else []
             self._model = next((entry["id"] for entry in listed if isinstance(entry["id"], str)), None)
             self._knows_model = self._model is not None
         except DeadlineExceededError:

@@ -1,6 +1,6 @@
 """Requests over HTTP: the one module that knows httpx.
 
-A `Call` goes in and an `Answer` comes out, whatever its status; only where none comes is there an error. There
+A `Request` goes in and an `Response` comes out, whatever its status; only where none comes is there an error. There
 is one client for threads, and one for each event loop, whose connections no other loop can use.
 """
 
@@ -29,7 +29,7 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class Request:
     """A request.
 
     `timeout` is how many seconds may pass before each part of its answer, `deadline` when the whole of it has to be
@@ -45,7 +45,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """Status, headers by lower-case names, and the whole body."""
 
     status: int
@@ -93,7 +93,7 @@ class Transport:
             weakref.WeakKeyDictionary()
         )
 
-    def send(self, call: Call) -> Answer:
+    def send(self, call: Request) -> Response:
         """Send a call from this thread.
 
         Raises:
@@ -108,9 +108,9 @@ class Transport:
             content = bytearray()
             for part in response.iter_bytes():
                 _extend(content, part)
-        return _answer(response, content)
+        return _response(response, content)
 
-    async def asend(self, call: Call) -> Answer:
+    async def asend(self, call: Request) -> Response:
         """Send a call from the running event loop; cancelling closes its connection. Errors as `send`'s.
 
         The deadline is the caller's to keep, with `asyncio.timeout`.
@@ -121,7 +121,7 @@ class Transport:
                 content = bytearray()
                 async for part in response.aiter_bytes():
                     _extend(content, part)
-        return _answer(response, content)
+        return _response(response, content)
 
     def close(self) -> None:
         """Close the connections of threads, and forget those of event loops."""
@@ -163,7 +163,7 @@ class Transport:
         except UNUSABLE as error:
             raise misconfigured(error, proxy=self._options["proxy"]) from None
 
-    def _request(self, call: Call) -> dict[str, Any]:
+    def _request(self, call: Request) -> dict[str, Any]:
         return {
             "method": call.method,
             "url": call.url,
@@ -174,7 +174,7 @@ class Transport:
 
 
 @contextmanager
-def _faults(call: Call) -> Iterator[None]:
+def _faults(call: Request) -> Iterator[None]:
     """Turn what httpx raises into this package's errors, which name the URL without its query."""
     url = shown_url(call.url)
     try:
@@ -199,5 +199,5 @@ def _extend(content: bytearray, part: bytes) -> None:
         raise InvalidReplyError(f"an answer of more than {MAX_REPLY_BYTES} bytes")
 
 
-def _answer(response: httpx.Response, content: bytearray) -> Answer:
-    return Answer(response.status_code, dict(response.headers), bytes(content))
+def _response(response: httpx.Response, content: bytearray) -> Response:
+    return Response(response.status_code, dict(response.headers), bytes(content))

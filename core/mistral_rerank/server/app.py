@@ -1,4 +1,4 @@
-"""The application: every contract's route in front of one reranker."""
+"""The application: every protocol's route in front of one reranker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from mistral_rerank._version import __version__
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingBody, RankingReply
 from mistral_rerank.protocols.tei import TeiRank
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CONTRACT_OF = {contract.body: contract for contract in CONTRACTS.values()}
+PROTOCOL_OF = {protocol.body: protocol for protocol in PROTOCOLS.values()}
 """Jina's and Cohere's bodies are one, and so are their replies."""
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 502, 503, 504)
@@ -50,30 +50,28 @@ RERANK_OR_TEI: dict[int | str, dict[str, Any]] = {200: {"model": CohereReply | V
 inference = APIRouter(tags=["rerank"], responses=FAILURES, route_class=JsonRoute)
 
 
-@inference.post("/v1/ranking", summary="NVIDIA's contract", responses=RANKING)
+@inference.post("/v1/ranking", summary="NVIDIA's protocol", responses=RANKING)
 async def rank(body: RankingBody, request: Request) -> Response:
     """Give raw logits and probabilities, best first."""
     return await _answer(body, request)
 
 
 @inference.post(
-    "/v1/retrieval/{path:path}/reranking", summary="NVIDIA's contract, at the hosted API's path", responses=RANKING
+    "/v1/retrieval/{path:path}/reranking", summary="NVIDIA's protocol, at the hosted API's path", responses=RANKING
 )
 async def rank_as_hosted(path: str, body: RankingBody, request: Request) -> Response:  # noqa: ARG001 - any will do
     """Give raw logits and probabilities, best first."""
     return await _answer(body, request)
 
 
-@inference.post(
-    "/v1/ranking/{model:path}", summary="NVIDIA's contract, with the model in the path", responses=RANKING
-)
+@inference.post("/v1/ranking/{model:path}", summary="NVIDIA's protocol, with the model in the path", responses=RANKING)
 async def rank_with(model: str, body: RankingBody, request: Request) -> Response:
     """Give raw logits and probabilities, best first."""
     return await _answer(body if body.model else body.model_copy(update={"model": model}), request)
 
 
-@inference.post("/v1/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract", responses=RERANK)
-@inference.post("/v2/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's contract", responses=RERANK)
+@inference.post("/v1/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's protocol", responses=RERANK)
+@inference.post("/v2/rerank", summary="Cohere's, Jina's, vLLM's or Voyage's protocol", responses=RERANK)
 @inference.post("/reranking", summary="The same, at llama.cpp's path", responses=RERANK)
 @inference.post("/v1/reranking", summary="The same, at llama.cpp's path", responses=RERANK)
 async def rerank(body: RerankBody, request: Request) -> Response:
@@ -81,7 +79,7 @@ async def rerank(body: RerankBody, request: Request) -> Response:
     return await _answer(body, request)
 
 
-@inference.post("/rerank", summary="TEI's contract, or one of those at /v1/rerank", responses=RERANK_OR_TEI)
+@inference.post("/rerank", summary="TEI's protocol, or one of those at /v1/rerank", responses=RERANK_OR_TEI)
 async def rerank_or_tei(body: RerankOrTeiBody, request: Request) -> Response:
     """Give probabilities, best first; raw logits for `raw_scores: true`."""
     return await _answer(body, request)
@@ -103,7 +101,7 @@ async def _answer(body: Body, request: Request) -> Response:
         await _refuse_other_fields(body, request)
     asked = body.to_request()
     reply = await service.rerank(asked, request)
-    return JSONResponse(CONTRACT_OF[type(body)].write_reply(asked, reply))
+    return JSONResponse(PROTOCOL_OF[type(body)].write_reply(asked, reply))
 
 
 async def _refuse_other_fields(body: Message, request: Request) -> None:
@@ -157,14 +155,12 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
 
 def _describe_limits(document: dict[str, Any], most: int) -> None:
     """Make the OpenAPI document say how many passages a request may hold here."""
-    for contract in CONTRACTS.values():
-        fields = document["components"]["schemas"][contract.body.__name__]["properties"]
+    for protocol in PROTOCOLS.values():
+        fields = document["components"]["schemas"][protocol.body.__name__]["properties"]
         passages = next(fields[name] for name in ("passages", "documents", "texts") if name in fields)
         passages["maxItems"] = min(most, passages["maxItems"])
     for field in ("text_1", "text_2"):
-        document["components"]["schemas"]["ScoreBody"]["properties"][field]["anyOf"][1]["maxItems"] = min(
-            most, 10_000
-        )
+        document["components"]["schemas"]["ScoreBody"]["properties"][field]["anyOf"][1]["maxItems"] = min(most, 10_000)
 
 
 async def _nobody_reads(_request: Request, _error: Exception) -> Response:

@@ -97,9 +97,7 @@ class _ProxysRequestId:
         await self._app(scope, receive, without_id)
 
 
-def deployment(
-    open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings
-) -> Application:
+def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings) -> Application:
     """Describe the replicas.
 
     Args:

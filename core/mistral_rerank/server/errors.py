@@ -1,4 +1,4 @@
-"""From an exception to the one error object that every client of every contract can read.
+"""From an exception to the one error object that every client of every protocol can read.
 
 NVIDIA's clients look for `title` and `detail`, OpenAI-style ones for `message`, `type` and `code`, TEI's
 for `error` and `error_type`. No message repeats what a request held.
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from mistral_rerank import errors
-from mistral_rerank.protocols import CONTRACTS
+from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.protocol import describe_fields
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ async def _validation(request: Request, error: Any) -> JSONResponse:
 
 
 def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Leave out where FastAPI looked and which contract the body was taken for."""
-    return tuple(part for part in location if part not in ("body", *CONTRACTS))
+    """Leave out where FastAPI looked and which protocol the body was taken for."""
+    return tuple(part for part in location if part not in ("body", *PROTOCOLS))
 
 
 async def _reranker(request: Request, error: Any) -> JSONResponse:

@@ -58,7 +58,7 @@ class RequestContext:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> tuple[str, int]:
         """Answer it; gives its route and the status of the answer."""
-        status, begun = 0, time.perf_counter()
+        status, partial_states = 0, time.perf_counter()
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -78,7 +78,7 @@ class RequestContext:
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - partial_states)
         return route, status
 
 

@@ -1,4 +1,4 @@
-"""Which contract a body speaks, where several share a path.
+"""Which protocol a body speaks, where several share a path.
 
 It shows in the fields: `texts` is TEI's, `top_k` and `truncation` are Voyage's, `use_activation` and
 `truncate_prompt_tokens` are vLLM's; the rest is Cohere's and Jina's. The JSON schema of such a path says the same.
@@ -24,7 +24,7 @@ MARKS = {
     "voyage": ("top_k", "truncation"),
     "vllm": ("use_activation", "truncate_prompt_tokens"),
 }
-"""Fields that one contract alone has; the first contract of which a body has one, and not null, is its own."""
+"""Fields that one protocol alone has; the first protocol of which a body has one, and not null, is its own."""
 
 
 class _ByMarks:
@@ -44,7 +44,7 @@ class _ByMarks:
         return described
 
 
-def _contract_of(body: object) -> str:
+def _protocol_of(body: object) -> str:
     fields = body if isinstance(body, dict) else {}
     return next(
         (name for name, marks in MARKS.items() if any(fields.get(mark) is not None for mark in marks)), "cohere"
@@ -52,7 +52,7 @@ def _contract_of(body: object) -> str:
 
 
 def _cohere_like(body: object) -> str:
-    return "cohere" if (name := _contract_of(body)) == "tei" else name
+    return "cohere" if (name := _protocol_of(body)) == "tei" else name
 
 
 RerankBody = Annotated[
@@ -65,6 +65,6 @@ RerankOrTeiBody = Annotated[
     | Annotated[VoyageBody, Tag("voyage")]
     | Annotated[VllmBody, Tag("vllm")]
     | Annotated[CohereBody, Tag("cohere")],
-    Discriminator(_contract_of),
+    Discriminator(_protocol_of),
     _ByMarks(),
 ]

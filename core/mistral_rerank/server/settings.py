@@ -38,15 +38,13 @@ class ServerSettings(BaseModel):
     max_connections: int = _setting(
         "max_connections", 512, "most open connections; the longest idle one gives way", ge=1
     )
-    max_held_bytes: int = _setting(
-        "max_held_bytes", 64_000_000, "most bytes of bodies of all requests together", ge=1
-    )
+    max_held_bytes: int = _setting("max_held_bytes", 64_000_000, "most bytes of bodies of all requests together", ge=1)
     timeout: float = _setting("timeout", 120.0, "seconds after which a request gets a 504", gt=0)
     transfer_timeout: float = _setting(
         "transfer_timeout", 30.0, "seconds in which a body must arrive, and a reply be taken", gt=0
     )
     telemetry: bool = _setting("telemetry", False, "an OpenTelemetry span of each request and ranking, without texts")
-    strict: bool = _setting("strict", False, "refuse fields that the contract does not name, as NIM 2 does")
+    strict: bool = _setting("strict", False, "refuse fields that the protocol does not name, as NIM 2 does")
 
     @model_validator(mode="before")
     @classmethod

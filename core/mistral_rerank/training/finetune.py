@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, get_args
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from mistral_rerank.data_files.atomic import claim
+from mistral_rerank.data_files.atomic import check_resume_settings
 from mistral_rerank.errors import (
     CheckpointError,
     InputTooLongError,
@@ -44,7 +44,7 @@ from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.nf4 import import_bitsandbytes
 from mistral_rerank.local.model.rotary import forget_lengths
 from mistral_rerank.local.model.transformer import is_known
-from mistral_rerank.templates import DEFAULT_TEMPLATE, Prompt
+from mistral_rerank.templates import DEFAULT_TEMPLATE, Template
 from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.model_card import TrainingRecord, write_checkpoint
@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
 
-    from mistral_rerank.local.model.pooling import Reading
+    from mistral_rerank.local.model.pooling import PoolingConfig
     from mistral_rerank.training.groups import Group
 
 logger = logging.getLogger(__name__)
@@ -151,13 +151,13 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     lora = _lora(settings, init, base.layers or shape.num_hidden_layers)
     tokenizer = PairTokenizer(
         load_tokenizer(Checkpoint(folder, config, None)),
-        Prompt(config.template),
+        Template(config.template),
         append_eos=config.append_eos,
         max_length=settings.max_length,
     )
     _check_questions(tokenizer, [*groups, *validation])
     collator = GroupCollator(tokenizer, settings.batch_tokens, config.reading, config=shape)
-    claim(state / "settings.json", settings.model_dump(mode="json"), holder=state)
+    check_resume_settings(state / "settings.json", settings.model_dump(mode="json"), holder=state)
     transformers.set_seed(settings.seed)
     memory = estimate(
         shape,
@@ -243,12 +243,8 @@ def _base_folder(settings: TrainSettings, init: Path | None) -> Path:
 def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:
     """Give the LoRA configuration of `init`, or of the settings."""
     if init is not None:
-        if given := {
-            name for name in settings.model_fields_set if name.startswith("lora_") or name == "frozen_layers"
-        }:
-            raise SettingsError(
-                f"{settings.init} has its LoRA matrices already; leave {', '.join(sorted(given))} out"
-            )
+        if given := {name for name in settings.model_fields_set if name.startswith("lora_") or name == "frozen_layers"}:
+            raise SettingsError(f"{settings.init} has its LoRA matrices already; leave {', '.join(sorted(given))} out")
         return read_lora_config(init)
     if settings.frozen_layers >= layers:
         raise SettingsError(
@@ -300,7 +296,7 @@ def _trainable(
     layers: int | None,
     adapter: Path | LoraConfig,
     *,
-    reading: Reading,
+    reading: PoolingConfig,
     dtype: torch.dtype,
     quantization: transformers.BitsAndBytesConfig | None,
     device: torch.device,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mistral_rerank.data_files.atomic import replacing
+from mistral_rerank.data_files.atomic import atomic_write
 from mistral_rerank.data_files.text import text_lines
 from mistral_rerank.errors import InvalidInputError, SettingsError
 
@@ -106,6 +106,6 @@ def write_groups(groups: Iterable[Group], out: Path) -> None:
 
     """
     check_free(out)
-    with replacing(out) as lines:
+    with atomic_write(out) as lines:
         for group in groups:
             lines.write(json.dumps(asdict(group), ensure_ascii=False) + "\n")

@@ -107,9 +107,7 @@ def mine(
     rankings = (first_stage or BM25Stage()).search(dataset, ids, k=depth, progress=lambda *_: None)
     candidates = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
     if reranker is not None:
-        candidates = {
-            query: _upper_half(dataset, query, passages, reranker) for query, passages in candidates.items()
-        }
+        candidates = {query: _upper_half(dataset, query, passages, reranker) for query, passages in candidates.items()}
     corpus = list(dataset.corpus)
     drawn: list[Drawn] = [
         (cluster, _passages(dataset, {q: answers[q] for q in cluster}, candidates, corpus, negatives, size, rng))

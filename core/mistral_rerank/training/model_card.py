@@ -47,9 +47,7 @@ class TrainingRecord:
     validation: dict[int, float]
 
     @classmethod
-    def of(
-        cls, settings: TrainSettings, state: TrainerState, *, groups: int, validation_groups: int
-    ) -> TrainingRecord:
+    def of(cls, settings: TrainSettings, state: TrainerState, *, groups: int, validation_groups: int) -> TrainingRecord:
         """Read them from the Trainer's log."""
         named: dict[str, Any] = {
             key: [path.resolve().name for path in getattr(settings, key)] for key in ("data", "validation")

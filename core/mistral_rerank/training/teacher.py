@@ -79,10 +79,10 @@ def teach(
     features: list[NDArray[np.float32]] = []
     for start in range(0, len(drawn), GROUPS_AT_ONCE):
         block = drawn[start : start + GROUPS_AT_ONCE]
-        for (queries, passages), cosines in zip(block, _cosines(dataset, block, encoder), strict=True):
+        for (queries, passages), cos in zip(block, _cosines(dataset, block, encoder), strict=True):
             columns = [column_of[passage] for passage in passages]
             shares = np.stack([bm25.shares(dataset.queries[query])[columns] for query in queries])
-            features.append(np.stack([cosines, shares], axis=-1).astype(np.float32))
+            features.append(np.stack([cos, shares], axis=-1).astype(np.float32))
             progress(len(queries))
     answers = [
         np.array([[passage in dataset.positives(query) for passage in passages] for query in queries], np.float32)

@@ -11,7 +11,7 @@ import torch
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.batching.packing import Pack, pack, plan_packs, sequence_means
 from mistral_rerank.local.model.attention import span_masks
-from mistral_rerank.local.model.pooling import LAST_TOKEN, Reading
+from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig
 from mistral_rerank.local.model.rerank_model import apply_head
 from mistral_rerank.local.model.rotary import same_frequencies
 from mistral_rerank.local.model.transformer import window_of
@@ -43,11 +43,11 @@ class GroupCollator:
     """Packs groups into rows of tokens without padding, with the positions of the pairs' logits."""
 
     def __init__(
-        self, tokenizer: PairTokenizer, batch_tokens: int, reading: Reading = LAST_TOKEN, *, config: Any = None
+        self, tokenizer: PairTokenizer, batch_tokens: int, reading: PoolingConfig = LAST_TOKEN, *, config: Any = None
     ) -> None:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
-        self._reading = reading
+        self._pooling = reading
         self._config = config
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
@@ -73,13 +73,13 @@ class GroupCollator:
     def _rows(self, sequences: Sequence[Sequence[int]], members: Sequence[int]) -> Iterator[Pack]:
         """Lay some of the sequences out in rows."""
         own = [sequences[member] for member in members]
-        for trees in plan_packs(own, self._batch_tokens, share=self._reading.shares):
-            packed = pack(own, trees, causal=not self._reading.bidirectional)
+        for groups in plan_packs(own, self._batch_tokens, share=self._pooling.shares):
+            packed = pack(own, groups, causal=not self._pooling.bidirectional)
             yield replace(packed, members=tuple(members[place] for place in packed.members))
 
 
 def group_logits(
-    classifier: Any, reading: Reading, *, packs: Sequence[Pack], positions: torch.Tensor, **_: object
+    classifier: Any, reading: PoolingConfig, *, packs: Sequence[Pack], positions: torch.Tensor, **_: object
 ) -> torch.Tensor:
     """Give the logits of packed groups.
 
@@ -96,7 +96,7 @@ def group_logits(
     return torch.cat([_row_logits(classifier, reading, packed) for packed in packs])[positions]
 
 
-def _row_logits(classifier: Any, reading: Reading, packed: Pack) -> torch.Tensor:
+def _row_logits(classifier: Any, reading: PoolingConfig, packed: Pack) -> torch.Tensor:
     """Run one row, whose attention is `PACKED_ATTENTION`: (members,) float32."""
     backbone = classifier.base_model
     packed = packed.to(next(backbone.parameters()).device)

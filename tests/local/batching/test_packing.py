@@ -12,24 +12,24 @@ from transformers import AutoModelForSequenceClassification, MistralForSequenceC
 from mistral_rerank.local.batching import packing
 from mistral_rerank.local.batching.packing import (
     PackedCost,
-    Tree,
+    PrefixGroup,
+    bucket_capacity,
+    bucket_length,
+    find_prefix_groups,
     pack,
     packed_cost,
     plan_packs,
-    row_length,
-    row_room,
-    share_prefixes,
 )
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import span_masks
 from mistral_rerank.local.model.rerank_model import RerankModel
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 QUESTION = list(range(10, 22))
 
 
-def tokens(trees, sequences):
-    return sum(tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.members) for tree in trees)
+def tokens(groups, sequences):
+    return sum(group.prefix + sum(len(sequences[i]) - group.prefix for i in group.members) for group in groups)
 
 
 @pytest.fixture(scope="module", params=[None, 24], ids=["full", "window"])
@@ -44,13 +44,16 @@ def models(request):
 
 def test_sequences_that_begin_alike_share_a_tree():
     sequences = [[*QUESTION, 1], [5, 6, 7], [*QUESTION, 2, 3], [*QUESTION, 1]]
-    assert share_prefixes(sequences) == [Tree(0, (1,)), Tree(12, (0, 3, 2))]
+    assert find_prefix_groups(sequences) == [PrefixGroup(0, (1,)), PrefixGroup(12, (0, 3, 2))]
 
 
 @pytest.mark.parametrize("word", [1, 99], ids=["before", "after"])
 def test_a_tree_is_not_spoilt_by_a_stranger_with_the_same_first_words(word):
     sequences = [[*QUESTION, *QUESTION, i] for i in range(3)] + [[*QUESTION[:9], word]]
-    assert sorted(share_prefixes(sequences), key=lambda tree: tree.prefix) == [Tree(0, (3,)), Tree(24, (0, 1, 2))]
+    assert sorted(find_prefix_groups(sequences), key=lambda group: group.prefix) == [
+        PrefixGroup(0, (3,)),
+        PrefixGroup(24, (0, 1, 2)),
+    ]
 
 
 def test_single_ones_share_a_short_beginning_beside_a_tree_with_a_longer_one():
@@ -61,49 +64,49 @@ def test_single_ones_share_a_short_beginning_beside_a_tree_with_a_longer_one():
         [*QUESTION, 90],
         [*QUESTION, 91],
     ]
-    assert sorted(share_prefixes(sequences), key=lambda tree: tree.prefix) == [
-        Tree(12, (0, 3, 4)),
-        Tree(24, (1, 2)),
+    assert sorted(find_prefix_groups(sequences), key=lambda group: group.prefix) == [
+        PrefixGroup(12, (0, 3, 4)),
+        PrefixGroup(24, (1, 2)),
     ]
 
 
 def test_every_sequence_keeps_a_token_of_its_own():
-    assert share_prefixes([QUESTION, QUESTION]) == [Tree(11, (0, 1))]
-    assert share_prefixes([QUESTION, [*QUESTION, 1]]) == [Tree(11, (0, 1))]
+    assert find_prefix_groups([QUESTION, QUESTION]) == [PrefixGroup(11, (0, 1))]
+    assert find_prefix_groups([QUESTION, [*QUESTION, 1]]) == [PrefixGroup(11, (0, 1))]
 
 
 def test_a_prefix_too_short_to_pay_is_not_shared():
-    assert share_prefixes([[1, 2, 3], [1, 2, 4]]) == [Tree(0, (0,)), Tree(0, (1,))]
+    assert find_prefix_groups([[1, 2, 3], [1, 2, 4]]) == [PrefixGroup(0, (0,)), PrefixGroup(0, (1,))]
 
 
 @settings(deadline=None)
 @given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=40), max_size=30), st.integers(1, 100))
 def test_a_plan_holds_every_sequence_once_within_its_budget_and_saves_tokens(sequences, budget):
     plan = plan_packs(sequences, budget)
-    trees = [tree for trees in plan for tree in trees]
-    assert sorted(i for tree in trees for i in tree.members) == list(range(len(sequences)))
-    assert tokens(trees, sequences) <= sum(map(len, sequences))
+    groups = [group for groups in plan for group in groups]
+    assert sorted(i for group in groups for i in group.members) == list(range(len(sequences)))
+    assert tokens(groups, sequences) <= sum(map(len, sequences))
     whole = PackedCost(0)
     for row in plan:
-        cost = packed_cost([sequences[i] for tree in row for i in tree.members])
+        cost = packed_cost([sequences[i] for group in row for i in group.members])
         assert cost.real <= tokens(row, sequences), "what is planned is not exceeded by what is run"
         whole += cost
         alone = len(row) == 1 and len(row[0].members) == 1
         assert alone or tokens(row, sequences) <= max(budget, 1)
     assert packed_cost(sequences).real <= whole.real, "one row of all computes no more"
-    for tree in trees:
-        assert len({tuple(sequences[i][: tree.prefix]) for i in tree.members}) == 1
-        assert all(len(sequences[i]) > tree.prefix for i in tree.members)
+    for group in groups:
+        assert len({tuple(sequences[i][: group.prefix]) for i in group.members}) == 1
+        assert all(len(sequences[i]) > group.prefix for i in group.members)
 
 
 def test_a_tree_over_the_budget_is_cut_and_its_prefix_repeated():
     sequences = [[*QUESTION, i, i] for i in range(5)]
-    assert plan_packs(sequences, 17) == [[Tree(12, (0, 1))], [Tree(12, (2, 3))], [Tree(0, (4,))]]
+    assert plan_packs(sequences, 17) == [[PrefixGroup(12, (0, 1))], [PrefixGroup(12, (2, 3))], [PrefixGroup(0, (4,))]]
 
 
 def test_a_row_has_no_padding_and_each_prefix_once():
     sequences = [[*QUESTION, 1], [5, 6, 7], [*QUESTION, 2, 3]]
-    packed = pack(sequences, share_prefixes(sequences))
+    packed = pack(sequences, find_prefix_groups(sequences))
     assert packed.ids.tolist() == [[5, 6, 7, *QUESTION, 1, 2, 3]]
     assert packed.positions.tolist() == [[0, 1, 2, *range(12), 12, 12, 13]]
     assert packed.members == (1, 0, 2)
@@ -111,22 +114,22 @@ def test_a_row_has_no_padding_and_each_prefix_once():
 
 
 def test_rows_have_few_lengths_and_little_to_fill_them_up():
-    lengths = [row_length(tokens) for tokens in range(1, 4097)]
+    lengths = [bucket_length(tokens) for tokens in range(1, 4097)]
     assert all(0 <= length - tokens < max(8, tokens / 32) for tokens, length in enumerate(lengths, 1))
     assert sum(lengths) / sum(range(1, 4097)) < 1.02
     assert len(set(lengths)) < 180
-    assert all(row_length(row_room(budget)) <= budget for budget in range(8, 4097))
-    assert all(row_length(row_room(budget) + 1) > budget for budget in range(8, 4097))
-    packed = pack([[1, 2], [3, 4, 5]], [Tree(0, (0,)), Tree(0, (1,))])
-    filled = packed.filled()
-    assert filled.ids.tolist() == [[3, 4, 5, 1, 2, 0, 0, 0]]
-    assert filled.spans == (*packed.spans, packing.Span(5, 8))
-    assert filled.filled() is filled
+    assert all(bucket_length(bucket_capacity(budget)) <= budget for budget in range(8, 4097))
+    assert all(bucket_length(bucket_capacity(budget) + 1) > budget for budget in range(8, 4097))
+    packed = pack([[1, 2], [3, 4, 5]], [PrefixGroup(0, (0,)), PrefixGroup(0, (1,))])
+    padded_to_bucket = packed.padded_to_bucket()
+    assert padded_to_bucket.ids.tolist() == [[3, 4, 5, 1, 2, 0, 0, 0]]
+    assert padded_to_bucket.spans == (*packed.spans, packing.Span(5, 8))
+    assert padded_to_bucket.padded_to_bucket() is padded_to_bucket
 
 
 def test_sequences_of_one_length_attend_in_one_call():
     sequences = [[1, 2], [3, 4, 5], [6, 7], [*QUESTION, 1], [*QUESTION, 2], [8, 9, 10], [11, 12]]
-    packed = pack(sequences, share_prefixes(sequences))
+    packed = pack(sequences, find_prefix_groups(sequences))
     assert packed.members == (1, 5, 0, 2, 6, 3, 4)
     assert packed.last.tolist() == [2, 5, 7, 9, 11, 24, 25]
     assert [(span.start, span.stop, span.sequences) for span in packed.spans] == [
@@ -145,12 +148,12 @@ def test_scores_of_sequences_of_one_length_equal_transformers_own(models):
 
 def test_a_mask_shows_the_prefix_and_what_came_before_of_the_same_sequence():
     sequences = [[*QUESTION, 1], [*QUESTION, 2, 3]]
-    packed = pack(sequences, share_prefixes(sequences))
-    prefix, rests = span_masks(packed, window=4)
+    packed = pack(sequences, find_prefix_groups(sequences))
+    prefix, suffixes = span_masks(packed, window=4)
     places = torch.arange(12)
     assert torch.equal(prefix, (places <= places[:, None]) & (places > places[:, None] - 4))
-    assert rests[:, :12].sum(1).tolist() == [3, 3, 2]
-    assert rests[:, 12:].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
+    assert suffixes[:, :12].sum(1).tolist() == [3, 3, 2]
+    assert suffixes[:, 12:].tolist() == [[True, False, False], [False, True, False], [False, True, True]]
 
 
 @settings(deadline=None, max_examples=30)
@@ -159,8 +162,8 @@ def test_packed_scores_equal_transformers_own_one_at_a_time(models, data):
     reference, ours = models
     ids = st.lists(st.integers(1, 99), min_size=1, max_size=40)
     prefixes = data.draw(st.lists(ids, min_size=1, max_size=3))
-    rests = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
-    sequences = [prefix + rest for prefix, rest in rests]
+    suffixes = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
+    sequences = [prefix + rest for prefix, rest in suffixes]
     found = [0.0] * len(sequences)
     for batch in ours.plan(sequences, data.draw(st.sampled_from([20, 100, 10_000]))):
         for member, logit in zip(batch, ours.logits([sequences[member] for member in batch]), strict=True):
@@ -169,7 +172,7 @@ def test_packed_scores_equal_transformers_own_one_at_a_time(models, data):
 
 
 def test_a_model_scores_alike_with_and_without_padding(tiny, tokenizer, pairs):
-    sequences = [pair.sequences[0] for pair in PairTokenizer(tokenizer, Prompt(), max_length=512).encode(pairs[:40])]
+    sequences = [pair.sequences[0] for pair in PairTokenizer(tokenizer, Template(), max_length=512).encode(pairs[:40])]
     found = []
     for packed in (True, False):
         loaded = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32)
@@ -188,5 +191,5 @@ def test_a_model_scores_alike_with_and_without_padding(tiny, tokenizer, pairs):
 def test_long_rests_attend_in_calls_of_bounded_size(monkeypatch):
     monkeypatch.setattr(packing, "SPAN_TOKENS", 10)
     sequences = [[*QUESTION, *[i] * 4] for i in range(1, 6)]
-    packed = pack(sequences, share_prefixes(sequences))
-    assert [span.rests for span in packed.spans] == [(), (4, 4), (4, 4), (4,)]
+    packed = pack(sequences, find_prefix_groups(sequences))
+    assert [span.suffixes for span in packed.spans] == [(), (4, 4), (4, 4), (4,)]

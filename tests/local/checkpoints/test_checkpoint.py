@@ -14,7 +14,7 @@ from transformers import (
 from mistral_rerank import CheckpointError, LocalReranker
 from mistral_rerank.local.checkpoints.checkpoint import load_classifier, open_checkpoint, read_config, summary
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_the_settings_of_a_checkpoint_decide_prompt_end_token_limit_and_calibrat
         max_length=64,
         calibration={"scale": 0.5, "bias": -1.0},
     )
-    prompt = Prompt("query: {query} document: {passage}")
+    prompt = Template("query: {query} document: {passage}")
     encoded = PairTokenizer(tokenizer, prompt, append_eos=False, max_length=64).encode(pairs[:20])
     model = MistralForSequenceClassification.from_pretrained(folder).eval()
     expected = plain_logits(model, [pair.sequences[0] for pair in encoded])
@@ -47,10 +47,10 @@ def test_the_settings_of_a_checkpoint_decide_prompt_end_token_limit_and_calibrat
 def test_the_users_limit_can_only_lower_the_checkpoints(folder, pairs):
     write_settings(folder, max_length=40)
     with (
-        LocalReranker(str(folder), device="cpu", dtype="float32", max_length=400) as wide,
+        LocalReranker(str(folder), device="cpu", dtype="float32", max_length=400) as buffer,
         LocalReranker(str(folder), device="cpu", dtype="float32") as own,
     ):
-        assert wide.score_pairs(pairs[:10]) == own.score_pairs(pairs[:10])
+        assert buffer.score_pairs(pairs[:10]) == own.score_pairs(pairs[:10])
 
 
 def test_a_base_is_cut_to_its_first_layers(folder, tokenizer):

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
 from mistral_rerank.local.checkpoints import export as module
 from mistral_rerank.local.checkpoints.export import chat_template, export_merged
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 TEMPLATE = 'q "{{x}}" \\n:{query} \n \n p:{passage}\n'
 CALIBRATION = {"scale": 0.5, "bias": -1.0}
@@ -133,7 +133,7 @@ def test_a_padding_token_that_transformers_would_pool_wrongly_is_replaced(tiny, 
     export_merged(str(folder), tmp_path / "out", dtype="float32")
     plain = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
-    texts = [Prompt().format(*pair).text for pair in pairs[:5]]
+    texts = [Template().format(*pair).text for pair in pairs[:5]]
     with torch.inference_mode():
         found = model(**plain(texts, padding=True, return_tensors="pt")).logits[:, 0].tolist()
     with local(folder) as reranker:
@@ -179,12 +179,12 @@ def test_the_chat_template_renders_what_the_prompt_formats(template, pair):
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     for engine in (environment, jinja2.Environment(autoescape=False)):
         rendered = engine.from_string(chat_template(template)).render(messages=messages(*pair))
-        assert rendered == Prompt(template).format(*pair).text
+        assert rendered == Template(template).format(*pair).text
 
 
 def test_the_chat_template_on_disk_is_the_checkpoints(exported):
     rendered = jinja2.Template((exported / "chat_template.jinja").read_text()).render(messages=messages("q", "p"))
-    assert rendered == Prompt(TEMPLATE).format("q", "p").text
+    assert rendered == Template(TEMPLATE).format("q", "p").text
 
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])

@@ -60,8 +60,8 @@ def adapter(tiny, tmp_path_factory):
 def change(file, **keys):
     def hostile(folder, bait):
         text = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
-        filled = json.loads(json.dumps(keys).replace("BAIT", str(bait)))
-        (folder / file).write_text(json.dumps(text | filled))
+        padded_to_bucket = json.loads(json.dumps(keys).replace("BAIT", str(bait)))
+        (folder / file).write_text(json.dumps(text | padded_to_bucket))
 
     return hostile
 
@@ -349,9 +349,7 @@ def test_a_hostile_adapter_opens_nothing_outside_itself(name, adapter, outside, 
 def test_what_is_not_hostile_opens(whole, adapter, outside, tmp_path):
     assert opened(whole) is None
     assert opened(adapter) is None
-    assert any(event == "open" and what.endswith("config.json") for event, what in seen), (
-        "the hook sees what is opened"
-    )
+    assert any(event == "open" and what.endswith("config.json") for event, what in seen), "the hook sees what is opened"
 
 
 def test_a_link_inside_the_folder_or_a_hubs_cache_is_followed(whole, tmp_path):

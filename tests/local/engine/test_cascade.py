@@ -14,22 +14,22 @@ PAIRS = st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from("123456789")),
 LOGITS = st.floats(-9, 9)
 
 
-def run(pairs, contenders, estimates, exact):
+def run(pairs, cascade_depth, estimates, exact):
     """Give the pairs that were scored, and the scores of all."""
-    cascade = Cascade(pairs, contenders)
-    chosen = cascade.choose([Score.from_logit(estimates[pair]) for pair in cascade.crowded])
+    cascade = Cascade(pairs, cascade_depth)
+    chosen = cascade.choose([Score.from_logit(estimates[pair]) for pair in cascade.over_depth])
     return chosen, cascade.complete([Score.from_logit(exact[pair]) for pair in chosen])
 
 
 @given(st.data(), PAIRS, st.integers(1, 6))
-def test_the_best_estimates_are_read_to_the_end_and_stay_in_front(data, pairs, contenders):
+def test_the_best_estimates_are_read_to_the_end_and_stay_in_front(data, pairs, cascade_depth):
     distinct = sorted(set(pairs))
     estimates = {pair: data.draw(LOGITS) for pair in distinct}
     exact = {pair: data.draw(LOGITS) for pair in distinct}
-    chosen, scores = run(pairs, contenders, estimates, exact)
+    chosen, scores = run(pairs, cascade_depth, estimates, exact)
     assert chosen == [pair for pair in pairs if pair in set(chosen)]
     assert Counter(q for q, _ in set(chosen)) == {
-        q: min(n, contenders) for q, n in Counter(q for q, _ in distinct).items()
+        q: min(n, cascade_depth) for q, n in Counter(q for q, _ in distinct).items()
     }
     for pair, score in zip(pairs, scores, strict=True):
         rivals = [other for other in chosen if other[0] == pair[0]]
@@ -51,14 +51,14 @@ def test_the_best_estimates_are_read_to_the_end_and_stay_in_front(data, pairs, c
 def test_without_a_number_all_are():
     pairs = [("a", "1"), ("a", "2"), ("a", "1")]
     cascade = Cascade(pairs, None)
-    assert cascade.crowded == []
+    assert cascade.over_depth == []
     assert cascade.choose([]) == pairs
 
 
 def test_questions_with_few_passages_are_left_alone():
     pairs = [("a", "1"), ("b", "1"), ("a", "2"), ("a", "3"), ("b", "2"), ("a", "3")]
     cascade = Cascade(pairs, 2)
-    assert cascade.crowded == [("a", "1"), ("a", "2"), ("a", "3")]
+    assert cascade.over_depth == [("a", "1"), ("a", "2"), ("a", "3")]
 
 
 def test_a_score_that_is_held_down_has_the_probability_of_its_bound_and_its_own_tokens():

@@ -25,7 +25,7 @@ class Lengths:
     def __init__(self, *, memory: int = 10**9) -> None:
         self.memory = memory
         self.batches: list[list[int]] = []
-        self.begun = 0
+        self.partial_states = 0
         self.tokenized: list[str] = []
         self.gate = threading.Event()
         self.gate.set()
@@ -51,9 +51,9 @@ class Lengths:
     def cost(self, sequences):
         return PaddedCost(len(sequences), max(map(len, sequences)))
 
-    def logits(self, sequences, begun=()):
-        self.begun += len(begun)
-        assert not begun or begun == ["".join(map(chr, ids)) for ids in sequences]
+    def logits(self, sequences, partial_states=()):
+        self.partial_states += len(partial_states)
+        assert not partial_states or partial_states == ["".join(map(chr, ids)) for ids in sequences]
         self.gate.wait(10)
         self.batches.append([len(ids) for ids in sequences])
         if len(sequences) * max(map(len, sequences)) > self.memory:
@@ -80,12 +80,12 @@ class Contenders:
     """Estimates all pairs, and scores those of the highest estimates: here the shortest."""
 
     def __init__(self, pairs, most=1):
-        self.crowded, self.most, self.estimates = pairs, most, None
+        self.over_depth, self.most, self.estimates = pairs, most, None
 
     def choose(self, estimates):
         self.estimates = [score.logit for score in estimates]
         order = sorted(range(len(estimates)), key=lambda place: -self.estimates[place])
-        return [self.crowded[place] for place in sorted(order[: self.most])]
+        return [self.over_depth[place] for place in sorted(order[: self.most])]
 
 
 def submit_two_passes(made, *passages, most=1):
@@ -166,7 +166,7 @@ def test_a_second_pass_goes_on_from_what_the_first_kept_as_far_as_there_is_room(
     future, choice = submit_two_passes(engine(scorer), "aaaa", "bb", "ccc", "bb", "d|aaaa", most=5)
     assert logits(future) == [4, 2, 3, 2, 4]
     assert choice.estimates == [-4, -2, -3, -2, -1]
-    assert scorer.begun == 2  # of 4, 3, 2 and 1 tokens those that fit into 7 bytes
+    assert scorer.partial_states == 2  # of 4, 3, 2 and 1 tokens those that fit into 7 bytes
     assert sorted(length for batch in scorer.batches for length in batch) == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
@@ -175,9 +175,9 @@ def test_what_is_kept_between_passes_is_bounded_over_all_calls(monkeypatch):
     held = []
 
     class Watching(Lengths):
-        def logits(self, sequences, begun=()):
+        def logits(self, sequences, partial_states=()):
             held.append(sum(len(ids) for job in made._jobs for ids in job.states))
-            return super().logits(sequences, begun)
+            return super().logits(sequences, partial_states)
 
     scorer = Watching()
     made = engine(scorer, batch_tokens=4)
@@ -186,15 +186,15 @@ def test_what_is_kept_between_passes_is_bounded_over_all_calls(monkeypatch):
     let_go(made)
     assert [logits(future) for future, _ in calls] == [[3, 2]] * 16
     assert 0 < max(held) <= 20
-    assert scorer.begun == 32
+    assert scorer.partial_states == 32
 
 
 def test_running_out_of_memory_frees_what_is_kept_before_it_halves_a_batch():
     class Tight(Lengths):
-        def logits(self, sequences, begun=()):
+        def logits(self, sequences, partial_states=()):
             self.memory = 6 if any(job.states for job in made._jobs) and not self.held else 10**9
             self.held = self.held or self.memory == 6
-            return super().logits(sequences, begun)
+            return super().logits(sequences, partial_states)
 
     scorer = Tight()
     scorer.held = False
@@ -225,7 +225,7 @@ def test_a_cancelled_call_frees_what_it_kept():
     assert running.wait(10)
     assert logits(submit(made, "a")) == [1]
     assert not made._jobs
-    assert scorer.begun == 0
+    assert scorer.partial_states == 0
 
 
 def test_a_small_job_does_not_wait_for_a_big_one():

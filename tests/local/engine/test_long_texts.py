@@ -12,10 +12,10 @@ from mistral_rerank import InputTooLongError
 from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine import tokenizer as tokens
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 LATER_REGEX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-TEMPLATES = (Prompt().template, "Passage: {passage}\nQuestion: {query}", "{query}{passage}")
+TEMPLATES = (Template().template, "Passage: {passage}\nQuestion: {query}", "{query}{passage}")
 
 
 def byte_level(corpus):
@@ -101,7 +101,7 @@ def long_texts(draw):
 
 
 def made(tokenizer, template, **options):
-    return PairTokenizer(tokenizer, Prompt(template), append_eos=False, **options)
+    return PairTokenizer(tokenizer, Template(template), append_eos=False, **options)
 
 
 @settings(max_examples=25, deadline=None)
@@ -143,7 +143,7 @@ HUGE = {
 @pytest.mark.parametrize("overflow", ["truncate", "error"])
 def test_the_work_follows_the_limit_and_not_the_text(kind, overflow):
     tokenizer = load_tokenizer(open_checkpoint("mini"))
-    maker = made(tokenizer, Prompt().template, max_length=512, overflow=overflow)
+    maker = made(tokenizer, Template().template, max_length=512, overflow=overflow)
     maker._backend = counted = Counted(maker._backend)
     if overflow == "error":
         with pytest.raises(InputTooLongError, match="of at least .* exceeds maximum allowed token size 512"):
@@ -156,7 +156,7 @@ def test_the_work_follows_the_limit_and_not_the_text(kind, overflow):
 
 
 def test_a_huge_question_is_refused_without_reading_all_of_it(tokenizer):
-    maker = made(tokenizer, Prompt().template, max_length=60)
+    maker = made(tokenizer, Template().template, max_length=60)
     maker._backend = counted = Counted(maker._backend)
     with pytest.raises(InputTooLongError, match="pair 1: the question takes more than"):
         maker.encode([("who?", "me"), (HUGE["words"], "me")])
@@ -166,7 +166,7 @@ def test_a_huge_question_is_refused_without_reading_all_of_it(tokenizer):
 def test_chunks_of_a_huge_passage_come_from_bounded_sections(tokenizer, monkeypatch):
     monkeypatch.setattr(tokens, "SECTION_CHARACTERS", 3000)
     words = [f"w{number}" for number in range(4000)]
-    maker = made(tokenizer, Prompt().template, max_length=200, overflow="chunk")
+    maker = made(tokenizer, Template().template, max_length=200, overflow="chunk")
     maker._backend = counted = Counted(maker._backend)
     steps = list(maker.slices([("who?", "me"), ("who?", " ".join(words)), ("who?", "you")]))
     pairs = [pair for step in steps for pair in step]
@@ -181,7 +181,7 @@ def test_chunks_of_a_huge_passage_come_from_bounded_sections(tokenizer, monkeypa
 
 def test_many_texts_are_encoded_in_slices_with_their_positions(tokenizer, monkeypatch):
     monkeypatch.setattr(tokens, "SLICE_CHARACTERS", 500)
-    maker = made(tokenizer, Prompt().template, max_length=60)
+    maker = made(tokenizer, Template().template, max_length=60)
     pairs = [("who?", f"passage {number} " * 9) for number in range(20)]
     steps = list(maker.slices(pairs))
     assert len(steps) > 3

@@ -3,13 +3,13 @@ from transformers import PreTrainedTokenizerFast
 
 from mistral_rerank import InputTooLongError
 from mistral_rerank.local.engine.tokenizer import CHUNK_OVERLAP, PairTokenizer
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 LONG = "The glacier moved slowly down the valley and carved the rock. " * 40
 
 
-def make(tokenizer, *, template=Prompt().template, max_length=8192, **options):
-    return PairTokenizer(tokenizer, Prompt(template), max_length=max_length, **options)
+def make(tokenizer, *, template=Template().template, max_length=8192, **options):
+    return PairTokenizer(tokenizer, Template(template), max_length=max_length, **options)
 
 
 def only(encoded):

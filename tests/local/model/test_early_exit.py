@@ -1,4 +1,4 @@
-"""Estimates from a lower layer, and a reranker that chooses contenders by them."""
+"""Estimates from a lower layer, and the cascade that uses them."""
 
 import asyncio
 import copy
@@ -22,7 +22,7 @@ from mistral_rerank.local.model.early_exit import (
     read_early_exit_config,
     write_early_exit,
 )
-from mistral_rerank.local.model.pooling import Reading
+from mistral_rerank.local.model.pooling import PoolingConfig
 from mistral_rerank.local.model.rerank_model import RerankModel
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def local(folder, **options):
     return LocalReranker(str(folder), device="cpu", dtype="float32", batch_tokens=400, **options)
 
 
-@pytest.mark.parametrize("reading", [Reading(), Reading(bidirectional=True, mean=True)])
+@pytest.mark.parametrize("reading", [PoolingConfig(), PoolingConfig(bidirectional=True, mean=True)])
 @pytest.mark.parametrize("layer", [1, 2])
 def test_estimates_are_those_of_transformers_own_states(layer, reading):
     """Of sequences that share a beginning, of one that does not and has no passage; and what is begun is gone on from."""
@@ -70,17 +70,17 @@ def test_estimates_are_those_of_transformers_own_states(layer, reading):
             ).hidden_states[layer][0]
             wanted.append(early_exit([states], [passage]).item())
     assert max(wanted) - min(wanted) > 0.1
-    estimates, begun = ours.estimates(early_exit, layer, sequences, passages)
+    estimates, partial_states = ours.estimates(early_exit, layer, sequences, passages)
     assert estimates == pytest.approx(wanted, abs=1e-4)
     some = [3, 1]
     logits = ours.logits(sequences)
-    gone_on = ours.logits([sequences[place] for place in some], [begun[place] for place in some])
+    gone_on = ours.logits([sequences[place] for place in some], [partial_states[place] for place in some])
     assert gone_on == pytest.approx([logits[place] for place in some], abs=1e-4)
 
 
-def test_contenders_have_the_whole_models_scores_and_come_first(checkpoint, pairs, tiny_reranker):
+def test_passages_of_the_second_pass_have_the_whole_models_scores_and_come_first(checkpoint, pairs, tiny_reranker):
     exact = tiny_reranker.score_pairs(pairs)
-    with local(checkpoint, contenders=3) as reranker:
+    with local(checkpoint, cascade_depth=3) as reranker:
         found = reranker.score_pairs(pairs)
     for question in dict.fromkeys(question for question, _ in pairs):
         places = {pair: place for place, pair in enumerate(pairs) if pair[0] == question}.values()
@@ -93,13 +93,13 @@ def test_contenders_have_the_whole_models_scores_and_come_first(checkpoint, pair
     assert len({(pairs[place], found[place].logit) for place in twice}) == len(twice) // 2
 
 
-def test_where_all_are_contenders_nothing_changes(checkpoint, pairs, tiny_reranker):
-    with local(checkpoint, contenders=6) as reranker:  # of seven passages one is seen twice
+def test_a_depth_of_all_passages_changes_nothing(checkpoint, pairs, tiny_reranker):
+    with local(checkpoint, cascade_depth=6) as reranker:  # of seven passages one is seen twice
         assert reranker.score_pairs(pairs) == tiny_reranker.score_pairs(pairs)
 
 
 def test_what_is_awaited_is_the_same_and_so_is_what_the_cache_gives(checkpoint, pairs):
-    with local(checkpoint, contenders=2, cache_size=999) as reranker:
+    with local(checkpoint, cascade_depth=2, cache_size=999) as reranker:
         found = asyncio.run(reranker.ascore_pairs(pairs))
         assert reranker.score_pairs(pairs) == found
         reranker._cache.clear()
@@ -109,7 +109,7 @@ def test_what_is_awaited_is_the_same_and_so_is_what_the_cache_gives(checkpoint, 
 def test_long_passages_are_estimated_whole_in_pieces(checkpoint, facts):
     question, passages = next(iter(facts.queries.values())), list(facts.corpus.values())[:6]
     long = [(question, passage * 9) for passage in passages]
-    with local(checkpoint, contenders=2, max_length=120, overflow="chunk") as reranker:
+    with local(checkpoint, cascade_depth=2, max_length=120, overflow="chunk") as reranker:
         tokens = [score.tokens for score in reranker.score_pairs(long)]
     assert min(tokens) > 120
 
@@ -117,16 +117,16 @@ def test_long_passages_are_estimated_whole_in_pieces(checkpoint, facts):
 def test_it_is_a_setting_like_others(checkpoint, monkeypatch):
     monkeypatch.setenv("MISTRAL_RERANK_CONTENDERS", "4")
     reranker = open_reranker(str(checkpoint), device="cpu")
-    assert reranker._options["contenders"] == 4
-    assert pickle.loads(pickle.dumps(reranker))._options["contenders"] == 4
+    assert reranker._options["cascade_depth"] == 4
+    assert pickle.loads(pickle.dumps(reranker))._options["cascade_depth"] == 4
 
 
 def test_wrong_numbers_and_checkpoints_without_an_early_exit_are_refused(tiny):
     with pytest.raises(SettingsError, match="give at least 1"):
-        LocalReranker("mini", contenders=0)
-    with pytest.raises(SettingsError, match="contenders"):
-        open_reranker("mini", contenders=0)
-    with local(tiny, contenders=3) as reranker, pytest.raises(CheckpointError, match="fit one with"):
+        LocalReranker("mini", cascade_depth=0)
+    with pytest.raises(SettingsError, match="cascade_depth"):
+        open_reranker("mini", cascade_depth=0)
+    with local(tiny, cascade_depth=3) as reranker, pytest.raises(CheckpointError, match="fit one with"):
         reranker.warmup()
 
 
@@ -140,7 +140,7 @@ def test_a_file_that_is_not_usable_is_refused(checkpoint, tmp_path):
     }
     for make in wrong.values():
         make()
-        with local(folder, contenders=1) as reranker, pytest.raises(CheckpointError, match="early.exit"):
+        with local(folder, cascade_depth=1) as reranker, pytest.raises(CheckpointError, match="early.exit"):
             reranker.score_pairs([("who?", "me"), ("who?", "you")])
 
 
@@ -165,7 +165,7 @@ def test_it_is_written_whole_read_as_it_was_and_told_of(checkpoint, tiny):
 def test_an_exported_checkpoint_keeps_it(checkpoint, tmp_path, pairs):
     (checkpoint / "rerank.json").write_text(CheckpointConfig().model_dump_json())
     export_merged(str(checkpoint), tmp_path / "merged", dtype="float32")
-    with local(checkpoint, contenders=2) as ours, local(tmp_path / "merged", contenders=2) as exported:
+    with local(checkpoint, cascade_depth=2) as ours, local(tmp_path / "merged", cascade_depth=2) as exported:
         assert exported.score_pairs(pairs) == ours.score_pairs(pairs)
     assert [file.name for file in (tmp_path / "merged").glob("*.safetensors")] == ["model.safetensors"]
 

@@ -1,4 +1,4 @@
-"""Flash attention in rows without padding: what CUDA would run, with a plain kernel of the same contract in its place."""
+"""Flash attention in rows without padding: what CUDA would run, with a plain kernel of the same protocol in its place."""
 
 import copy
 
@@ -10,10 +10,10 @@ from support import plain_logits, tiny_config
 from torch.nn.attention import varlen
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local.batching.packing import pack, trees_of
+from mistral_rerank.local.batching.packing import group_by_prefix, pack
 from mistral_rerank.local.model import rerank_model as models
 from mistral_rerank.local.model.attention import SpanAttention
-from mistral_rerank.local.model.flash_attention import FlashAttention, agrees
+from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
 from mistral_rerank.local.model.rerank_model import apply_head, row_attention
 from mistral_rerank.local.model.transformer import PackedBackbone
 
@@ -34,9 +34,7 @@ def plain_kernel(query, key, value, queries, keys, *most, scale, window_size, en
         back, ahead = (len(places) if reach < 0 else reach for reach in window_size)
         seen = (places >= own - back) & (places <= own + ahead)
         q, k, v = (x.transpose(0, 1) for x in (query[q_start:q_stop], key[k_start:k_stop], value[k_start:k_stop]))
-        found = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=seen, scale=scale, enable_gqa=True
-        )
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=scale, enable_gqa=True)
         mixed.append(found.transpose(0, 1))
     return torch.cat(mixed)
 
@@ -44,9 +42,9 @@ def plain_kernel(query, key, value, queries, keys, *most, scale, window_size, en
 @pytest.fixture
 def kernel(monkeypatch):
     monkeypatch.setattr(varlen, "varlen_attn", plain_kernel)
-    agrees.cache_clear()
+    passes_self_check.cache_clear()
     yield
-    agrees.cache_clear()
+    passes_self_check.cache_clear()
 
 
 def states(packed, dtype=torch.float32):
@@ -59,7 +57,7 @@ def states(packed, dtype=torch.float32):
 @pytest.mark.parametrize("window", [None, 8, 1000])
 @pytest.mark.parametrize("causal", [True, False])
 def test_it_gives_what_a_call_for_each_span_gives(window, causal):
-    packed = pack(SEQUENCES, trees_of(SEQUENCES, share=causal), causal=causal).filled()
+    packed = pack(SEQUENCES, group_by_prefix(SEQUENCES, share=causal), causal=causal).padded_to_bucket()
     query, key, value = states(packed)
     ours, expected = (kind(packed, window, CPU) for kind in (FlashAttention, SpanAttention))
     for way, asked in (("everywhere", query), ("at_the_ends", query[:, :, packed.last])):
@@ -76,9 +74,9 @@ def test_scores_equal_transformers_own_one_at_a_time(window, data):
     reference = MistralForSequenceClassification(tiny_config(100, sliding_window=window)).eval()
     ids = st.lists(st.integers(1, 99), min_size=1, max_size=40)
     prefixes = data.draw(st.lists(ids, min_size=1, max_size=3))
-    rests = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
-    sequences = [prefix + rest for prefix, rest in rests]
-    packed = pack(sequences, trees_of(sequences))
+    suffixes = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
+    sequences = [prefix + rest for prefix, rest in suffixes]
+    packed = pack(sequences, group_by_prefix(sequences))
     ours = PackedBackbone(copy.deepcopy(reference.base_model), CPU, attention=FlashAttention)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(varlen, "varlen_attn", plain_kernel)
@@ -117,7 +115,7 @@ def test_short_and_long_sequences_keep_their_own_rotary_frequencies(monkeypatch,
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_kernel_that_does_it_right_is_used(dtype):
-    assert agrees(4, 2, 16, CPU, dtype)
+    assert passes_self_check(4, 2, 16, CPU, dtype)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -136,16 +134,16 @@ def test_a_kernel_that_does_it_otherwise_is_not_used(monkeypatch, caplog, what):
         )
 
     monkeypatch.setattr(varlen, "varlen_attn", other)
-    assert not agrees(4, 2, 16, CPU, torch.bfloat16)
+    assert not passes_self_check(4, 2, 16, CPU, torch.bfloat16)
     assert "batches are padded" in caplog.text
 
 
 def test_without_a_kernel_for_the_device_batches_are_padded(caplog):
     caplog.set_level("INFO")
-    agrees.cache_clear()
-    assert not agrees(4, 2, 16, CPU, torch.bfloat16), "PyTorch has none for a CPU"
+    passes_self_check.cache_clear()
+    assert not passes_self_check(4, 2, 16, CPU, torch.bfloat16), "PyTorch has none for a CPU"
     assert "no flash attention on cpu in torch.bfloat16" in caplog.text
-    agrees.cache_clear()
+    passes_self_check.cache_clear()
 
 
 @pytest.mark.parametrize(("right", "expected"), [(True, FlashAttention), (False, None)])
@@ -162,11 +160,11 @@ def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, 
 
 def test_pytorchs_own_kernel_takes_what_it_is_given():
     """Shapes, dtypes and names alone: tensors on the meta device hold no values."""
-    packed = pack(SEQUENCES, trees_of(SEQUENCES))
+    packed = pack(SEQUENCES, group_by_prefix(SEQUENCES))
     meta = torch.device("meta")
     for window in (None, 8):
         attention = FlashAttention(packed, window, meta)
         query, key, value = (state.to(meta) for state in states(packed, torch.bfloat16))
-        assert attention.everywhere(query, key, value, 0.25).shape == (packed.ids.shape[1], 4, 16)
+        assert attention.all_tokens(query, key, value, 0.25).shape == (packed.ids.shape[1], 4, 16)
         last = query[:, :, packed.last]
-        assert attention.at_the_ends(last, key, value, 0.25).shape == (len(SEQUENCES), 4, 16)
+        assert attention.last_tokens(last, key, value, 0.25).shape == (len(SEQUENCES), 4, 16)

@@ -9,7 +9,7 @@ from command import run as run_command
 
 from mistral_rerank import SettingsError, open_reranker
 from mistral_rerank.local.model import int8
-from mistral_rerank.local.model.int8 import Int8Linear, Rounding, multiplies_bytes
+from mistral_rerank.local.model.int8 import ActivationQuantizer, Int8Linear, multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 
 here = pytest.mark.skipif(not multiplies_bytes(), reason="this CPU has no VNNI instructions")
@@ -29,10 +29,10 @@ def test_a_linear_is_the_product_of_rounded_factors(dtype, bias):
     linear = torch.nn.Linear(96, 40, bias=bias).to(dtype)
     states = torch.randn(7, 96).to(dtype)
     states[1] *= 1000  # another token's size must not matter
-    wanted = rounded(states.float(), int8.LARGEST) @ rounded(linear.weight.detach().float(), 127).T
+    wanted = rounded(states.float(), int8.QMAX) @ rounded(linear.weight.detach().float(), 127).T
     wanted = wanted + linear.bias.detach().float() if bias else wanted
     with torch.inference_mode():
-        found = Int8Linear(linear)(states, Rounding())
+        found = Int8Linear(linear)(states, ActivationQuantizer())
     assert (found.dtype, found.shape) == (dtype, (7, 40))
     allowed = (2e-2 if dtype == torch.bfloat16 else 1e-2) * wanted.abs().amax(-1, keepdim=True)
     assert ((found.float() - wanted).abs() <= allowed).all()
@@ -44,7 +44,7 @@ def test_a_token_of_zeros_gives_the_bias_and_one_that_is_no_number_stays_none():
     states = torch.zeros(2, 32)
     states[1, 3] = float("nan")
     with torch.inference_mode():
-        found = Int8Linear(linear)(states, Rounding())
+        found = Int8Linear(linear)(states, ActivationQuantizer())
     assert torch.equal(found[0], linear.bias)
     assert found[1].isnan().all()
 
@@ -52,20 +52,20 @@ def test_a_token_of_zeros_gives_the_bias_and_one_that_is_no_number_stays_none():
 def test_rounding_is_the_same_while_another_model_is_loaded():
     """Loading sets the default dtype of the process for a moment."""
     states = torch.randn(5, 64)
-    expected = Rounding()(states)[0].clone()
+    expected = ActivationQuantizer()(states)[0].clone()
     torch.set_default_dtype(torch.bfloat16)
     try:
-        assert torch.equal(Rounding()(states)[0], expected)
+        assert torch.equal(ActivationQuantizer()(states)[0], expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def test_linears_with_one_input_round_it_once():
-    rounding = Rounding()
+    quantizer = ActivationQuantizer()
     states = torch.randn(3, 16)
-    first = rounding(states)
-    assert rounding(states) is first
-    assert rounding(states.clone()) is not first
+    first = quantizer(states)
+    assert quantizer(states) is first
+    assert quantizer(states.clone()) is not first
 
 
 @here
@@ -111,7 +111,7 @@ def test_the_benchmark_says_what_it_costs(tiny):
     done = run_command(*command, "--quantization", "int8", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    ((peer,),) = (row["against"] for row in report["rows"])
-    assert peer["name"] == "without int8"
-    assert peer["largest_difference"] > 0
+    ((baseline,),) = (row["against"] for row in report["rows"])
+    assert baseline["name"] == "without int8"
+    assert baseline["largest_difference"] > 0
     assert ", int8" in report["machine"]["model"]

@@ -8,7 +8,7 @@ import torch
 from command import run as run_command
 
 from mistral_rerank import MissingDependencyError, SettingsError, open_reranker
-from mistral_rerank.local.model.int8 import Rounding
+from mistral_rerank.local.model.int8 import ActivationQuantizer
 from mistral_rerank.local.model.nf4 import NF4Linear
 from mistral_rerank.local.reranker import LocalReranker
 
@@ -37,7 +37,7 @@ def test_a_linear_is_the_product_with_rounded_weights(dtype, bias):
     wanted = wanted + linear.bias.detach().float() if bias else wanted
     out = torch.empty(7, 96, dtype=dtype)
     with torch.inference_mode():
-        found = NF4Linear(linear)(states, Rounding(), out)
+        found = NF4Linear(linear)(states, ActivationQuantizer(), out)
     assert found is out
     assert torch.allclose(found.float(), wanted, rtol=0, atol=0.02 * wanted.abs().max().item())  # scales have 8 bits
 
@@ -73,6 +73,6 @@ def test_the_benchmark_says_what_it_costs(tiny):
     assert done.returncode == 0, done.stderr
     assert "kernels" not in done.stderr
     report = json.loads(done.stdout)
-    ((peer,),) = (row["against"] for row in report["rows"])
-    assert peer["name"] == "without nf4"
-    assert peer["largest_difference"] > 0
+    ((baseline,),) = (row["against"] for row in report["rows"])
+    assert baseline["name"] == "without nf4"
+    assert baseline["largest_difference"] > 0

@@ -10,10 +10,10 @@ from transformers import MistralForSequenceClassification
 from mistral_rerank import CheckpointError, LocalReranker
 from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig, open_checkpoint
 from mistral_rerank.local.checkpoints.export import export_merged
-from mistral_rerank.local.model.pooling import LAST_TOKEN, Reading
+from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig
 from mistral_rerank.local.model.rerank_model import RerankModel
 
-READINGS = [Reading(bidirectional=True, mean=True), Reading(bidirectional=True), Reading(mean=True)]
+READINGS = [PoolingConfig(bidirectional=True, mean=True), PoolingConfig(bidirectional=True), PoolingConfig(mean=True)]
 SEQUENCES = [[*range(10, 22), *range(30, 30 + rest)] for rest in (1, 40, 40, 3, 25)] + [[7, 8]]
 
 

@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mistral_rerank import LocalReranker
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 TOLERANCE = 1e-4
 
@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 def reference(folder, pairs):
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoded = PairTokenizer(tokenizer, Prompt(), max_length=512).encode(pairs)
+    encoded = PairTokenizer(tokenizer, Template(), max_length=512).encode(pairs)
     return plain_logits(model, [pair.sequences[0] for pair in encoded])
 
 
@@ -64,7 +64,7 @@ def test_chunk_mode_gives_the_score_of_the_best_chunk(tiny, facts):
     passages = list(facts.corpus.values())
     long, query = " ".join(passages[:6]), next(iter(facts.queries.values()))
     tokenizer = AutoTokenizer.from_pretrained(tiny)
-    (pair,) = PairTokenizer(tokenizer, Prompt(), max_length=160, overflow="chunk").encode([(query, long)])
+    (pair,) = PairTokenizer(tokenizer, Template(), max_length=160, overflow="chunk").encode([(query, long)])
     assert len(pair.sequences) > 2
     model = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32).eval()
     best = max(plain_logits(model, list(pair.sequences)))

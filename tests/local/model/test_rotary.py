@@ -98,8 +98,8 @@ def test_scores_up_to_position_8192_are_those_of_transformers(kind, packed):
 def test_a_cascade_goes_on_with_the_same_frequencies(kind):
     model = made(kind)
     reranker = ours(model, estimates=True)
-    begun = reranker.states(SEQUENCES, 2)
-    assert reranker.logits(SEQUENCES, begun) == pytest.approx(alone(model, SEQUENCES), abs=1e-4)
+    partial_states = reranker.states(SEQUENCES, 2)
+    assert reranker.logits(SEQUENCES, partial_states) == pytest.approx(alone(model, SEQUENCES), abs=1e-4)
 
 
 OTHERS = {
@@ -190,7 +190,6 @@ def test_long_inputs_lose_no_more_in_bfloat16_than_in_transformers(checkpoints):
     found = RerankModel(loaded.base_model, loaded.score, CPU).logits(sequences)
     expected = torch.tensor(plain_logits(exact, sequences))
     error, usual = (
-        (torch.tensor(logits) - expected).square().mean().sqrt()
-        for logits in (found, plain_logits(theirs, sequences))
+        (torch.tensor(logits) - expected).square().mean().sqrt() for logits in (found, plain_logits(theirs, sequences))
     )
     assert error < 1.2 * usual

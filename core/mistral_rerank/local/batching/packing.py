@@ -27,7 +27,7 @@ SPAN_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class PrefixGroup:
     """Sequences that share their first `prefix` ids; `members` are their positions in the batch."""
 
     prefix: int
@@ -48,7 +48,7 @@ class Span:
         stop: the one after its last.
         sequences: how many it holds whole, all of one length; 1 for a prefix, or for the rests after one.
         prefix: (start, stop) of the tokens before them that they all see; None for a whole sequence or prefix.
-        rests: how many tokens each sequence has in it, where there is a prefix.
+        suffixes: how many tokens each sequence has in it, where there is a prefix.
         causal: whether its tokens look back alone.
 
     """
@@ -57,7 +57,7 @@ class Span:
     stop: int
     sequences: int = 1
     prefix: tuple[int, int] | None = None
-    rests: tuple[int, ...] = ()
+    suffixes: tuple[int, ...] = ()
     causal: bool = True
 
     def seen(self, states: torch.Tensor) -> torch.Tensor:
@@ -94,10 +94,10 @@ class Pack:
         """Give the same row on another device."""
         return replace(self, ids=self.ids.to(device), positions=self.positions.to(device), last=self.last.to(device))
 
-    def filled(self) -> Pack:
-        """Add a sequence that is no member's, so that the row is as long as `row_length` says."""
+    def padded_to_bucket(self) -> Pack:
+        """Add a sequence that is no member's, so that the row is as long as `bucket_length` says."""
         tokens = self.ids.shape[1]
-        filler = row_length(tokens) - tokens
+        filler = bucket_length(tokens) - tokens
         if not filler:
             return self
         ids, positions = (torch.nn.functional.pad(row, (0, filler)) for row in (self.ids, self.positions))
@@ -118,42 +118,42 @@ class PackedCost:
     @property
     def tokens(self) -> int:
         """How many tokens are computed."""
-        return row_length(self.real)
+        return bucket_length(self.real)
 
     def __add__(self, other: PackedCost) -> PackedCost:
         return PackedCost(self.real + other.real)
 
 
-def row_length(tokens: int) -> int:
+def bucket_length(tokens: int) -> int:
     """Round a row's tokens up, by a hundredth on average where there are many.
 
     A CPU's library makes its kernels anew for every number of rows, in milliseconds, and keeps them, a megabyte each.
     """
-    step = _row_step(tokens)
+    step = _bucket_step(tokens)
     return -(-tokens // step) * step
 
 
-def row_room(budget: int) -> int:
-    """Give the most tokens of a row whose `row_length` is at most `budget`; at least 1."""
-    return max(1, budget // _row_step(budget) * _row_step(budget))
+def bucket_capacity(budget: int) -> int:
+    """Give the most tokens of a row whose `bucket_length` is at most `budget`; at least 1."""
+    return max(1, budget // _bucket_step(budget) * _bucket_step(budget))
 
 
-def _row_step(tokens: int) -> int:
+def _bucket_step(tokens: int) -> int:
     return max(8, 1 << tokens.bit_length() >> 6)
 
 
 def packed_cost(sequences: Sequence[Sequence[int]], *, share: bool = True) -> PackedCost:
     """Count the tokens of one row of these sequences, each shared prefix once."""
-    trees = trees_of(sequences, share=share)
-    return PackedCost(sum(map(len, sequences)) - sum(tree.saved for tree in trees))
+    groups = group_by_prefix(sequences, share=share)
+    return PackedCost(sum(map(len, sequences)) - sum(group.saved for group in groups))
 
 
-def trees_of(sequences: Sequence[Sequence[int]], *, share: bool = True) -> list[Tree]:
+def group_by_prefix(sequences: Sequence[Sequence[int]], *, share: bool = True) -> list[PrefixGroup]:
     """Give the trees of some sequences; where they may not share anything, each is one."""
-    return share_prefixes(sequences) if share else [Tree(0, (place,)) for place in range(len(sequences))]
+    return find_prefix_groups(sequences) if share else [PrefixGroup(0, (place,)) for place in range(len(sequences))]
 
 
-def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTEST_PREFIX) -> list[Tree]:
+def find_prefix_groups(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTEST_PREFIX) -> list[PrefixGroup]:
     """Find the sequences that begin alike; every sequence is in exactly one tree.
 
     In lexical order sequences that begin alike are neighbours. From the longest common beginnings to shorter ones, a
@@ -165,10 +165,10 @@ def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTE
 
     """
     order = sorted(range(len(sequences)), key=lambda i: tuple(sequences[i]))
-    open_ones: list[tuple[int, list[Tree]]] = []  # of rising common beginnings
-    trees: list[Tree] = []
+    open_ones: list[tuple[int, list[PrefixGroup]]] = []  # of rising common beginnings
+    groups: list[PrefixGroup] = []
     for place, member in enumerate(order):
-        trees = [Tree(0, (member,))]
+        groups = [PrefixGroup(0, (member,))]
         common = -1
         if place + 1 < len(order):
             own, other = sequences[member], sequences[order[place + 1]]
@@ -176,24 +176,24 @@ def share_prefixes(sequences: Sequence[Sequence[int]], *, shortest: int = SHORTE
             common = common if common >= shortest else 0
         while open_ones and open_ones[-1][0] > common:
             prefix, gathered = open_ones.pop()
-            trees = _share(prefix, gathered + trees)
+            groups = _share(prefix, gathered + groups)
         if open_ones and open_ones[-1][0] == common:
-            open_ones[-1][1].extend(trees)
+            open_ones[-1][1].extend(groups)
         else:
-            open_ones.append((common, trees))
-    return trees
+            open_ones.append((common, groups))
+    return groups
 
 
-def _share(prefix: int, trees: list[Tree]) -> list[Tree]:
+def _share(prefix: int, groups: list[PrefixGroup]) -> list[PrefixGroup]:
     """Make one tree of those that save more with `prefix`, if together they do."""
     if not prefix:
-        return trees
-    better = [tree for tree in trees if prefix * len(tree.members) > tree.saved]
-    members = tuple(member for tree in better for member in tree.members)
-    joined = Tree(prefix, members)
-    if joined.saved <= sum(tree.saved for tree in better):
-        return trees
-    return [tree for tree in trees if prefix * len(tree.members) <= tree.saved] + [joined]
+        return groups
+    better = [group for group in groups if prefix * len(group.members) > group.saved]
+    members = tuple(member for group in better for member in group.members)
+    joined = PrefixGroup(prefix, members)
+    if joined.saved <= sum(group.saved for group in better):
+        return groups
+    return [group for group in groups if prefix * len(group.members) <= group.saved] + [joined]
 
 
 def _common(a: Sequence[int], b: Sequence[int], most: int) -> int:
@@ -203,44 +203,44 @@ def _common(a: Sequence[int], b: Sequence[int], most: int) -> int:
     return most
 
 
-def plan_packs(sequences: Sequence[Sequence[int]], budget: int, *, share: bool = True) -> list[list[Tree]]:
+def plan_packs(sequences: Sequence[Sequence[int]], budget: int, *, share: bool = True) -> list[list[PrefixGroup]]:
     """Say which sequences share a row of at most `budget` tokens, and where they begin alike.
 
     A tree that is larger than the budget is cut into several, each with the prefix; a sequence that is larger has
     a row of its own. The largest trees come first.
     """
-    trees = [part for tree in trees_of(sequences, share=share) for part in _cut(tree, sequences, budget)]
-    sizes = [tree.prefix + sum(len(sequences[i]) - tree.prefix for i in tree.members) for tree in trees]
-    packs: list[list[Tree]] = []
+    groups = [part for group in group_by_prefix(sequences, share=share) for part in _cut(group, sequences, budget)]
+    sizes = [group.prefix + sum(len(sequences[i]) - group.prefix for i in group.members) for group in groups]
+    packs: list[list[PrefixGroup]] = []
     room = 0
-    for place in sorted(range(len(trees)), key=lambda place: -sizes[place]):
+    for place in sorted(range(len(groups)), key=lambda place: -sizes[place]):
         if not packs or sizes[place] > room:
             packs.append([])
             room = budget
-        packs[-1].append(trees[place])
+        packs[-1].append(groups[place])
         room -= sizes[place]
     return packs
 
 
-def _cut(tree: Tree, sequences: Sequence[Sequence[int]], budget: int) -> list[Tree]:
+def _cut(group: PrefixGroup, sequences: Sequence[Sequence[int]], budget: int) -> list[PrefixGroup]:
     parts: list[list[int]] = []
     room = 0
-    for member in tree.members:
-        rest = len(sequences[member]) - tree.prefix
+    for member in group.members:
+        rest = len(sequences[member]) - group.prefix
         if not parts or rest > room:
             parts.append([])
-            room = budget - tree.prefix
+            room = budget - group.prefix
         parts[-1].append(member)
         room -= rest
-    return [Tree(tree.prefix if len(part) > 1 else 0, tuple(part)) for part in parts]
+    return [PrefixGroup(group.prefix if len(part) > 1 else 0, tuple(part)) for part in parts]
 
 
-def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: bool = True) -> Pack:
+def pack(sequences: Sequence[Sequence[int]], groups: Sequence[PrefixGroup], *, causal: bool = True) -> Pack:
     """Lay the sequences of some trees out in one row, long ones first, so that those of one length are neighbours.
 
     Args:
         sequences: token ids.
-        trees: which of them, and what they share.
+        groups: which of them, and what they share.
         causal: whether a token looks back alone; where it does not, a tree is one sequence.
 
     """
@@ -248,10 +248,10 @@ def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: b
     positions: list[int] = []
     last: list[int] = []
     spans: list[Span] = []
-    trees = sorted(trees, key=lambda tree: (tree.prefix > 0, -len(sequences[tree.members[0]])))
-    for tree in trees:
-        if not tree.prefix:
-            for member in tree.members:
+    groups = sorted(groups, key=lambda group: (group.prefix > 0, -len(sequences[group.members[0]])))
+    for group in groups:
+        if not group.prefix:
+            for member in group.members:
                 start, length = len(ids), len(sequences[member])
                 ids += sequences[member]
                 positions += range(length)
@@ -261,41 +261,41 @@ def pack(sequences: Sequence[Sequence[int]], trees: Sequence[Tree], *, causal: b
                 else:
                     spans.append(Span(start, len(ids), causal=causal))
             continue
-        prefix = (len(ids), len(ids) + tree.prefix)
-        ids += sequences[tree.members[0]][: tree.prefix]
-        positions += range(tree.prefix)
+        prefix = (len(ids), len(ids) + group.prefix)
+        ids += sequences[group.members[0]][: group.prefix]
+        positions += range(group.prefix)
         spans.append(Span(*prefix))
         start = len(ids)
-        rests: list[int] = []
-        for member in tree.members:
-            rest = sequences[member][tree.prefix :]
-            if rests and len(ids) - start + len(rest) > SPAN_TOKENS:
-                spans.append(Span(start, len(ids), prefix=prefix, rests=tuple(rests)))
-                start, rests = len(ids), []
+        suffixes: list[int] = []
+        for member in group.members:
+            rest = sequences[member][group.prefix :]
+            if suffixes and len(ids) - start + len(rest) > SPAN_TOKENS:
+                spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes)))
+                start, suffixes = len(ids), []
             ids += rest
-            positions += range(tree.prefix, tree.prefix + len(rest))
+            positions += range(group.prefix, group.prefix + len(rest))
             last.append(len(ids) - 1)
-            rests.append(len(rest))
-        spans.append(Span(start, len(ids), prefix=prefix, rests=tuple(rests)))
-    members = tuple(member for tree in trees for member in tree.members)
+            suffixes.append(len(rest))
+        spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes)))
+    members = tuple(member for group in groups for member in group.members)
     return Pack(torch.tensor([ids]), torch.tensor([positions]), members, torch.tensor(last), tuple(spans))
 
 
-def stretches(packed: Pack) -> Iterator[tuple[range, ...]]:
+def segments(packed: Pack) -> Iterator[tuple[range, ...]]:
     """Give the places of each stretch's keys: those of its prefix, if it has one, and its own, as its queries."""
     for span in packed.spans:
         each = (span.stop - span.start) // span.sequences
         start = span.start
-        for length in span.rests or (each,) * span.sequences:
+        for length in span.suffixes or (each,) * span.sequences:
             own = range(start, start + length)
             yield (own,) if span.prefix is None else (range(*span.prefix), own)
             start += length
 
 
-def member_places(packed: Pack) -> list[tuple[range, ...]]:
+def sequence_segments(packed: Pack) -> list[tuple[range, ...]]:
     """Give the places of each member's tokens: those of its prefix, if it has one, and the others."""
     ends = set(packed.last.tolist())
-    return [places for places in stretches(packed) if places[-1].stop - 1 in ends]
+    return [places for places in segments(packed) if places[-1].stop - 1 in ends]
 
 
 def sequence_means(hidden: torch.Tensor, packed: Pack) -> torch.Tensor:

@@ -33,7 +33,7 @@ from mistral_rerank.local.checkpoints.trust import (
     weight_files,
     weight_map,
 )
-from mistral_rerank.local.model.pooling import Reading
+from mistral_rerank.local.model.pooling import PoolingConfig
 from mistral_rerank.templates import DEFAULT_TEMPLATE
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class CheckpointConfig(BaseModel):
     base: Base | None = None
 
     @property
-    def reading(self) -> Reading:
+    def reading(self) -> PoolingConfig:
         """How the model reads a sequence."""
-        return Reading(bidirectional=self.attention == "bidirectional", mean=self.pooling == "mean")
+        return PoolingConfig(bidirectional=self.attention == "bidirectional", mean=self.pooling == "mean")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
-from mistral_rerank.templates import Prompt
+from mistral_rerank.templates import Template
 
 try:
     from tokenizers import processors
@@ -62,7 +62,7 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16", base: str |
             "serve it with: mistral-rerank serve"
         )
     tokenizer = checkpoints.load_tokenizer(checkpoint)
-    prompt = Prompt(checkpoint.config.template)
+    prompt = Template(checkpoint.config.template)
     pair_tokenizer = PairTokenizer(tokenizer, prompt, append_eos=checkpoint.config.append_eos, max_length=8192)
     ours = pair_tokenizer.encode([SAMPLE])[0].sequences[0]
     loaded = checkpoints.load_model(checkpoint, dtype=DTYPES[dtype])
@@ -92,11 +92,11 @@ def chat_template(template: str) -> str:
     Everything is one expression, because what stands outside of one loses a newline at its end.
 
     Raises:
-        SettingsError: the template is not one that `Prompt` takes.
+        SettingsError: the template is not one that `Template` takes.
 
     """
     roles = {"{query}": "query", "{passage}": "document"}
-    pieces = [_content(roles[part]) if part in roles else _literal(part) for part in Prompt(template).parts if part]
+    pieces = [_content(roles[part]) if part in roles else _literal(part) for part in Template(template).parts if part]
     return "{{ " + " ~ ".join(pieces) + " }}"
 
 

@@ -248,9 +248,7 @@ def weight_map(index: Path) -> dict[str, str]:
     for tensor, name in names.items():
         plain = isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)
         if not plain or not (index.parent / name).is_file():
-            raise CheckpointError(
-                f"{index}: weight_map.{tensor[:80]} is {name!r}, no safetensors file of this folder"
-            )
+            raise CheckpointError(f"{index}: weight_map.{tensor[:80]} is {name!r}, no safetensors file of this folder")
     return names
 
 
@@ -322,9 +320,7 @@ def check_tokenizer(folder: Path) -> None:
         for key, value in settings.items():
             named = key.endswith("_file") and key != "special_tokens_map_file"  # an old trace that nothing reads
             if value and (named or key in ("auto_map", "init_inputs")):
-                raise CheckpointError(
-                    f"{file}: {key} is refused; remove it, the files in the folder are what is read"
-                )
+                raise CheckpointError(f"{file}: {key} is refused; remove it, the files in the folder are what is read")
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:

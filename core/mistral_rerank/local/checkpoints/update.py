@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistral_rerank.data_files.atomic import replacement, replacing
+from mistral_rerank.data_files.atomic import atomic_write, replacement
 from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.local.checkpoints.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
 from mistral_rerank.local.model.early_exit import write_early_exit
@@ -78,5 +78,5 @@ def _updated(folder: Path, out: Path | None) -> Iterator[Path]:
 
 
 def _write_config(config: CheckpointConfig, folder: Path) -> None:
-    with replacing(folder / RERANK_JSON) as file:
+    with atomic_write(folder / RERANK_JSON) as file:
         file.write(config.model_dump_json(indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A cascade: the lower layers choose a question's contenders, and those alone are read to the end."""
+"""A cascade: the first pass runs the lower layers on all passages, the second the other layers on the best of them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ class Cascade:
 
     Args:
         pairs: questions with passages.
-        contenders: how many passages of a question are read to the end; None for all.
+        cascade_depth: how many passages of a question are read to the end; None for all.
 
     Attributes:
-        crowded: the pairs of questions with more passages than that, each once; their estimates are wanted.
+        over_depth: the pairs of questions with more passages than that, each once; their estimates are wanted.
 
     """
 
-    def __init__(self, pairs: Sequence[Pair], contenders: int | None) -> None:
+    def __init__(self, pairs: Sequence[Pair], cascade_depth: int | None) -> None:
         self._pairs = pairs
-        self._most = len(pairs) if contenders is None else contenders
+        self._most = len(pairs) if cascade_depth is None else cascade_depth
         self._estimates: dict[Pair, Score] = {}
-        self.crowded: list[Pair] = []
+        self.over_depth: list[Pair] = []
         if len(pairs) > self._most:
             passages = Counter(question for question, _ in dict.fromkeys(pairs))
-            self.crowded = [pair for pair in dict.fromkeys(pairs) if passages[pair[0]] > self._most]
+            self.over_depth = [pair for pair in dict.fromkeys(pairs) if passages[pair[0]] > self._most]
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
         """Take the estimates and give the pairs to score, in input order.
 
         Of a crowded question those are the ones of the highest estimates; of equal ones the first.
         """
-        if not self.crowded:
+        if not self.over_depth:
             return self._pairs
-        estimated = dict(zip(self.crowded, estimates, strict=True))
+        estimated = dict(zip(self.over_depth, estimates, strict=True))
         taken: Counter[str] = Counter()
         for pair in sorted(estimated, key=lambda pair: -estimated[pair].logit):
             taken[pair[0]] += 1
@@ -53,10 +53,10 @@ class Cascade:
     def complete(self, scores: Sequence[Score]) -> list[Score]:
         """Take the scores and give those of all pairs: where there is none an estimate.
 
-        It is under every score of its question's contenders: an estimate that is not becomes the next number below,
+        It is below every score of the query's second pass: an estimate that is not becomes the next number below,
         and the estimates keep their order.
         """
-        if not self.crowded:
+        if not self.over_depth:
             return list(scores)
         new = iter(scores)
         known = {pair: next(new) for pair in self._pairs if pair not in self._estimates}

@@ -211,15 +211,15 @@ class Engine:
     def _score(self, scorer: Scorer, batch: Batch) -> None:
         """Score a batch; where several jobs share one that fails, each is tried alone and answers for itself."""
         jobs = list({id(item.job): item.job for item in batch.items}.values())
-        begun = time.perf_counter()
+        partial_states = time.perf_counter()
         try:
             for job in jobs:
                 if job.came is not None:
-                    self.observer.started(begun - job.came)
+                    self.observer.started(partial_states - job.came)
                     job.came = None
             logits = self._logits(scorer, batch.items, goes_on=batch.goes_on)
             self._size.ran_well()
-            self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - begun)
+            self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - partial_states)
         except BaseException as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
@@ -258,10 +258,10 @@ class Engine:
         sequences = [item.ids for item in items]
         try:
             if not items[0].job.estimating:
-                begun = [item.job.states.get(item.ids) for item in items] if goes_on else []
-                return scorer.logits(sequences, [] if None in begun else begun)
-            estimates, begun = scorer.estimates(sequences, [item.passage for item in items])
-            for item, own in zip(items, begun, strict=True):
+                partial_states = [item.job.states.get(item.ids) for item in items] if goes_on else []
+                return scorer.logits(sequences, [] if None in partial_states else partial_states)
+            estimates, partial_states = scorer.estimates(sequences, [item.passage for item in items])
+            for item, own in zip(items, partial_states, strict=True):
                 item.job.keep(item, own)
             return estimates
         except MemoryError as error:
@@ -275,9 +275,7 @@ class Engine:
             return self._logits(scorer, items, goes_on=False)
         half = (len(sequences) + 1) // 2
         self._size.ran_short(scorer.cost(sequences[:half]).tokens)
-        return [
-            logit for part in (items[:half], items[half:]) for logit in self._logits(scorer, part, goes_on=goes_on)
-        ]
+        return [logit for part in (items[:half], items[half:]) for logit in self._logits(scorer, part, goes_on=goes_on)]
 
     def _free_states(self) -> bool:
         """Free what calls keep for their second pass, which is then computed again; whether there was any."""

@@ -32,9 +32,7 @@ class Scorer(Protocol):
     def state_bytes(self) -> int:
         """What `estimates` keeps of each token."""
 
-    def slices(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool
-    ) -> Iterator[list[EncodedPair]]:
+    def slices(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> Iterator[list[EncodedPair]]:
         """Tokenize pairs in input order, in steps of bounded work; a step gives some of them, or none yet.
 
         Args:
@@ -50,12 +48,15 @@ class Scorer(Protocol):
     def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
         """Say what a batch of these sequences computes."""
 
-    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Any]) -> list[float]:
-        """Score one batch of sequences, going on from what is `begun` if any is; MemoryError when it does not fit."""
+    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[Any]) -> list[float]:
+        """Score one batch of sequences, resuming from `partial_states` if there are any.
 
-    def estimates(
-        self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> tuple[list[float], list[Any]]:
+        Raises:
+            MemoryError: the batch does not fit.
+
+        """
+
+    def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> tuple[list[float], list[Any]]:
         """Estimate the logits of one batch, likewise, and give what is begun of each sequence.
 
         `passages` says where in them the passages are.
@@ -69,7 +70,7 @@ class Choice(Protocol):
     """Of a call in two passes: which pairs are estimated, and which are scored after that."""
 
     @property
-    def crowded(self) -> Sequence[Pair]:
+    def over_depth(self) -> Sequence[Pair]:
         """The pairs to estimate."""
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
@@ -133,12 +134,12 @@ class Job:
 
     def tokenize(self, scorer: Scorer) -> bool:
         """Tokenize some of the pairs; whether these were the last."""
-        begun = time.perf_counter()
+        partial_states = time.perf_counter()
         if self._steps is None:
             self._steps = scorer.slices(self._pairs, self._overflow, locate=self.estimating)
         if len(self._encoded) < len(self._pairs):
             self._encoded += next(self._steps)
-        self.tokenizing += time.perf_counter() - begun
+        self.tokenizing += time.perf_counter() - partial_states
         return len(self._encoded) == len(self._pairs)
 
     def plan(self, scorer: Scorer, budget: int) -> None:
@@ -147,7 +148,7 @@ class Job:
             self._plan(scorer, budget, self._encoded)
             return
         by_pair = dict(zip(self._pairs, self._encoded, strict=True))
-        self._plan(scorer, budget, [by_pair[pair] for pair in self._choice.crowded])
+        self._plan(scorer, budget, [by_pair[pair] for pair in self._choice.over_depth])
         self._state_bytes = scorer.state_bytes
         self.need = self._state_bytes * sum(len(item.ids) for batch in self.waiting for item in batch.items)
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mistral_rerank.reranker import Overflow, Pair
-    from mistral_rerank.templates import Prompt, PromptText
+    from mistral_rerank.templates import RenderedPair, Template
 
 CHUNK_OVERLAP = 64
 """Passage tokens that neighbouring chunks share, so that no sentence is only ever seen cut in two."""
@@ -84,7 +84,7 @@ class PairTokenizer:
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompt: Prompt,
+        prompt: Template,
         *,
         append_eos: bool = True,
         max_length: int,
@@ -175,7 +175,7 @@ class PairTokenizer:
     def _encode(self, pairs: Sequence[tuple[int, Pair]], overflow: Overflow, *, locate: bool) -> list[EncodedPair]:
         """Encode pairs with their positions in the call."""
         found: dict[int, EncodedPair] = {}
-        whole: list[tuple[int, PromptText]] = []
+        whole: list[tuple[int, RenderedPair]] = []
         longer: list[tuple[int, Pair]] = []
         for position, (query, passage) in pairs:
             if overflow != "chunk" and len(passage) > self._first_cut + TAIL_CHARACTERS:
@@ -201,7 +201,7 @@ class PairTokenizer:
             found[position] = self._fit_cut(position, pair, overflow)
         return [found[position] for position, _ in pairs]
 
-    def _place(self, encoding: Encoding, text: PromptText, *, locate: bool) -> range:
+    def _place(self, encoding: Encoding, text: RenderedPair, *, locate: bool) -> range:
         """Say where the passage is among the ids of a pair that fits."""
         if not locate:
             return range(0)
@@ -267,7 +267,7 @@ class _Tokens:
     last: int
 
     @classmethod
-    def of(cls, encoding: Encoding, text: PromptText) -> _Tokens:
+    def of(cls, encoding: Encoding, text: RenderedPair) -> _Tokens:
         return cls(encoding.ids, *_passage_tokens(encoding, text))
 
     @property
@@ -284,12 +284,10 @@ def _joined(pieces: Sequence[EncodedPair]) -> EncodedPair:
     )
 
 
-def _passage_tokens(encoding: Encoding, text: PromptText) -> tuple[int, int]:
+def _passage_tokens(encoding: Encoding, text: RenderedPair) -> tuple[int, int]:
     """Give the first token of the passage, with which a space before it may be one, and the first behind it."""
     spans, begin = encoding.offsets, len(text.text[: text.passage_start].rstrip())
-    first = next(
-        (i for i, (start, end) in enumerate(spans) if start >= begin and end > text.passage_start), len(spans)
-    )
+    first = next((i for i, (start, end) in enumerate(spans) if start >= begin and end > text.passage_start), len(spans))
     return first, next((i for i in range(first, len(spans)) if spans[i][1] > text.passage_end), len(spans))
 
 

@@ -32,12 +32,12 @@ class RowAttention(Protocol):
 
     def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None: ...
 
-    def everywhere(
+    def all_tokens(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """Give (tokens, heads, width)."""
 
-    def at_the_ends(
+    def last_tokens(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
         """Give (members, heads, width) for queries of the members' last tokens alone."""
@@ -57,16 +57,16 @@ class SpanAttention:
         self._spans, self._ends = packed.spans, packed.last.tolist()
         self._masks = span_masks(packed.to(device), window=window)
 
-    def everywhere(
+    def all_tokens(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        """See `RowAttention.everywhere`."""
+        """See `RowAttention.all_tokens`."""
         return attend_spans(query, key, value, self._spans, self._masks, scaling)
 
-    def at_the_ends(
+    def last_tokens(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        """See `RowAttention.at_the_ends`."""
+        """See `RowAttention.last_tokens`."""
         done, mixed = 0, []
         for span, mask in zip(self._spans, self._masks, strict=True):
             ends = [place - span.start for place in self._ends[done:] if place < span.stop]
@@ -105,7 +105,9 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
             keys = queries
             seen = (keys <= queries[:, None]) | (not span.causal)
         else:
-            owner = torch.repeat_interleave(torch.arange(len(span.rests)), torch.tensor(span.rests)).to(places.device)
+            owner = torch.repeat_interleave(torch.arange(len(span.suffixes)), torch.tensor(span.suffixes)).to(
+                places.device
+            )
             keys = torch.cat([places[slice(*span.prefix)], queries])
             own = (owner[:, None] == owner) & (queries <= queries[:, None])
             seen = torch.cat([own.new_ones(len(queries), span.prefix[1] - span.prefix[0]), own], 1)

@@ -3,7 +3,8 @@
 A sequence, or a prefix that several share, is a stretch of queries; its keys are those of its prefix, if it has one,
 and its own. The kernel takes queries and keys to end together, so a causal one shows each query the whole prefix.
 
-Which kernel runs depends on the card and on PyTorch, so `agrees` compares it with `SpanAttention` before it is used.
+Which kernel runs depends on the card and on PyTorch, so `passes_self_check` compares its output with that of
+`SpanAttention` before it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from mistral_rerank.local.batching.packing import member_places, pack, share_prefixes, stretches
+from mistral_rerank.local.batching.packing import find_prefix_groups, pack, segments, sequence_segments
 from mistral_rerank.local.model.attention import SpanAttention
 
 if TYPE_CHECKING:
@@ -40,22 +41,22 @@ class FlashAttention:
     """
 
     def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None:
-        every, members = list(stretches(packed)), member_places(packed)
+        every, members = list(segments(packed)), sequence_segments(packed)
         back = -1 if window is None else window - 1
         self._every = _Call(every, [len(keys[-1]) for keys in every], device)
         self._ends = _Call(members, [1] * len(members), device)
         self._reach = (back, 0 if packed.spans[0].causal else back)  # nothing is ahead of an end
 
-    def everywhere(
+    def all_tokens(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        """See `RowAttention.everywhere`."""
+        """See `RowAttention.all_tokens`."""
         return self._every(query, key, value, scaling, self._reach)
 
-    def at_the_ends(
+    def last_tokens(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
     ) -> torch.Tensor:
-        """See `RowAttention.at_the_ends`."""
+        """See `RowAttention.last_tokens`."""
         return self._ends(query, key, value, scaling, self._reach)
 
 
@@ -105,7 +106,7 @@ class _Call:
 
 
 @functools.cache
-def agrees(heads: int, key_heads: int, width: int, device: torch.device, dtype: torch.dtype) -> bool:
+def passes_self_check(heads: int, key_heads: int, width: int, device: torch.device, dtype: torch.dtype) -> bool:
     """Tell whether flash attention runs here and gives what `SpanAttention` gives.
 
     Args:
@@ -118,7 +119,7 @@ def agrees(heads: int, key_heads: int, width: int, device: torch.device, dtype: 
     """
     question = list(range(20))
     sequences = [[1] * 9, [2] * 9, [3] * 70, [*question, *[4] * 30], [*question, 5], [*question, *[6] * 50]]
-    packed = pack(sequences, share_prefixes(sequences)).filled()
+    packed = pack(sequences, find_prefix_groups(sequences)).padded_to_bucket()
     draw = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, each, packed.ids.shape[1], width, generator=draw).to(device, dtype)
@@ -129,8 +130,8 @@ def agrees(heads: int, key_heads: int, width: int, device: torch.device, dtype: 
         for window in (None, 16):
             flash, spans = (kind(packed, window, device) for kind in (FlashAttention, SpanAttention))
             for found, expected in (
-                (flash.everywhere(query, key, value, None), spans.everywhere(query, key, value, None)),
-                (flash.at_the_ends(last, key, value, None), spans.at_the_ends(last, key, value, None)),
+                (flash.all_tokens(query, key, value, None), spans.all_tokens(query, key, value, None)),
+                (flash.last_tokens(last, key, value, None), spans.last_tokens(last, key, value, None)),
             ):
                 if not bool(((found - expected).abs() < MOST_APART).all()):
                     logger.warning("flash attention on %s gives other results; batches are padded instead", device)

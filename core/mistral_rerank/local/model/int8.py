@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-LARGEST = 127
+QMAX = 127
 """What the largest magnitude of a token, or of a row of weights, becomes."""
-MIDDLE = 128
+ZERO_POINT = 128
 """What stands for zero in an unsigned byte, whose products are faster than a signed one's: its sign bit, flipped."""
 
 
@@ -20,7 +20,7 @@ def multiplies_bytes() -> bool:
     return any(able.get(name, False) for name in ("avx512_vnni", "avx_vnni", "amx_int8"))
 
 
-class Rounding:
+class ActivationQuantizer:
     """Rounds inputs; linears that are given the same one in turn, as `q_proj` and `k_proj` are, share the result.
 
     A result lies in memory that the next one overwrites.
@@ -32,14 +32,14 @@ class Rounding:
         self._make_room(0)
 
     def __call__(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give bytes (tokens, inputs), and what `LARGEST` stands for in each token, (tokens, 1) as `states`."""
+        """Give bytes (tokens, inputs), and what `QMAX` stands for in each token, (tokens, 1) as `states`."""
         if states is not self._last:
-            largest = _largest(states).clamp_min(torch.finfo(states.dtype).tiny * LARGEST)
+            largest = _largest(states).clamp_min(torch.finfo(states.dtype).tiny * QMAX)
             if self._bytes.numel() < states.numel():
                 self._make_room(states.numel())
             scaled, signed = (room[: states.numel()].view(states.shape) for room in (self._scaled, self._bytes))
-            signed.copy_(torch.mul(states, LARGEST / largest.float(), out=scaled).round_())
-            self._last, self._rounded = states, (signed.view(torch.uint8).bitwise_xor_(MIDDLE), largest)
+            signed.copy_(torch.mul(states, QMAX / largest.float(), out=scaled).round_())
+            self._last, self._rounded = states, (signed.view(torch.uint8).bitwise_xor_(ZERO_POINT), largest)
         return self._rounded
 
     def _make_room(self, numbers: int) -> None:
@@ -64,19 +64,21 @@ class Int8Linear:
     def __init__(self, linear: nn.Linear) -> None:
         self._dtype = linear.weight.dtype
         weight = linear.weight.detach().float()
-        scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * LARGEST) / LARGEST
+        scales = weight.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny * QMAX) / QMAX
         rounded = (weight / scales[:, None]).round_().to(torch.int8)
         self._weight = torch.ops.onednn.qlinear_prepack(rounded, None)
         self._scales, self._zeros = scales, torch.zeros(len(scales), dtype=torch.int64)
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
-    def __call__(self, states: torch.Tensor, rounding: Rounding, _out: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(
+        self, states: torch.Tensor, quantizer: ActivationQuantizer, _out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Multiply (tokens, inputs) to (tokens, outputs), in memory of its own."""
-        rounded, largest = rounding(states)
+        rounded, largest = quantizer(states)
         products: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             rounded,
-            1 / LARGEST,
-            MIDDLE,
+            1 / QMAX,
+            ZERO_POINT,
             self._weight,
             self._scales,
             self._zeros,

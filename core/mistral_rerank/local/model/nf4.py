@@ -15,7 +15,7 @@ from torch import nn
 from mistral_rerank.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from mistral_rerank.local.model.int8 import Rounding
+    from mistral_rerank.local.model.int8 import ActivationQuantizer
 
 
 def import_bitsandbytes() -> Any:
@@ -47,7 +47,7 @@ class NF4Linear:
         )
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
-    def __call__(self, states: torch.Tensor, _: Rounding, out: torch.Tensor | None = None) -> torch.Tensor:
+    def __call__(self, states: torch.Tensor, _: ActivationQuantizer, out: torch.Tensor | None = None) -> torch.Tensor:
         """Multiply (tokens, inputs) to (tokens, outputs), which may lie in `out`."""
         weight = self._widen(self._weight, self._scales).T
         if self._bias is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PoolingConfig:
     """A checkpoint's attention and pooling.
 
     Attributes:
@@ -24,5 +24,5 @@ class Reading:
         return not (self.bidirectional or self.mean)
 
 
-LAST_TOKEN = Reading()
+LAST_TOKEN = PoolingConfig()
 """As rerank-qa-mistral-4b reads: causal, last token."""

@@ -14,24 +14,24 @@ from mistral_rerank.reranker import Quantization
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from mistral_rerank.local.model.int8 import Rounding
+    from mistral_rerank.local.model.int8 import ActivationQuantizer
 
 
 class Linear(Protocol):
     """A linear, however it is stored."""
 
-    def __call__(self, states: Tensor, rounding: Rounding, out: Tensor | None = None, /) -> Tensor:
-        """Multiply (tokens, inputs) to (tokens, outputs), which may lie in `out`; `rounding` is the forward's."""
+    def __call__(self, states: Tensor, quantizer: ActivationQuantizer, out: Tensor | None = None, /) -> Tensor:
+        """Multiply (tokens, inputs) to (tokens, outputs), which may lie in `out`; `quantizer` is the forward's."""
 
 
-class WholeLinear:
+class UnquantizedLinear:
     """A linear with the weights that it has."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self._weight = linear.weight.detach().T
         self._bias = None if linear.bias is None else linear.bias.detach()
 
-    def __call__(self, states: Tensor, _: Rounding, out: Tensor | None = None) -> Tensor:
+    def __call__(self, states: Tensor, _: ActivationQuantizer, out: Tensor | None = None) -> Tensor:
         """See `Linear`."""
         if self._bias is None:
             return torch.mm(states, self._weight, out=out)
@@ -41,7 +41,7 @@ class WholeLinear:
 def store(linear: nn.Linear, quantization: Quantization | None) -> Linear:
     """Store a linear on the device where it is; None for as it is."""
     if quantization is None:
-        return WholeLinear(linear)
+        return UnquantizedLinear(linear)
     return Int8Linear(linear) if quantization == "int8" else NF4Linear(linear)
 
 

@@ -1,13 +1,12 @@
-"""The forward pass: token ids in, one logit a sequence out.
+"""The forward pass: token ids in, one logit per sequence out.
 
-Two ways, the same scores. For a Mistral or a Llama on a CPU, and on CUDA where its flash attention `agrees`, a batch
-is one row of tokens without padding, with shared prefixes computed once (`packing`). Elsewhere it is rows of similar
-length padded on the right: a causal model never looks ahead, so every real token is computed as if the padding were
-not there, and no attention mask is passed.
+There are two paths with equal scores. Mistral and Llama run on packed rows: a batch is one row without padding, and
+shared prefixes are computed once (`batching.packing`). This path is used on a CPU, and on CUDA if flash attention passes
+its self-check. All other models run on rows of similar length, padded on the right. A causal model never looks ahead, so
+padding does not change the real tokens, and no attention mask is passed.
 
-Either way the last real token's hidden state is gathered by length (never by comparing ids with a pad id), and
-the head alone is applied, in float32. A checkpoint may say otherwise: that tokens look ahead too ("bidirectional"
-attention), or that the mean of all hidden states is pooled.
+The hidden state of the last real token is gathered by length, never by comparing ids with a pad id. The head is applied
+in float32. A checkpoint may set bidirectional attention, or mean pooling of all hidden states.
 """
 
 from __future__ import annotations
@@ -19,11 +18,18 @@ import torch
 from torch import nn
 
 from mistral_rerank.errors import CheckpointError
-from mistral_rerank.local.batching.packing import member_places, pack, packed_cost, plan_packs, row_room, trees_of
+from mistral_rerank.local.batching.packing import (
+    bucket_capacity,
+    group_by_prefix,
+    pack,
+    packed_cost,
+    plan_packs,
+    sequence_segments,
+)
 from mistral_rerank.local.batching.padding import PaddedCost, plan_batches
 from mistral_rerank.local.model.attention import SpanAttention
-from mistral_rerank.local.model.flash_attention import FlashAttention, agrees
-from mistral_rerank.local.model.pooling import LAST_TOKEN, Reading
+from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
+from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig
 from mistral_rerank.local.model.rotary import forget_lengths, same_frequencies
 from mistral_rerank.local.model.transformer import PackedBackbone, is_known, window_of
 
@@ -39,7 +45,7 @@ Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class PartialStates:
     """A sequence that was read as far as a layer.
 
     Attributes:
@@ -62,7 +68,11 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def pooled_logits(
-    backbone: nn.Module, head: nn.Module, ids: torch.Tensor, lengths: torch.Tensor, reading: Reading = LAST_TOKEN
+    backbone: nn.Module,
+    head: nn.Module,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    reading: PoolingConfig = LAST_TOKEN,
 ) -> torch.Tensor:
     """Run the backbone and the binary head on right-padded rows.
 
@@ -108,7 +118,7 @@ def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | N
     if device.type == "cuda":
         attention, heads = backbone.layers[0].self_attn, backbone.config.num_attention_heads
         shape = heads, backbone.config.num_key_value_heads, attention.head_dim
-        return FlashAttention if agrees(*shape, device, attention.q_proj.weight.dtype) else None
+        return FlashAttention if passes_self_check(*shape, device, attention.q_proj.weight.dtype) else None
     return SpanAttention if device.type == "cpu" else None
 
 
@@ -135,7 +145,7 @@ class RerankModel:
         head: nn.Module,
         device: torch.device,
         *,
-        reading: Reading = LAST_TOKEN,
+        reading: PoolingConfig = LAST_TOKEN,
         packed: bool | None = None,
         quantization: Quantization | None = None,
         estimates: bool = False,
@@ -144,7 +154,7 @@ class RerankModel:
         forget_lengths(backbone)
         self._head = head.float().to(device).eval().requires_grad_(False)
         self._device = device
-        self._reading = reading
+        self._pooling = reading
         self._packed: PackedBackbone | None = None
         attention = row_attention(backbone, device) if packed is None else SpanAttention if packed else None
         if attention is None and (quantization is not None or estimates) and is_known(backbone):
@@ -152,9 +162,7 @@ class RerankModel:
         if attention is not None:
             self._packed = PackedBackbone(backbone, device, quantization, attention)
         elif estimates:
-            raise CheckpointError(
-                "contenders and their early exit are for a Mistral or a Llama; this is another model"
-            )
+            raise CheckpointError("a cascade and its early exit need a Mistral or a Llama; this is another model")
         elif quantization is not None:
             raise CheckpointError(
                 f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
@@ -165,32 +173,32 @@ class RerankModel:
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
         """Say which sequences share a forward of at most `budget` computed tokens: lists of positions."""
         if self._packed:
-            rows = plan_packs(sequences, row_room(budget), share=self._reading.shares)
-            return [[member for tree in trees for member in tree.members] for trees in rows]
+            rows = plan_packs(sequences, bucket_capacity(budget), share=self._pooling.shares)
+            return [[member for group in groups for member in group.members] for groups in rows]
         return plan_batches([len(sequence) for sequence in sequences], budget)
 
     def cost(self, sequences: Sequence[Sequence[int]]) -> PackedCost | PaddedCost:
         """Say how many tokens a forward of these sequences computes."""
         if self._packed:
-            return packed_cost(sequences, share=self._reading.shares)
+            return packed_cost(sequences, share=self._pooling.shares)
         return PaddedCost(len(sequences), max(map(len, sequences)))
 
-    def logits(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun] = ()) -> list[float]:
+    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates] = ()) -> list[float]:
         """Score one batch, in input order.
 
         Args:
             sequences: token ids.
-            begun: what `states` or `estimates` gave for each of them, to go on from; or nothing.
+            partial_states: what `states` or `estimates` gave for each of them, to go on from; or nothing.
 
         Raises:
             MemoryError: the batch does not fit; what it had taken is free again.
 
         """
-        return self._within_memory(lambda: self._forward(sequences, begun))
+        return self._within_memory(lambda: self._forward(sequences, partial_states))
 
     def estimates(
         self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> tuple[list[float], list[Begun]]:
+    ) -> tuple[list[float], list[PartialStates]]:
         """Estimate the logits of one batch with the first layers alone, in input order.
 
         Args:
@@ -210,7 +218,7 @@ class RerankModel:
         return self._within_memory(lambda: self._estimate(early_exit, layer, sequences, passages))
 
     @torch.inference_mode()
-    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[Begun]:
+    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[PartialStates]:
         """Run one batch through the first layers, in input order.
 
         Args:
@@ -225,10 +233,10 @@ class RerankModel:
         if backbone is None:
             raise CheckpointError("this model was not made for estimates")
 
-        def run(members: Sequence[int]) -> list[Begun]:
+        def run(members: Sequence[int]) -> list[PartialStates]:
             packed = self._pack([sequences[member] for member in members])
             row = backbone.states(packed, layer)
-            return [Begun(row[places], layer) for places in self._places(packed)]
+            return [PartialStates(row[places], layer) for places in self._places(packed)]
 
         return self._by_frequencies(sequences, run)
 
@@ -255,40 +263,42 @@ class RerankModel:
             found |= zip(members, run(members), strict=True)
         return [found[position] for position in range(len(sequences))]
 
-    def _forward(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun]) -> list[float]:
+    def _forward(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates]) -> list[float]:
         def run(members: Sequence[int]) -> list[float]:
             own = [sequences[member] for member in members]
-            return self._forward_together(own, [begun[member] for member in members] if begun else ())
+            return self._forward_together(own, [partial_states[member] for member in members] if partial_states else ())
 
         return self._by_frequencies(sequences, run)
 
-    def _forward_together(self, sequences: Sequence[Sequence[int]], begun: Sequence[Begun]) -> list[float]:
+    def _forward_together(
+        self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates]
+    ) -> list[float]:
         if self._packed is None:
             ids, lengths = pad(sequences)
             on_device = ids.to(self._device), lengths.to(self._device)
-            return pooled_logits(self._backbone, self._head, *on_device, self._reading).tolist()
+            return pooled_logits(self._backbone, self._head, *on_device, self._pooling).tolist()
         packed = self._pack(sequences)
-        places, layer = (self._places(packed), begun[0].layer) if begun else ([], 0)
-        parts = [(where, own.states) for where, own in zip(places, begun, strict=True)]
-        pooled = self._packed(packed, mean=self._reading.mean, begun=parts, layer=layer)
+        places, layer = (self._places(packed), partial_states[0].layer) if partial_states else ([], 0)
+        parts = [(where, own.states) for where, own in zip(places, partial_states, strict=True)]
+        pooled = self._packed(packed, mean=self._pooling.mean, partial_states=parts, layer=layer)
         found = apply_head(self._head, pooled).tolist()
         logits = dict(zip(packed.members, found, strict=True))
         return [logits[position] for position in range(len(sequences))]
 
     def _estimate(
         self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> tuple[list[float], list[Begun]]:
-        begun = self.states(sequences, layer)
-        estimates: torch.Tensor = early_exit([own.states for own in begun], passages)
-        return estimates.tolist(), begun
+    ) -> tuple[list[float], list[PartialStates]]:
+        partial_states = self.states(sequences, layer)
+        estimates: torch.Tensor = early_exit([own.states for own in partial_states], passages)
+        return estimates.tolist(), partial_states
 
     def _pack(self, sequences: Sequence[Sequence[int]]) -> Pack:
-        trees = trees_of(sequences, share=self._reading.shares)
-        return pack(sequences, trees, causal=not self._reading.bidirectional)
+        groups = group_by_prefix(sequences, share=self._pooling.shares)
+        return pack(sequences, groups, causal=not self._pooling.bidirectional)
 
     def _places(self, packed: Pack) -> list[torch.Tensor]:
         """Say where in a row the tokens of each sequence are, int64, in input order."""
-        places = dict(zip(packed.members, member_places(packed), strict=True))
+        places = dict(zip(packed.members, sequence_segments(packed), strict=True))
         return [
             torch.cat([torch.arange(part.start, part.stop) for part in places[position]]).to(self._device)
             for position in range(len(places))

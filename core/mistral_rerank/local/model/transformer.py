@@ -19,7 +19,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
 from mistral_rerank.local.batching.packing import sequence_means
 from mistral_rerank.local.model.attention import SpanAttention
-from mistral_rerank.local.model.int8 import Rounding
+from mistral_rerank.local.model.int8 import ActivationQuantizer
 from mistral_rerank.local.model.quantization import store
 
 if TYPE_CHECKING:
@@ -75,38 +75,46 @@ class PackedBackbone:
                 parameter.data = parameter.data.clone()
 
     def __call__(
-        self, packed: Pack, *, mean: bool = False, begun: Sequence[tuple[Tensor, Tensor]] = (), layer: int = 0
+        self,
+        packed: Pack,
+        *,
+        mean: bool = False,
+        partial_states: Sequence[tuple[Tensor, Tensor]] = (),
+        layer: int = 0,
     ) -> Tensor:
         """Run one row.
 
         Args:
             packed: the row, on the CPU.
             mean: whether all hidden states of a sequence are pooled, and not the last one.
-            begun: places in the row, int64, and what `states` gave there; together of all sequences, or nothing.
+            partial_states: positions in the row, int64, with the hidden states that `states` returned for them; for
+                all sequences, or empty.
             layer: after which layer that was.
 
         Returns:
             (members, hidden): the pooled final hidden state of each sequence.
 
         """
-        hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), begun)
+        hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), partial_states)
         if mean:
             return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
-        return self._norm(self._layers[-1].at_the_ends(hidden, row), row)
+        return self._norm(self._layers[-1].last_tokens(hidden, row), row)
 
     def states(self, packed: Pack, layers: int) -> Tensor:
         """Run one row through the first layers: (tokens, hidden) float32, with the tokens that fill the row up."""
         return self._run(packed, range(layers), ())[0]
 
-    def _run(self, packed: Pack, layers: range, begun: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, _Row, Pack]:
+    def _run(
+        self, packed: Pack, layers: range, partial_states: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[Tensor, _Row, Pack]:
         """Fill a row up and run it through some layers."""
-        packed, device = packed.filled(), self._embed.weight.device
+        packed, device = packed.padded_to_bucket(), self._embed.weight.device
         attention = self._attention(packed, self._window, device)
         packed = packed.to(device)
         embedded: Tensor = self._embed(packed.ids)[0]
         row = _Row(packed.last, attention, self._rotary(embedded, packed.positions), embedded, self._inner)
         hidden = embedded.float()
-        for places, states in begun:
+        for places, states in partial_states:
             hidden[places] = states
         for layer in self._layers[layers.start : layers.stop]:
             hidden = layer(hidden, row)
@@ -119,14 +127,14 @@ class _Row:
     Attributes:
         last: (members,) int64, where each member has its last token.
         attention: of the row.
-        cosines: (tokens, 1, width of a head), of the rotary embedding.
-        sines: likewise.
-        wide: (tokens, hidden) float32, for a product on the way.
+        cos: (tokens, 1, width of a head), of the rotary embedding.
+        sin: likewise.
+        buffer: (tokens, hidden) float32, for a product on the way.
         normed: (tokens, hidden).
         output: (tokens, hidden), like the next two of linears that are not in 8 bits.
         gate: (tokens, inner).
         up: (tokens, inner).
-        rounding: of the inputs of linears in 8 bits.
+        quantizer: of the inputs of linears in 8 bits.
 
     """
 
@@ -134,11 +142,11 @@ class _Row:
         self, last: Tensor, attention: RowAttention, turns: tuple[Tensor, Tensor], hidden: Tensor, inner: int
     ) -> None:
         self.last, self.attention = last, attention
-        self.cosines, self.sines = turns[0][0, :, None], turns[1][0, :, None]
-        self.wide = torch.empty_like(hidden, dtype=torch.float32)
+        self.cos, self.sin = turns[0][0, :, None], turns[1][0, :, None]
+        self.buffer = torch.empty_like(hidden, dtype=torch.float32)
         self.normed, self.output = torch.empty_like(hidden), torch.empty_like(hidden)
         self.gate, self.up = hidden.new_empty(len(hidden), inner), hidden.new_empty(len(hidden), inner)
-        self.rounding = Rounding()
+        self.quantizer = ActivationQuantizer()
 
 
 class _Norm:
@@ -151,8 +159,8 @@ class _Norm:
         """Give (tokens, hidden) in the row's memory, of the weights' dtype; `hidden` is float32."""
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
         scale = (length.square() / hidden.shape[-1] + self._epsilon).rsqrt_()
-        wide = torch.mul(hidden, scale, out=row.wide[: len(hidden)]).mul_(self._weight)
-        return row.normed[: len(hidden)].copy_(wide)
+        buffer = torch.mul(hidden, scale, out=row.buffer[: len(hidden)]).mul_(self._weight)
+        return row.normed[: len(hidden)].copy_(buffer)
 
 
 class _Layer:
@@ -183,41 +191,41 @@ class _Layer:
 
         """
         normed = self._before(hidden, row)
-        query = self._turned(self._query(normed, row.rounding), row.cosines, row.sines)
+        query = self._apply_rotary(self._query(normed, row.quantizer), row.cos, row.sin)
         key, value = self._keys(normed, row)
-        mixed = row.attention.everywhere(query, key, value, self._scaling)
+        mixed = row.attention.all_tokens(query, key, value, self._scaling)
         return self._finish(hidden, mixed.flatten(1), row)
 
-    def at_the_ends(self, hidden: Tensor, row: _Row) -> Tensor:
+    def last_tokens(self, hidden: Tensor, row: _Row) -> Tensor:
         """Run the last token of each sequence, which looks at all others: (members, hidden)."""
         last, normed = row.last, self._before(hidden, row)
-        query = self._turned(self._query(normed[last], row.rounding), row.cosines[last], row.sines[last])
+        query = self._apply_rotary(self._query(normed[last], row.quantizer), row.cos[last], row.sin[last])
         key, value = self._keys(normed, row)
-        mixed = row.attention.at_the_ends(query, key, value, self._scaling)
+        mixed = row.attention.last_tokens(query, key, value, self._scaling)
         return self._finish(hidden[last], mixed.flatten(1), row)
 
     def _keys(self, normed: Tensor, row: _Row) -> tuple[Tensor, Tensor]:
         """Give keys and values: (1, key heads, tokens, width)."""
-        key, value = self._key(normed, row.rounding), self._value(normed, row.rounding)
-        return self._turned(key, row.cosines, row.sines), self._heads(value).transpose(0, 1)[None]
+        key, value = self._key(normed, row.quantizer), self._value(normed, row.quantizer)
+        return self._apply_rotary(key, row.cos, row.sin), self._heads(value).transpose(0, 1)[None]
 
     def _heads(self, states: Tensor) -> Tensor:
         """Split (tokens, heads x width) into (tokens, heads, width)."""
         return states.view(len(states), -1, self._width)
 
-    def _turned(self, states: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    def _apply_rotary(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Apply the rotary embedding to (tokens, heads x width): (1, heads, tokens, width)."""
         heads, half = self._heads(states), self._width // 2
-        turned = heads * cosines
-        turned[..., :half].addcmul_(heads[..., half:], sines[..., :half], value=-1)
-        turned[..., half:].addcmul_(heads[..., :half], sines[..., half:])
+        turned = heads * cos
+        turned[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-1)
+        turned[..., half:].addcmul_(heads[..., :half], sin[..., half:])
         return turned.transpose(0, 1)[None]
 
     def _finish(self, hidden: Tensor, mixed: Tensor, row: _Row) -> Tensor:
         """Add the attention's output, (tokens, heads x width), to `hidden`, and then that of the MLP."""
         output, gate, up = row.output[: len(hidden)], row.gate[: len(hidden)], row.up[: len(hidden)]
-        hidden.add_(self._output(mixed, row.rounding, output))
+        hidden.add_(self._output(mixed, row.quantizer, output))
         normed = self._between(hidden, row)
-        gated: Tensor = self._activation(self._gate(normed, row.rounding, gate))
-        gated.mul_(self._up(normed, row.rounding, up))
-        return hidden.add_(self._down(gated, row.rounding, output))
+        gated: Tensor = self._activation(self._gate(normed, row.quantizer, gate))
+        gated.mul_(self._up(normed, row.quantizer, up))
+        return hidden.add_(self._down(gated, row.quantizer, output))
