@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from mistral_rerank.cli.options import Base, Contenders, Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.options import Base, CascadeDepth, Device, Dtype, Model, Quantization, app, given, stderr
 from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
@@ -24,7 +24,7 @@ def bench(
     device: Device = None,
     dtype: Dtype = None,
     quantization: Quantization = None,
-    cascade_depth: Contenders = None,
+    cascade_depth: CascadeDepth = None,
     workload: Annotated[
         list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
     ] = None,

@@ -34,7 +34,7 @@ Base = Annotated[str | None, typer.Option(help="under an adapter that was traine
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
 Quantization = Annotated[str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")]
-Contenders = Annotated[
+CascadeDepth = Annotated[
     int | None, typer.Option(help="passages of a question read to the end; the lower layers choose them")
 ]
 RERANKER_OPTIONS: dict[str, Any] = {
@@ -46,7 +46,7 @@ RERANKER_OPTIONS: dict[str, Any] = {
     "device": Device,
     "dtype": Dtype,
     "quantization": Quantization,
-    "cascade_depth": Contenders,
+    "cascade_depth": CascadeDepth,
     "max_length": Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")],
     "overflow": Annotated[
         str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")

@@ -76,7 +76,7 @@ def submit(made, *passages):
     return made.submit([("q", passage) for passage in passages])
 
 
-class Contenders:
+class FirstPass:
     """Estimates all pairs, and scores those of the highest estimates: here the shortest."""
 
     def __init__(self, pairs, most=1):
@@ -90,7 +90,7 @@ class Contenders:
 
 def submit_two_passes(made, *passages, most=1):
     pairs = [("q", passage) for passage in passages]
-    choice = Contenders(pairs, most)
+    choice = FirstPass(pairs, most)
     return made.submit(pairs, choice=choice), choice
 
 
@@ -211,7 +211,7 @@ def test_a_cancelled_call_frees_what_it_kept():
     made = engine(scorer, batch_tokens=4)
     running = threading.Event()
 
-    class Waiting(Contenders):
+    class Waiting(FirstPass):
         def choose(self, estimates):
             future.cancel()
             running.set()

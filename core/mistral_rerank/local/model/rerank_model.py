@@ -1,12 +1,12 @@
 """The forward pass: token ids in, one logit per sequence out.
 
 There are two paths with equal scores. Mistral and Llama run on packed rows: a batch is one row without padding, and
-shared prefixes are computed once (`batching.packing`). This path is used on a CPU, and on CUDA if flash attention passes
-its self-check. All other models run on rows of similar length, padded on the right. A causal model never looks ahead, so
-padding does not change the real tokens, and no attention mask is passed.
+shared prefixes are computed once (`batching.packing`). This path is used on a CPU, and on CUDA if flash attention
+passes its self-check. All other models run on rows of similar length, padded on the right. A causal model never looks
+ahead, so padding does not change the real tokens, and no attention mask is passed.
 
-The hidden state of the last real token is gathered by length, never by comparing ids with a pad id. The head is applied
-in float32. A checkpoint may set bidirectional attention, or mean pooling of all hidden states.
+The hidden state of the last real token is gathered by length, never by comparing ids with a pad id. The head is
+applied in float32. A checkpoint may set bidirectional attention, or mean pooling of all hidden states.
 """
 
 from __future__ import annotations
