@@ -15,7 +15,7 @@ def embeds(exchange):
         for text in exchange.request.body["input"]
     ]
     data = [{"index": i, "embedding": half} for i, half in enumerate(halves)]
-    exchange.answer(200, {"data": data})
+    exchange.response(200, {"data": data})
 
 
 def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path):
@@ -63,7 +63,7 @@ def test_an_early_exit_is_fitted_used_and_priced(tiny, tmp_path):
     bench = ("bench", "--workload", "nq", "--rounds", 1, "--passages", 4, "--json", "--model", out, *on_cpu)
     report = json.loads(run(*bench, "--cascade-depth", 2).stdout)
     ((baseline,),) = (row["against"] for row in report["rows"])
-    assert baseline["name"] == "without a cascade of depth 2"
+    assert baseline["name"] == "without cascade depth 2"
     assert baseline["largest_difference"] > 1e-3
     assert report["machine"]["model"].endswith("on cpu in float32, cascade depth 2")
 

@@ -13,8 +13,9 @@ import httpx
 import pytest
 from remote.endpoint import Endpoint, speaks
 
-from mistral_rerank import LocalReranker, RerankerClosedError, SettingsError, adapters
+from mistral_rerank import LocalReranker, RerankerClosedError, SettingsError
 from mistral_rerank._forks import ForkLock
+from mistral_rerank._sharing import shared
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.remote.reranker import RemoteReranker
 
@@ -172,13 +173,13 @@ def test_the_parents_waiting_calls_are_the_parents_alone(tiny, monkeypatch):
 
 def test_the_adapters_lock_is_free_in_a_child():
     def work():
-        with adapters._lock:
+        with shared._lock:
             return True
 
     held, release = threading.Event(), threading.Event()
 
     def hold():
-        with adapters._lock:
+        with shared._lock:
             held.set()
             release.wait(0.2)
 

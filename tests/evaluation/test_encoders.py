@@ -28,7 +28,7 @@ def embeds(exchange):
     """Answers as OpenAI's API does, in another order than asked."""
     inputs = exchange.request.body["input"]
     data = [{"object": "embedding", "index": i, "embedding": vector_of(text)} for i, text in enumerate(inputs)]
-    exchange.answer(200, {"object": "list", "data": data[::-1], "model": "m"})
+    exchange.response(200, {"object": "list", "data": data[::-1], "model": "m"})
 
 
 def test_an_openai_endpoint_is_asked_with_prefixes_in_batches():
@@ -96,7 +96,7 @@ def test_a_refusal_is_not():
 def test_a_batch_that_is_too_large_is_halved():
     def small(exchange):
         if len(exchange.request.body["input"]) > 8:
-            exchange.answer(413, {"error": "too large"})
+            exchange.response(413, {"error": "too large"})
         else:
             embeds(exchange)
 

@@ -48,16 +48,16 @@ def test_our_client_gets_one_probability_and_one_order_in_every_protocol(
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_every_reply_keeps_the_protocols_own_score(url, protocol):
-    protocol = PROTOCOLS[protocol]
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_reply_keeps_the_protocols_own_score(url, name):
+    protocol = PROTOCOLS[name]
     request = RerankRequest("q", tuple(PASSAGES), unit=protocol.unit)
     body = httpx.post(url + protocol.path, json=protocol.write_request(request)).json()
-    entries = body if protocol == "tei" else next(value for value in body.values() if isinstance(value, list))
-    name = {"nvidia": "logit", "tei": "score"}.get(protocol, "relevance_score")
+    entries = body if name == "tei" else next(value for value in body.values() if isinstance(value, list))
+    field = {"nvidia": "logit", "tei": "score"}.get(name, "relevance_score")
     assert len(entries) == len(PASSAGES)
     for entry in entries:
-        assert entry[name] == entry[protocol.unit]
+        assert entry[field] == entry[protocol.unit]
 
 
 def test_a_model_of_another_name_is_an_error_with_auto(url):

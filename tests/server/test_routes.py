@@ -169,7 +169,7 @@ def test_a_lone_surrogate_is_refused(client: httpx.Client):
         (AuthenticationError("http://secret:8000/v1 answered 401"), 502, "no usable answer"),
         (RateLimitError("http://secret:8000/v1 answered 429"), 429, "too many requests"),
         (DeadlineExceededError("http://secret:8000/v1"), 504, "in time"),
-        (RemoteInputTooLongError("http://secret:8000/v1 answered 422"), 422, "longer than the model takes"),
+        (RemoteInputTooLongError("http://secret:8000/v1 answered 422"), 422, "exceeds the maximum allowed length"),
     ],
 )
 def test_an_error_of_the_model_reaches_the_client(error: Exception, status: int, says: str):

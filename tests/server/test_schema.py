@@ -19,7 +19,7 @@ from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingReply
 from mistral_rerank.protocols.tei import TeiRank
 from mistral_rerank.protocols.voyage import VoyageReply
-from mistral_rerank.reranker import sigmoid
+from mistral_rerank.reranker import BLANK_SCORE, sigmoid
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.errors import ErrorBody
 
@@ -51,7 +51,7 @@ requests = st.builds(
     return_texts=st.booleans(),
 )
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | texts,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
@@ -95,12 +95,14 @@ def test_every_valid_body_is_ranked(client, name, request):
     reply = client.post(protocol.path, json=protocol.write_request(request))
     assert reply.status_code == 200, reply.text
     TypeAdapter(REPLIES[name]).validate_python(reply.json(), strict=True)
-    wanted = sorted(range(len(request.passages)), key=lambda index: (-len(request.passages[index]), index))
+    lengths = [len(passage) if passage.strip() else -1 for passage in request.passages]
+    wanted = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     places = reply.json() if name == "tei" else next(v for v in reply.json().values() if isinstance(v, list))
     assert [place["index"] for place in places] == wanted
     unit = request.unit if name in ("tei", "vllm") else protocol.unit
     for place in places:
-        logit = float(len(request.passages[place["index"]]))
+        passage = request.passages[place["index"]]
+        logit = float(len(passage)) if passage.strip() else BLANK_SCORE.logit
         score = next(place[key] for key in ("logit", "score", "relevance_score") if key in place)
         assert score == (logit if unit == "logit" else pytest.approx(sigmoid(logit)))
 
