@@ -1,6 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch==2.13.0  # what the tests run with; the package itself takes a range
+TORCH ?= torch==2.13.0  # the version of the tests; the package accepts a range
 BIN = $(VENV)/bin
 
 LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 \
@@ -11,7 +11,7 @@ CLIENTS = litellm==1.110.2 nvidia-haystack==3.0.0
 
 .PHONY: setup test test-lowest test-clients lint demo bench
 
-setup: $(VENV)/.all  ## a virtual environment with everything
+setup: $(VENV)/.all  ## create the virtual environment with everything
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,14 +28,14 @@ $(VENV)/.all: $(VENV)/bin/python pyproject.toml
 demo: $(VENV)/.demo  ## rerank real passages with mini
 	$(BIN)/python examples/plain_rerank.py
 
-test: setup  ## all tests, a process for each core
+test: setup  ## run all tests, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 $(VENV)/lowest: pyproject.toml $(VENV)/.all
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ $(LOWEST)
 	touch $@
 
-test-lowest: $(VENV)/lowest  ## the adapters in the oldest frameworks (OpenInference needs a newer LlamaIndex)
+test-lowest: $(VENV)/lowest  ## test the adapters in the oldest supported frameworks (OpenInference needs a newer LlamaIndex)
 	PYTHONPATH=$(VENV)/lowest $(BIN)/python -m pytest tests/adapters -k "not llama_index_shows"
 
 $(VENV)/clients: $(VENV)/.all
@@ -43,14 +43,14 @@ $(VENV)/clients: $(VENV)/.all
 	$(BIN)/pip download --quiet --no-deps --no-binary :all: --dest $@ $(filter nvidia-haystack%,$(CLIENTS))
 	tar -xzf $@/nvidia_haystack-*.tar.gz -C $@
 
-test-clients: $(VENV)/clients  ## LiteLLM's and Haystack's clients against the server (half a gigabyte, so not in CI)
+test-clients: $(VENV)/clients  ## test LiteLLM's and Haystack's clients against the server (0.5 GB, not in CI)
 	PYTHONPATH=$(VENV)/clients $(BIN)/python -m pytest tests/server/test_frameworks.py
 
-lint: setup  ## format, lint and types
+lint: setup  ## check format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: setup  ## the tables of the docs that need no data of their own
+bench: setup  ## print the tables of the docs that need no data
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/local.py

@@ -19,14 +19,14 @@ FACTS = Path(__file__).parent / "facts"
 
 
 class WordCounts(Embeddings):
-    """Counts words: enough of an embedding to show what a reranker adds, and it needs no model."""
+    """Bag-of-words embeddings, which need no model."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed several texts."""
         return [self.embed_query(text) for text in texts]
 
     def embed_query(self, text: str) -> list[float]:
-        """Count the words of one text into 2,048 cells."""
+        """Count the words of one text in 2,048 hash buckets."""
         counts = [0.0] * 2048
         for word in re.findall(r"\w+", text.lower()):
             counts[zlib.crc32(word.encode()) % len(counts)] += 1.0
@@ -34,7 +34,7 @@ class WordCounts(Embeddings):
 
 
 def main() -> None:
-    """Print a table of the first document before and after, and how many of all questions it answers."""
+    """Print the first document of every question before and after reranking, and how many questions it answers."""
     corpus = [json.loads(line) for line in (FACTS / "corpus.jsonl").read_text("utf-8").splitlines()]
     queries = [json.loads(line) for line in (FACTS / "queries.jsonl").read_text("utf-8").splitlines()]
     judged = [line.split("\t") for line in (FACTS / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]]

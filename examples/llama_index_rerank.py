@@ -17,7 +17,7 @@ FACTS = Path(__file__).parent / "facts"
 
 
 def main() -> None:
-    """Print a table of the first node before and after, and how many of all questions it answers."""
+    """Print the first node of every question before and after reranking, and how many questions it answers."""
     corpus = [json.loads(line) for line in (FACTS / "corpus.jsonl").read_text("utf-8").splitlines()]
     queries = [json.loads(line) for line in (FACTS / "queries.jsonl").read_text("utf-8").splitlines()]
     judged = [line.split("\t") for line in (FACTS / "qrels" / "test.tsv").read_text("utf-8").splitlines()[1:]]
@@ -27,7 +27,7 @@ def main() -> None:
     retriever = BM25Retriever.from_defaults(nodes=nodes, similarity_top_k=10)
     engine = RetrieverQueryEngine.from_args(
         retriever,
-        llm=MockLLM(),  # answers nothing: what is shown are the sources that a real model would read
+        llm=MockLLM(),  # generates no answer: the example shows the sources that an LLM would read
         node_postprocessors=[MistralRerank(top_n=3)],
     )
 
@@ -35,7 +35,7 @@ def main() -> None:
     print(f"  {'first before':38}   {'first after':38}  score  question")
     for query in queries:
         before, after = retriever.retrieve(query["text"])[0], engine.query(query["text"]).source_nodes[0]
-        marks = ["*" if found.node.node_id == answers[query["_id"]] else " " for found in (before, after)]
+        marks = ["*" if node.node_id == answers[query["_id"]] else " " for node in (before, after)]
         first_before += marks[0] == "*"
         first_after += marks[1] == "*"
         titles = f"{marks[0]} {before.metadata['title']:38.38} {marks[1]} {after.metadata['title']:38.38}"

@@ -1,8 +1,8 @@
-"""Rerank at an HTTP endpoint instead of on this machine: backend="remote" is the one setting that changes.
+"""Rerank at an HTTP endpoint: `backend="remote"` replaces the local model.
 
     python examples/remote_endpoint.py http://nim:8000
 
-Without an address, our own server is started on this machine, with mini behind it (as `mistral-rerank serve` does):
+Without a URL, it starts this package's server with mini on a free local port, as `mistral-rerank serve` does:
 pip install 'mistral-rerank[local,serve,eval]'
 """
 
@@ -21,8 +21,8 @@ from mistral_rerank.server.app import create_app
 
 
 @contextmanager
-def an_endpoint() -> Iterator[str]:
-    """Serve mini on a free port of this machine; yields the base URL."""
+def local_endpoint() -> Iterator[str]:
+    """Serve mini on a free local port; yields the base URL."""
     with open_reranker("mini", backend="local", share_batches=True) as reranker:
         server = uvicorn.Server(uvicorn.Config(create_app(reranker), port=0, log_level="warning"))
         thread = threading.Thread(target=server.run)
@@ -37,25 +37,25 @@ def an_endpoint() -> Iterator[str]:
 def compare(base_url: str) -> None:
     """Print how many questions the first passage answers before and after reranking."""
     facts = load_beir(Path(__file__).parent / "facts")
-    found = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
+    rankings = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
     before = after = 0
     with open_reranker(backend="remote", base_url=base_url) as reranker:
-        for (query_id, query), ranking in zip(facts.queries.items(), found, strict=True):
+        for (query_id, query), ranking in zip(facts.queries.items(), rankings, strict=True):
             (answer,) = facts.positives(query_id)
             passages = [passage_id for passage_id, _ in ranking]
             (best,) = reranker.rank(query, [facts.corpus[passage_id] for passage_id in passages], top_n=1)
             before += passages[0] == answer
             after += passages[best.index] == answer
     print(f"{reranker} answered")
-    print(f"answered by the first passage: {before} of {len(found)} before, {after} after")
+    print(f"answered by the first passage: {before} of {len(rankings)} before, {after} after")
 
 
 def main() -> None:
-    """Ask the endpoint that is given, or one of our own."""
+    """Use the endpoint of the command line, or a local one."""
     if len(sys.argv) > 1:
         compare(sys.argv[1])
         return
-    with an_endpoint() as base_url:
+    with local_endpoint() as base_url:
         compare(base_url)
 
 

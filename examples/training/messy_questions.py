@@ -1,16 +1,16 @@
-"""Make training questions as users type them; mini's last round was trained on them beside its data sets.
+"""Rewrite training questions as users type them. mini's last training round used them.
 
 python examples/training/messy_questions.py DATA GROUPS OUT
 
-DATA has the BEIR folders bioasq_6_8 and squad_du, GROUPS the output of `mine` for medquad, stackexchange_small and
-techdocs_faq. OUT gets two new BEIR folders, to be mined too, and the three files of groups with rewritten questions:
+DATA has the BEIR folders bioasq_6_8 and squad_du. GROUPS has the output of `mine` for medquad, stackexchange_small and
+techdocs_faq. The script writes two new BEIR folders for `mine`, and the three files of groups with rewritten questions:
 
 - requests: part of an abstract is the query for the other abstracts that answer the same question;
 - double: two questions in one, each answered by its own passage;
 - medquad: questions from templates in a patient's words;
-- medquad, stackexchange_small and techdocs_faq: often in lower case, without a question mark, or mistyped.
+- medquad, stackexchange_small and techdocs_faq: often in lower case, without a question mark, or with typos.
 
-The teacher's scores are those of the original question.
+The teacher's scores of the original questions are kept.
 """
 
 import argparse
@@ -97,28 +97,28 @@ FORMS = {
 
 
 def requests(dataset: BeirDataset, rng: random.Random) -> BeirDataset:
-    """Make a query of part of a relevant passage, removed from the corpus, for the other relevant ones."""
+    """Turn part of a relevant passage into the query for the other relevant passages; the passage leaves the corpus."""
     chosen = [query for query in dataset.queries if len(dataset.positives(query)) >= 3]
     rng.shuffle(chosen)
     queries: dict[str, str] = {}
-    taken: dict[str, str] = {}
+    sources: dict[str, str] = {}
     for query in chosen[:REQUESTS]:
-        left = [passage for passage in dataset.positives(query) if passage not in taken.values()]
+        left = [passage for passage in dataset.positives(query) if passage not in sources.values()]
         if len(left) < 3:
             continue
-        taken[query] = rng.choice(left)
+        sources[query] = rng.choice(left)
         words = rng.randint(25, 75)
-        sentences = re.split(r"(?<=[.?!]) ", dataset.corpus[taken[query]])
+        sentences = re.split(r"(?<=[.?!]) ", dataset.corpus[sources[query]])
         start = rng.randrange(max(1, len(sentences) // 2))
         queries[query] = " ".join(" ".join(sentences[start:]).split()[:words])
-    removed = set(taken.values())
+    removed = set(sources.values())
     qrels = {query: {p: 1 for p in dataset.positives(query) if p not in removed} for query in queries}
     corpus = {passage: text for passage, text in dataset.corpus.items() if passage not in removed}
     return BeirDataset("requests", corpus, queries, {query: judged for query, judged in qrels.items() if judged})
 
 
 def doubles(dataset: BeirDataset, rng: random.Random) -> BeirDataset:
-    """Join a question with a question of a passage that BM25 finds for it."""
+    """Join a question with a question that is answered by one of its BM25 passages."""
     questions_of: dict[str, list[str]] = {}
     for query in dataset.queries:
         questions_of.setdefault(dataset.positives(query)[0], []).append(query)

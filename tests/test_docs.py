@@ -1,0 +1,105 @@
+"""The documentation names what exists: links, files, commands, options, settings and environment variables."""
+
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+from mistral_rerank.cli import app
+from mistral_rerank.server.settings import ServerSettings
+from mistral_rerank.settings import RerankSettings
+
+ROOT = Path(__file__).parents[1]
+CORE = ROOT / "core" / "mistral_rerank"
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md"), CORE / "mini" / "README.md"]
+)
+OTHER_VARIABLES = {"API_KEY", "CACHE", "EMBEDDINGS_API_KEY", "CLUSTER_MAX_REPLICAS"}
+OPTIONS = {
+    name: {option for parameter in command.params for option in parameter.opts}
+    for name, command in typer.main.get_command(app).commands.items()
+}
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=page_id)
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def code(page: Path) -> list[str]:
+    """The lines of code blocks, continued lines joined, and the code in sentences."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return lines + [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def first_column(page: str, heading: str) -> set[str]:
+    """The names in the first column of the tables under a heading."""
+    section = prose(ROOT / page).split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| ([^|]*`[^|]*) \|", section, flags=re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+
+
+@every_page
+def test_relative_links_lead_to_files_and_headings(page):
+    for link in re.findall(r"\]\(([^)]+)\)", prose(page)):
+        if link.startswith("https://"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@every_page
+def test_files_of_the_repository_exist(page):
+    for text in code(page):
+        for path in re.findall(r"(?<![\w/.-])(?:tests|benchmarks|examples|deploy)/[\w/.-]+", text):
+            assert (ROOT / path).exists(), path
+        for path in re.findall(r"^local/[\w/]+$", text):
+            assert (CORE / path).is_dir() or (CORE / f"{path}.py").is_file(), path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_id)
+def test_commands_have_their_options(page):
+    for text in code(page):
+        found = re.search(r"(?:^|[ /])mistral-rerank +([a-z][a-z-]*)(.*)", text.split(" #")[0])
+        words = found.groups() if found else text.split(" ", 1) if text.split(" ")[0] in OPTIONS else None
+        if words is None:
+            options = re.findall(r"^--[\w-]+", text) if page.name != "vllm.md" else []  # those are vLLM's
+            assert set(options) <= set().union(*OPTIONS.values()), text
+        else:
+            command, rest = words[0], " ".join(words[1:])
+            assert command in OPTIONS, text
+            assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) <= OPTIONS[command] | {"--help"}, text
+
+
+@every_page
+def test_environment_variables_are_read(page):
+    known = {name.upper() for name in RerankSettings.model_fields} | OTHER_VARIABLES
+    known |= {f"SERVER_{name.upper()}" for name in ServerSettings.model_fields}
+    assert set(re.findall(r"MISTRAL_RERANK_([A-Z_]+[A-Z])\b", page.read_text("utf-8"))) <= known
+
+
+@every_page
+def test_lines_of_text_have_at_most_120_characters(page):
+    assert [line for line in prose(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
+
+
+def test_the_tables_of_settings_are_complete():
+    fields = set(RerankSettings.model_fields)
+    assert fields <= first_column("README.md", "Settings")
+    assert first_column("docs/remote.md", "Settings") <= fields
+    assert first_column("docs/server.md", "Settings") == set(ServerSettings.model_fields)
