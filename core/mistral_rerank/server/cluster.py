@@ -18,8 +18,8 @@ from starlette.datastructures import MutableHeaders
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.lifecycle import DRAIN_SECONDS, LOOPBACK
-from mistral_rerank.server.settings import ServerSettings
-from mistral_rerank.settings import RerankSettings, environment_field, warn_of_unknown_variables
+from mistral_rerank.server.settings import EnvironmentSettings, ServerSettings
+from mistral_rerank.settings import RerankSettings
 
 try:
     import ray
@@ -38,32 +38,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENV_PREFIX = "MISTRAL_RERANK_CLUSTER_"
 NAME = "mistral-rerank"
 
 
-def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
-    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
+class ClusterSettings(EnvironmentSettings):
+    """Number and size of the replicas; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
 
+    env_prefix = "MISTRAL_RERANK_CLUSTER_"
 
-class ClusterSettings(BaseModel):
-    """How many replicas there are and what each takes; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_replicas: int = _setting("min_replicas", 1, "replicas that are always there", ge=1)
-    max_replicas: int = _setting("max_replicas", 1, "most replicas", ge=1)
-    target_requests: float = _setting(
-        "target_requests", 32.0, "requests waiting or running at a replica, over which another is started", gt=0
+    min_replicas: int = Field(1, ge=1, description="fewest replicas")
+    max_replicas: int = Field(1, ge=1, description="most replicas")
+    target_requests: float = Field(
+        32.0, gt=0, description="requests waiting or running at a replica, over which another is started"
     )
-    cpus: float = _setting("cpus", 1.0, "CPUs that a replica takes", ge=0)
-    gpus: float = _setting("gpus", 0.0, "GPUs that a replica takes; 0.5 for two replicas on one", ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_environment(cls, values: object) -> object:
-        warn_of_unknown_variables(ENV_PREFIX, cls.model_fields)
-        return values
+    cpus: float = Field(1.0, ge=0, description="CPUs of a replica")
+    gpus: float = Field(0.0, ge=0, description="GPUs of a replica; 0.5 for two replicas on one")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
