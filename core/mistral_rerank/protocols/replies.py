@@ -25,7 +25,7 @@ ROUNDING = 1e-4
 
 
 @dataclass(frozen=True, slots=True)
-class PoolingConfig:
+class ReplyScores:
     """The scores of a reply, in the request's order.
 
     Attributes:
@@ -40,7 +40,7 @@ class PoolingConfig:
     named: bool
 
 
-def read_scores(content: bytes, *, count: int, unit: Unit) -> PoolingConfig:
+def read_scores(content: bytes, *, count: int, unit: Unit) -> ReplyScores:
     """Read the scores of a reply.
 
     Args:
@@ -67,7 +67,7 @@ def read_scores(content: bytes, *, count: int, unit: Unit) -> PoolingConfig:
         raise InvalidReplyError(f"{len(found)} scores for {count} passages")
     named = all(entry.get("logit") is not None for entry in entries)
     stated = all(entry.get("probability") is not None for entry in entries)
-    return PoolingConfig(found, calibrated=stated or (unit == "probability" and not named), named=named)
+    return ReplyScores(found, calibrated=stated or (unit == "probability" and not named), named=named)
 
 
 def holds_scores(body: object) -> bool:

@@ -87,15 +87,6 @@ def vendor_of(url: str) -> WireProtocol | None:
     )
 
 
-def same_owner(url: str, other: str) -> bool:
-    """Whether what may be sent to one URL may be sent to the other: one host and port, or one vendor."""
-    first, second = urlsplit(url), urlsplit(other)
-    vendor = vendor_of(url)
-    return (first.scheme, first.netloc) == (second.scheme, second.netloc) or (
-        vendor is not None and vendor is vendor_of(other)
-    )
-
-
 def is_complete(url: str) -> bool:
     """Whether a clean URL names the route itself."""
     return _ending(url) is not None
