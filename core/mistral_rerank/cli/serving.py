@@ -11,10 +11,12 @@ from mistral_rerank.server.keys import read_keys
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings
 
+SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
+
 
 @app.command()
 @with_reranker
-@with_settings("server", ServerSettings, "model_id", "strict")
+@with_settings("server", ServerSettings, *SERVER_OPTIONS)
 def serve(
     server: dict[str, Any],
     reranker: dict[str, Any],
