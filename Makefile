@@ -28,8 +28,8 @@ $(VENV)/.all: $(VENV)/bin/python pyproject.toml
 demo: $(VENV)/.demo  ## rerank real passages with mini
 	$(BIN)/python examples/plain_rerank.py
 
-test: setup  ## all tests
-	$(BIN)/python -m pytest
+test: setup  ## all tests, a process for each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 $(VENV)/lowest: pyproject.toml $(VENV)/.all
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ $(LOWEST)

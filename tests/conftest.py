@@ -65,10 +65,10 @@ def tiny_reranker(tiny: Path):
 
 @pytest.fixture(scope="session")
 def pairs(facts: BeirDataset) -> list[Pair]:
-    """Every question with seven passages, one of them empty and one seen twice."""
+    """Every question with seven passages, one of them a single character and one seen twice."""
     texts = list(facts.corpus.values())
     made = []
     for number, query in enumerate(facts.queries.values()):
         chosen = [texts[(number * 7 + step * 11) % len(texts)] for step in range(5)]
-        made += [(query, passage) for passage in [*chosen, chosen[0], ""]]
+        made += [(query, passage) for passage in [*chosen, chosen[0], "."]]
     return made

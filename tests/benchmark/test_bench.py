@@ -66,7 +66,7 @@ def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
 
 def test_operations_are_those_that_are_computed(tiny):
     """Of the last layer, keys and values of all 40 tokens, and the rest where 3 sequences end."""
-    linears = _Linears.of(str(tiny))
+    linears = _Linears.of(str(tiny), None)
     counted = _Computed()
     counted.ran_batch(3, 40, 0.1)
     keys = 2 * 2 * 64 * 16

@@ -77,15 +77,15 @@ def test_a_field_of_any_name_can_be_the_passage(tmp_path):
         ("a.pdf", b"%PDF-1.7", r"a.pdf: .pdf files are not read; give lines of text"),
         ("a.docx", b"PK\x03\x04", r"\.docx files are not read"),
         ("a.parquet", b"PAR1", r"\.parquet files are not read"),
-        ("a.xml.gz", gzip.compress(b"<a/>"), r"\.xml files are not read"),
+        ("a.xml.gz", gzip.compress(b"<a/>", mtime=0), r"\.xml files are not read"),
         ("a.txt", b"%PDF-1.7", "a.txt is a PDF, not UTF-8 text"),
         ("a", b"PAR1\x15", "a is a Parquet file"),
-        ("a", gzip.compress(b"x"), "a is a gzip archive"),
+        ("a", gzip.compress(b"x", mtime=0), "a is a gzip archive"),
         ("a.txt", b"one\0two", "a.txt is binary, or text in UTF-16"),
         ("a.csv", "id,text\n1,x\n".encode("utf-16"), "a.csv is UTF-16 or UTF-32, not UTF-8 text; save it as UTF-8"),
         ("a.jsonl", '{"text": "x"}\n'.encode("utf-16-le"), "a.jsonl is binary, or text in UTF-16"),
         ("a.txt", "caf\u00e9".encode("latin-1"), "a.txt is not UTF-8 text"),
-        ("a.txt.gz", gzip.compress(b"one\n" * 9)[:-9], "a.txt.gz is damaged or cut off"),
+        ("a.txt.gz", gzip.compress(b"one\n" * 9, mtime=0)[:-9], "a.txt.gz is damaged or cut off"),
     ],
 )
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, name, content, hint):

@@ -79,7 +79,8 @@ def weights(folder):
 def assert_ndcg_of(checkpoint, settings, groups, found):
     """Hold a mean nDCG@10 of nine groups to the finished checkpoint's, which bfloat16 may have ranked otherwise in ties."""
     low, high = [], []
-    with LocalReranker(str(checkpoint), device="cpu", dtype="float32", max_length=settings.max_length) as reranker:
+    options = {"base": settings.base, "device": "cpu", "dtype": "float32", "max_length": settings.max_length}
+    with LocalReranker(str(checkpoint), **options) as reranker:
         for group in read_groups(groups):
             scores = reranker.score_pairs([(group.queries[0], text) for text in group.passages])
             logits, grades = torch.tensor([[score.logit for score in scores]]), torch.tensor(group.grades)

@@ -11,8 +11,15 @@ from transformers import (
     MistralForSequenceClassification,
 )
 
-from mistral_rerank import CheckpointError, LocalReranker
-from mistral_rerank.local.checkpoints.checkpoint import load_classifier, open_checkpoint, read_config, summary
+from mistral_rerank import CheckpointError, LocalReranker, SettingsError
+from mistral_rerank.local.checkpoints.checkpoint import (
+    find_checkpoint,
+    load_classifier,
+    open_checkpoint,
+    read_config,
+    summary,
+)
+from mistral_rerank.local.checkpoints.update import checkpoint_to_update
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.templates import Template
 
@@ -139,3 +146,13 @@ def test_the_summary_tells_what_runs_where(tiny):
     facts = summary(str(tiny), device="cpu", dtype="float32")
     assert facts["architecture"] == "mistral, 3 layers of width 64"
     assert facts["runs on"] == "cpu in float32"
+
+
+def test_a_folder_called_mini_does_not_replace_the_built_in_model(folder, tmp_path, monkeypatch):
+    folder.rename(tmp_path / "mini")
+    monkeypatch.chdir(tmp_path)
+    assert find_checkpoint("mini") != tmp_path / "mini"
+    assert (find_checkpoint("mini") / "adapter_model.safetensors").is_file()
+    assert find_checkpoint("./mini").resolve() == tmp_path / "mini"
+    with pytest.raises(SettingsError, match="--out"):
+        checkpoint_to_update("mini", None)

@@ -58,7 +58,11 @@ def word_piece(corpus):
     return made
 
 
-@pytest.fixture(scope="module", params=["mini", byte_level, one_word, unigram, word_piece], ids=str)
+@pytest.fixture(
+    scope="module",
+    params=["mini", byte_level, one_word, unigram, word_piece],
+    ids=lambda kind: getattr(kind, "__name__", kind),
+)
 def family(request, facts):
     if request.param == "mini":
         return load_tokenizer(open_checkpoint("mini"))

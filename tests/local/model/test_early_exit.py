@@ -115,7 +115,7 @@ def test_long_passages_are_estimated_whole_in_pieces(checkpoint, facts):
 
 
 def test_it_is_a_setting_like_others(checkpoint, monkeypatch):
-    monkeypatch.setenv("MISTRAL_RERANK_CONTENDERS", "4")
+    monkeypatch.setenv("MISTRAL_RERANK_CASCADE_DEPTH", "4")
     reranker = open_reranker(str(checkpoint), device="cpu")
     assert reranker._options["cascade_depth"] == 4
     assert pickle.loads(pickle.dumps(reranker))._options["cascade_depth"] == 4
@@ -146,7 +146,7 @@ def test_a_file_that_is_not_usable_is_refused(checkpoint, tmp_path):
 
 def test_other_architectures_have_none():
     model = GPT2ForSequenceClassification(GPT2Config(n_layer=2, n_head=2, n_embd=32, num_labels=1))
-    with pytest.raises(CheckpointError, match="for a Mistral or a Llama"):
+    with pytest.raises(CheckpointError, match="need a Mistral or a Llama"):
         RerankModel(model.base_model, model.score, CPU, estimates=True)
 
 

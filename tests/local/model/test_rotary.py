@@ -168,7 +168,8 @@ def checkpoints(tmp_path_factory, tokenizer):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["whole", "adapter"])
 def test_angles_are_not_rounded_with_the_weights(checkpoints, kind, dtype):
-    loaded = load_model(open_checkpoint(str(checkpoints[kind])), dtype=dtype)
+    base = str(checkpoints["whole"]) if kind == "adapter" else None
+    loaded = load_model(open_checkpoint(str(checkpoints[kind]), base=base), dtype=dtype)
     assert {weight.dtype for weight in loaded.base_model.parameters()} == {dtype}
     theirs = AutoModelForSequenceClassification.from_pretrained(checkpoints["whole"], dtype=dtype)
     states, positions = torch.zeros(1, 8192, 64, dtype=dtype), torch.arange(8192)[None]

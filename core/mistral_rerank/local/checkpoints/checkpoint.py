@@ -109,19 +109,19 @@ class Checkpoint:
 
 
 def find_checkpoint(model: str) -> Path:
-    """Give the folder of "mini", of a path, or of a hub id.
+    """Give the folder of "mini", which is always the built-in model, of a path, or of a hub id.
 
     Raises:
         CheckpointError: there is none.
 
     """
-    if model == MINI and not Path(MINI).is_dir():
+    if model == MINI:
         return _mini()
     return pretrained_folder(model)
 
 
 def _mini() -> Path:
-    return Path(str(files("mistral_rerank") / "checkpoints" / MINI))
+    return Path(str(files("mistral_rerank") / MINI))
 
 
 def read_config(folder: Path) -> CheckpointConfig:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.data_files.atomic import atomic_write, replacement
 from mistral_rerank.errors import CheckpointError, SettingsError
-from mistral_rerank.local.checkpoints.checkpoint import RERANK_JSON, Calibration, find_checkpoint, read_config
+from mistral_rerank.local.checkpoints.checkpoint import MINI, RERANK_JSON, Calibration, find_checkpoint, read_config
 from mistral_rerank.local.model.early_exit import write_early_exit
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def checkpoint_to_update(model: str, out: Path | None) -> Path:
     if out is not None and out.exists():
         raise SettingsError(f"{out} exists; give another --out, or remove it")
     folder = find_checkpoint(model)
-    if out is None and not Path(model).expanduser().is_dir():
+    if out is None and (model == MINI or not Path(model).expanduser().is_dir()):
         raise SettingsError(f"{model!r} is no folder of yours; give --out, and a changed copy is written there")
     return folder
 
