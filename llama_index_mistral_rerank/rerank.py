@@ -32,7 +32,7 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         engine = index.as_query_engine(similarity_top_k=20, node_postprocessors=[MistralRerank(top_n=5)])
 
     Each returned `NodeWithScore` is new; it contains the unchanged node of the input, and its probability as `score`.
-    A node without text is scored as an empty passage.
+    A node without text comes last, with probability 0.
 
     Raises:
         SettingsError: an option is unknown, or a value is invalid; also on assignment.

@@ -124,11 +124,11 @@ async def test_it_works_in_citations_a_chat_and_a_tool(length_reranker, nodes):
     assert [node.node.node_id for node in (await chat.achat("q")).source_nodes] == ["2"]
 
 
-async def test_a_node_without_text_is_scored_as_an_empty_passage(length_reranker):
+async def test_a_node_without_text_comes_last_with_probability_0(length_reranker):
     nodes = [NodeWithScore(node=node) for node in (ImageNode(image="aGk="), Node(), TextNode(text="words"))]
     found = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), nodes)
     assert [type(node.node) for node in found] == [TextNode, ImageNode, Node]
-    assert [node.score for node in found][1:] == [0.5, 0.5]
+    assert [node.score for node in found][1:] == [0.0, 0.0]
 
 
 async def test_any_sequence_of_nodes_will_do(length_reranker, nodes):
