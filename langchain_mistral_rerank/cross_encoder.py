@@ -1,4 +1,4 @@
-"""`MistralCrossEncoder`, for what takes LangChain's `BaseCrossEncoder`, such as `CrossEncoderReranker`."""
+"""`MistralCrossEncoder`, a `BaseCrossEncoder` for `CrossEncoderReranker` and other users of that class."""
 
 from __future__ import annotations
 

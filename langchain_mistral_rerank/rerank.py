@@ -1,4 +1,4 @@
-"""`MistralRerank`, a `BaseDocumentCompressor` that puts the documents that answer the query first."""
+"""`MistralRerank`, a `BaseDocumentCompressor` that reranks documents."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         retriever = ContextualCompressionRetriever(base_compressor=compressor, base_retriever=retriever)
 
     Each returned document is a copy of an input document, of the same class and with the same id; its
-    probability stands in `metadata["relevance_score"]`. The inputs are left as they are.
+    probability is in `metadata["relevance_score"]`. The inputs are not changed.
 
     Raises:
-        SettingsError: an option is not known, or a value does not fit; also on assignment.
+        SettingsError: an option is unknown, or a value is invalid; also on assignment.
 
     """
 
@@ -44,12 +44,14 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
     _item: ClassVar[type] = Document
     _how_to_wrap: ClassVar[str] = "wrap the text: Document(page_content=...)"
 
-    score_key: str = Field(default="relevance_score", description="where in the metadata the probability goes")
+    score_key: str = Field(default="relevance_score", description="metadata key of the probability")
     metadata_keys: tuple[str, ...] = Field(
-        default=(), description="metadata that the model reads before the text, as lines of `key: value`"
+        default=(), description="metadata that precedes the text for the model, as lines of `key: value`"
     )
     text_fn: Annotated[Callable[[Document], str] | None, SkipJsonSchema()] = Field(
-        default=None, exclude=True, description="what the model reads of a document, instead of its page_content"
+        default=None,
+        exclude=True,
+        description="gives the text of a document for the model, instead of its page_content",
     )
     trace_run_type: str = Field(
         default="chain", description="run type in traces; 'reranker' makes OpenInference's RERANKER span"
@@ -59,10 +61,10 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
     def compress_documents(
         self, documents: Iterable[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
-        """Put the documents that answer the query first, and keep `top_n` of them.
+        """Rank documents by the probability that they answer the query; keep `top_n` of them.
 
         Args:
-            documents: what a retriever found.
+            documents: from a retriever.
             query: the question.
             callbacks: of the caller's run; this call becomes a run under it.
 
@@ -70,8 +72,8 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
             Copies of the documents, best first, with their probability in the metadata.
 
         Raises:
-            InvalidInputError: the query is blank, a document is no Document, or `text_fn` gave no text.
-            RerankError: one of its kinds, where the model or the endpoint fails.
+            InvalidInputError: the query is blank, a document is no Document, or `text_fn` returned no text.
+            RerankError: from the model or the endpoint.
 
         """
         return self._compress(documents, query, {"callbacks": callbacks})
@@ -100,16 +102,16 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
     @property
     @override
     def lc_attributes(self) -> dict[str, Any]:
-        """Name what was given or came from the environment, so that another environment does not change it."""
-        chosen = self.model_fields_set & RerankSettings.model_fields.keys() - {"api_key"}
-        return {name: getattr(self, name) for name in sorted(chosen)}
+        """Give the settings from arguments and the environment, so that another environment does not change them."""
+        fields = self.model_fields_set & RerankSettings.model_fields.keys() - {"api_key"}
+        return {name: getattr(self, name) for name in sorted(fields)}
 
     @override
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """Give what LangChain's `dumps` writes.
+        """Serialize for LangChain's `dumps`.
 
         Raises:
-            SettingsError: it would lose a `reranker` or a `text_fn`.
+            SettingsError: serialization would lose a `reranker` or a `text_fn`.
 
         """
         self._check_dump()
@@ -118,16 +120,16 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         return super().to_json()
 
     def _compress(self, documents: Iterable[Document], query: str, run: Run) -> list[Document]:
-        found = self._checked(query, documents, "compress_documents(documents, query)")
-        with child_run(run, self, query, found) as finish:
-            ranking = self.rerank(query, found)
-            return finish(self._reordered(found, ranking), ranking)
+        checked = self._checked(query, documents, "compress_documents(documents, query)")
+        with child_run(run, self, query, checked) as finish:
+            ranking = self.rerank(query, checked)
+            return finish(self._reordered(checked, ranking), ranking)
 
     async def _acompress(self, documents: Iterable[Document], query: str, run: Run) -> list[Document]:
-        found = self._checked(query, documents, "acompress_documents(documents, query)")
-        async with achild_run(run, self, query, found) as finish:
-            ranking = await self.arerank(query, found)
-            return finish(self._reordered(found, ranking), ranking)
+        checked = self._checked(query, documents, "acompress_documents(documents, query)")
+        async with achild_run(run, self, query, checked) as finish:
+            ranking = await self.arerank(query, checked)
+            return finish(self._reordered(checked, ranking), ranking)
 
     @override
     def _text(self, item: Document) -> str:
@@ -137,8 +139,8 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
 
     def _reordered(self, documents: Sequence[Document], ranking: list[RankedPassage]) -> list[Document]:
         return [
-            (document := documents[place.index]).model_copy(
-                update={"metadata": copy_metadata(document.metadata) | {self.score_key: place.score.probability}}
+            (document := documents[ranked.index]).model_copy(
+                update={"metadata": copy_metadata(document.metadata) | {self.score_key: ranked.score.probability}}
             )
-            for place in ranking
+            for ranked in ranking
         ]

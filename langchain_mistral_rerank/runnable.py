@@ -1,4 +1,4 @@
-"""`MistralRerank` as a Runnable: one traced run a call, with LangChain's batches, retries and fallbacks."""
+"""`MistralRerank` as a Runnable: one traced run per call, with LangChain's batches, retries and fallbacks."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 
 class RerankRequest(TypedDict):
-    """What the Runnable takes; other keys are ignored."""
+    """The input of the Runnable; other keys are ignored."""
 
     query: str
     documents: list[Document]
 
 
 class RerankRunnable(Runnable[RerankRequest, list[Document]]):
-    """From a query with documents to the documents that answer it, best first.
+    """Maps a query with documents to the ranked documents.
 
     Raises:
-        InvalidInputError: from `invoke` and the others: the input is no dictionary, or lacks a key.
+        InvalidInputError: from `invoke` and its variants: the input is no dictionary, or lacks a key.
 
     """
 
@@ -71,8 +71,8 @@ def _check(request: object) -> RerankRequest:
         raise InvalidInputError(f'expected {{"query": ..., "documents": [...]}}, got a {type(request).__name__}')
     missing = [key for key in ("query", "documents") if key not in request]
     if missing:
-        given = ", ".join(map(str, request)) or "none"
+        keys = ", ".join(map(str, request)) or "none"
         raise InvalidInputError(
-            f'the input lacks {" and ".join(missing)} (its keys: {given}); give {{"query": ..., "documents": [...]}}'
+            f'the input lacks {" and ".join(missing)} (its keys: {keys}); give {{"query": ..., "documents": [...]}}'
         )
     return request  # type: ignore[return-value]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Run(TypedDict, total=False):
-    """How a run is traced: under whose run, and its name and id where they are not the usual ones."""
+    """The parent's callbacks, and the name and id of a run if they are not the defaults."""
 
     callbacks: Callbacks
     name: str | None
@@ -32,7 +32,7 @@ class Run(TypedDict, total=False):
 
 
 class _Call:
-    """What a call was asked and what it answered, as LangChain and OpenInference want it."""
+    """The inputs and outputs of a call, in the form of LangChain and OpenInference."""
 
     def __init__(self, compressor: MistralRerank, query: str, documents: Sequence[Document]) -> None:
         self.outputs: dict[str, Any] = {"documents": []}
@@ -56,23 +56,23 @@ class _Call:
         return documents
 
     def annotate(self, run_id: UUID) -> None:
-        """Put `reranker.*` attributes on OpenInference's span of this run, where its instrumentor is in use."""
+        """Set `reranker.*` attributes on OpenInference's span of this run, if its instrumentor is active."""
         module = sys.modules.get("openinference.instrumentation.langchain")
         if module is None or not (instrumentor := module.LangChainInstrumentor()).is_instrumented_by_opentelemetry:
             return
         if span := instrumentor.get_span(run_id):
             compressor = self._compressor
             texts = [document.page_content for document in self._documents]
-            asked = request_attributes(self._query, texts, model=compressor.used_model, top_n=compressor.top_n)
-            span.set_attributes(asked | result_attributes(self._ranking))
+            inputs = request_attributes(self._query, texts, model=compressor.used_model, top_n=compressor.top_n)
+            span.set_attributes(inputs | result_attributes(self._ranking))
 
 
 @contextmanager
 def child_run(run: Run, compressor: MistralRerank, query: str, documents: Sequence[Document]) -> Iterator[Finish]:
-    """Trace one call; what it raises ends the run as an error.
+    """Trace one call; an exception ends the run as an error.
 
     Yields:
-        A function that notes the documents and the ranking, and returns the documents.
+        A function that records the documents and the ranking, and returns the documents.
 
     """
     call = _Call(compressor, query, documents)

@@ -1,4 +1,4 @@
-"""`MistralRerank`, a node postprocessor that puts the nodes that answer the query first."""
+"""`MistralRerank`, a node postprocessor that reranks nodes."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
 
         engine = index.as_query_engine(similarity_top_k=20, node_postprocessors=[MistralRerank(top_n=5)])
 
-    Each returned `NodeWithScore` is new; it holds the input's node, untouched, and its probability as `score`.
-    A node without text is scored as an empty passage.
+    Each returned `NodeWithScore` is new; it contains the unchanged node of the input, and its probability as `score`.
+    A node without text comes last, with probability 0.
 
     Raises:
-        SettingsError: an option is not known, or a value does not fit; also on assignment.
+        SettingsError: an option is unknown, or a value is invalid; also on assignment.
 
     """
 
@@ -44,11 +44,11 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
     _not_compared: ClassVar[frozenset[str]] = frozenset({"callback_manager"})
 
     metadata_mode: MetadataMode = Field(
-        default=MetadataMode.EMBED, description="which metadata the model reads with the text"
+        default=MetadataMode.EMBED, description="the metadata that the model reads with the text"
     )
     keep_retrieval_score: bool = Field(
         default=False,
-        description="return copies of the nodes, with the retriever's score in their metadata, unseen by models",
+        description="return copies of the nodes with the retriever's score in metadata that models do not read",
     )
 
     @classmethod
@@ -61,7 +61,7 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         """Give the options, without the key, for `from_dict`.
 
         Raises:
-            SettingsError: it would lose a `reranker`.
+            SettingsError: serialization would lose a `reranker`.
 
         """
         self._check_dump()
@@ -71,19 +71,19 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
     def postprocess_nodes(
         self, nodes: Iterable[NodeWithScore], query_bundle: QueryBundle | None = None, query_str: str | None = None
     ) -> list[NodeWithScore]:
-        """Put the nodes that answer the query first, and keep `top_n` of them.
+        """Rank nodes by the probability that they answer the query; keep `top_n` of them.
 
         Args:
-            nodes: what a retriever found.
-            query_bundle: the question.
-            query_str: the same as a string; one of the two.
+            nodes: from a retriever.
+            query_bundle: the question; alternative to `query_str`.
+            query_str: the question as a string.
 
         Returns:
             The nodes in new wrappers, best first, with their probability as `score`.
 
         Raises:
             InvalidInputError: there is no query or a blank one, or a node is no NodeWithScore.
-            RerankError: one of its kinds, where the model or the endpoint fails.
+            RerankError: from the model or the endpoint.
 
         """
         bundle = _bundle(nodes, query_bundle, query_str)
@@ -102,9 +102,9 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _with_text(query_bundle).query_str
-        with self._events(query, nodes) as found:
-            found += self._reordered(nodes, self.rerank(query, nodes))
-        return found
+        with self._events(query, nodes) as reranked:
+            reranked += self._reordered(nodes, self.rerank(query, nodes))
+        return reranked
 
     @override
     @dispatcher.span
@@ -112,47 +112,47 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _with_text(query_bundle).query_str
-        with self._events(query, nodes) as found:
-            found += self._reordered(nodes, await self.arerank(query, nodes))
-        return found
+        with self._events(query, nodes) as reranked:
+            reranked += self._reordered(nodes, await self.arerank(query, nodes))
+        return reranked
 
     @contextmanager
     def _events(self, query: str, nodes: list[NodeWithScore]) -> Iterator[list[NodeWithScore]]:
-        """Tell LlamaIndex's instrumentation and callbacks of one call; every start gets its end."""
+        """Emit LlamaIndex's events and callbacks of one call; every start event gets its end event."""
         top_n = len(nodes) if self.top_n is None else self.top_n
-        found: list[NodeWithScore] = []
+        reranked: list[NodeWithScore] = []
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.used_model))
-        asked: dict[str, object] = {
+        payload: dict[str, object] = {
             EventPayload.NODES: nodes,
             EventPayload.MODEL_NAME: self.used_model,
             EventPayload.QUERY_STR: query,
             EventPayload.TOP_K: top_n,
         }
         try:
-            with self.callback_manager.event(CBEventType.RERANKING, payload=asked) as event:
-                yield found
-                event.on_end(payload={EventPayload.NODES: found})
+            with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+                yield reranked
+                event.on_end(payload={EventPayload.NODES: reranked})
         finally:
-            dispatcher.event(ReRankEndEvent(nodes=found))
+            dispatcher.event(ReRankEndEvent(nodes=reranked))
 
     @override
     def _text(self, item: NodeWithScore) -> str:
         return _as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode)
 
     def _reordered(self, nodes: list[NodeWithScore], ranking: list[RankedPassage]) -> list[NodeWithScore]:
-        found = []
-        for place in ranking:
-            item = nodes[place.index]
+        reranked = []
+        for ranked in ranking:
+            item = nodes[ranked.index]
             node = _with_retrieval_score(item) if self.keep_retrieval_score else item.node
-            found.append(NodeWithScore(node=node, score=place.score.probability))
-        return found
+            reranked.append(NodeWithScore(node=node, score=ranked.score.probability))
+        return reranked
 
 
 _CALL = "postprocess_nodes(nodes, query_str=...)"
 
 
 def _bundle(nodes: object, bundle: object, text: object) -> QueryBundle:
-    """Make one query of the two ways to give it."""
+    """Make a QueryBundle from either form of the query."""
     if bundle is not None and text is not None:
         raise InvalidInputError("give the query once, as query_str or as query_bundle")
     if text is None and isinstance(nodes, (str, QueryBundle)) and not isinstance(bundle, QueryBundle):
@@ -170,7 +170,7 @@ def _with_text(bundle: QueryBundle | None) -> QueryBundle:
 
 
 def _with_retrieval_score(item: NodeWithScore) -> BaseNode:
-    """Copy a node, with the score in its metadata where neither an embedding nor an LLM reads it."""
+    """Copy a node with the score in its metadata, hidden from embeddings and LLMs."""
     node = _as_retrieved(item.node)
     return node.model_copy(
         update={
@@ -182,7 +182,7 @@ def _with_retrieval_score(item: NodeWithScore) -> BaseNode:
 
 
 def _as_retrieved(node: BaseNode) -> BaseNode:
-    """Take away what `_with_retrieval_score` added, so that a second pass reads what the first read."""
+    """Undo `_with_retrieval_score`, so that a second postprocessor reads the same text as the first."""
     if RETRIEVAL_SCORE not in node.excluded_embed_metadata_keys:
         return node
     return node.model_copy(

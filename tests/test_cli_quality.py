@@ -72,7 +72,7 @@ def test_calibrate_goes_on_from_an_evaluation(evaluated, tiny, tmp_path):
 def test_a_remote_reranker_over_a_remote_first_stage(tmp_path):
     def embeds(exchange):
         vectors = [[float(zlib.crc32(text.encode()) % 97), 1.0] for text in exchange.request.body["input"]]
-        exchange.response(200, {"data": [{"index": i, "embedding": v} for i, v in enumerate(vectors)]})
+        exchange.respond(200, {"data": [{"index": i, "embedding": v} for i, v in enumerate(vectors)]})
 
     with Endpoint(speaks("nvidia")) as reranker, Endpoint(embeds) as encoder:
         found = run(
@@ -91,7 +91,7 @@ def test_a_remote_reranker_over_a_remote_first_stage(tmp_path):
 def test_a_bi_encoder_baseline_reranks_the_same_candidates(tmp_path):
     def embeds(exchange):
         data = [{"index": i, "embedding": [len(text), 1.0]} for i, text in enumerate(exchange.request.body["input"])]
-        exchange.response(200, {"data": data})
+        exchange.respond(200, {"data": data})
 
     with Endpoint(embeds) as encoder:
         found = run(

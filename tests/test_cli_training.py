@@ -15,7 +15,7 @@ def embeds(exchange):
         for text in exchange.request.body["input"]
     ]
     data = [{"index": i, "embedding": half} for i, half in enumerate(halves)]
-    exchange.response(200, {"data": data})
+    exchange.respond(200, {"data": data})
 
 
 def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path):

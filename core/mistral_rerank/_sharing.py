@@ -1,8 +1,8 @@
-"""Rerankers by their settings: adapters with equal settings share one, and with it one copy of the weights.
+"""Shared rerankers: adapters with equal settings use one reranker, and one copy of the weights.
 
-A model on this machine stays loaded for `KEPT_SECONDS` after its last use, even where no adapter holds it any more,
-so that an adapter made anew for each request does not load it each time. At most `KEPT_MODELS` are kept this way,
-the last used. One that an adapter still holds is not counted, and is not freed.
+A local model stays loaded for `KEPT_SECONDS` after its last use, also without an adapter that references it, so that
+an adapter per request does not load it each time. At most `KEPT_MODELS` stay loaded this way, the most recently used.
+A model that an adapter references is not counted, and is not freed.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ KEPT_MODELS = 2
 
 
 class SharedRerankers:
-    """Opens rerankers, gives the same one for the same settings, and keeps the last used local ones.
+    """Opens one reranker per settings, and keeps the most recently used local ones open.
 
     Args:
-        seconds: how long a local reranker is kept after its last use.
-        models: how many are kept at most.
+        seconds: time that a local reranker stays open after its last use.
+        models: most rerankers that stay open.
 
     """
 
@@ -45,44 +45,44 @@ class SharedRerankers:
         self._timer: threading.Timer | None = None
 
     def get(self, settings: RerankSettings) -> Reranker:
-        """Give the reranker of these settings, opened if it is not open yet.
+        """Give the reranker of these settings; open it if necessary.
 
         Raises:
-            SettingsError: as `RerankSettings.open`, like MissingDependencyError.
+            SettingsError, MissingDependencyError: from `RerankSettings.open`.
 
         """
         key = _key(settings)
         dropped = None
         with self._lock:
-            found = self._open.get(key)
-            if found is None:
+            reranker = self._open.get(key)
+            if reranker is None:
                 self._log_second_load(key)
-                found = self._open[key] = settings.open()
+                reranker = self._open[key] = settings.open()
             if settings.backend == "local":
-                self._kept[key] = found, time.monotonic()
+                self._kept[key] = reranker, time.monotonic()
                 self._kept.move_to_end(key)
                 if len(self._kept) > self._models:
                     dropped = self._kept.popitem(last=False)
                 if self._timer is None or not self._timer.is_alive():
                     self._start_timer(self._seconds)
         del dropped  # outside the lock: the last reference closes the engine, which waits for its thread
-        return found
+        return reranker
 
     def is_open(self, settings: RerankSettings) -> bool:
-        """Tell whether `get` would open nothing."""
+        """Whether the reranker of these settings is open."""
         return _key(settings) in self._open
 
     def close(self, settings: RerankSettings) -> None:
-        """Close the reranker of these settings, for all who hold it; the next `get` opens another."""
+        """Close the reranker of these settings for all holders; the next `get` opens another."""
         key = _key(settings)
         with self._lock:
-            found = self._open.pop(key, None)
+            reranker = self._open.pop(key, None)
             self._kept.pop(key, None)
-        if found is not None:
-            found.close()
+        if reranker is not None:
+            reranker.close()
 
     def _release(self) -> None:
-        """Let go of what has not been used for long enough, and come back for the rest."""
+        """Release rerankers whose time is over, and restart the timer for the others."""
         dropped = []
         with self._lock:
             oldest = time.monotonic() - self._seconds
@@ -111,7 +111,7 @@ class SharedRerankers:
 
 
 def _key(settings: RerankSettings) -> Key:
-    """Give what matters to the backend; the settings of the other one do not."""
+    """Give the settings that the backend uses."""
     if settings.backend == "remote":
         return "remote", settings.model, settings.headers, *(getattr(settings, name) for name in REMOTE)
     return "local", settings.model or DEFAULT_MODEL, *(getattr(settings, name) for name in LOCAL)

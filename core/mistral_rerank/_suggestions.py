@@ -1,4 +1,4 @@
-"""What an unknown option was probably meant to be: a slip of the keyboard, or another reranker's name for it."""
+"""Suggestions for unknown options: misspellings, and the names of other rerankers' options."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ PEER_NAMES = {
     "use_fp16": "dtype",
     "voyage_api_key": "api_key",
 }
-"""Options of NVIDIARerank, CohereRerank, VoyageAIRerank, SentenceTransformerRerank and others, and ours."""
+"""Options of NVIDIARerank, CohereRerank, VoyageAIRerank, SentenceTransformerRerank and others, with ours."""
 
 RANKING_OPTIONS = ("top_n", "min_score")
 """Arguments of `rank`, and options of an adapter."""
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """Say which of `known` was probably meant, as the end of a message, or "" without a guess."""
+    """Suggest one of `known`, as the end of a message; "" without a suggestion."""
     lower = name.lower()
     close = get_close_matches(lower, [*known, *RANKING_OPTIONS], n=1, cutoff=0.7)
     meant = PEER_NAMES.get(lower) or (close[0] if close else None)

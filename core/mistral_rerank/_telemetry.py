@@ -1,8 +1,7 @@
-"""OpenTelemetry spans of a rerank call and of a server's request, for those who have `opentelemetry-api` installed.
+"""OpenTelemetry spans of a rerank call and of a server's request; they need `opentelemetry-api`.
 
-The attributes are those of OpenInference (a span of kind RERANKER, `reranker.*`) and the `gen_ai.*` names of
-OpenTelemetry's conventions for generative AI, and for a request those of HTTP. Texts are left out unless they are
-asked for.
+The attributes are those of OpenInference (a span of kind RERANKER, `reranker.*`), the `gen_ai.*` names of
+OpenTelemetry's conventions for generative AI, and those of HTTP for a request. Spans contain texts only on request.
 Source: https://arize-ai.github.io/openinference/spec/semantic_conventions.html
 """
 
@@ -28,7 +27,7 @@ KIND = "openinference.span.kind"
 
 
 def tracer() -> Tracer:
-    """Give what makes the spans.
+    """Give the tracer of this package.
 
     Raises:
         MissingDependencyError: `opentelemetry-api` is not installed.
@@ -42,7 +41,7 @@ def tracer() -> Tracer:
 
 
 def request_attributes(query: str, texts: Sequence[str], *, model: str, top_n: int | None) -> Attributes:
-    """Describe what a reranker is asked, as OpenInference does."""
+    """Give OpenInference's attributes of a call's input."""
     attributes: Attributes = {
         "reranker.query": query,
         "reranker.model_name": model,
@@ -54,12 +53,12 @@ def request_attributes(query: str, texts: Sequence[str], *, model: str, top_n: i
 
 
 def result_attributes(ranking: Sequence[RankedPassage]) -> Attributes:
-    """Describe what it answers, as OpenInference does."""
+    """Give OpenInference's attributes of a call's result."""
     attributes: Attributes = {}
-    for position, place in enumerate(ranking):
+    for position, ranked in enumerate(ranking):
         document = f"reranker.output_documents.{position}.document"
-        attributes[f"{document}.content"] = place.text
-        attributes[f"{document}.score"] = place.score.probability
+        attributes[f"{document}.content"] = ranked.text
+        attributes[f"{document}.score"] = ranked.score.probability
     return attributes
 
 
@@ -69,13 +68,13 @@ def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | No
 
     Args:
         query: the question.
-        texts: the passages, as the model reads them.
+        texts: the passages.
         model: the model's name.
-        top_n: how many are wanted; None for all.
-        content: whether question and passages go into the span.
+        top_n: most results; None for all.
+        content: whether the span contains the question and the passages.
 
     Yields:
-        A function that notes the ranking, and returns it.
+        A function that records the ranking, and returns it.
 
     Raises:
         MissingDependencyError: `opentelemetry-api` is not installed.
@@ -107,7 +106,7 @@ def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | No
         try:
             yield report
         except BaseException as error:
-            if not content:  # a message of somebody else's error may hold a text
+            if not content:  # the message of a foreign error may contain a text
                 span.set_status(StatusCode.ERROR, type(error).__name__)
             raise
 
@@ -118,11 +117,11 @@ def server_span(method: str, headers: Mapping[str, str], request_id: str) -> Ite
 
     Args:
         method: of the request.
-        headers: of the request, by their names in lower case; nothing but the trace is read.
-        request_id: what the reply's `X-Request-Id` says.
+        headers: of the request, by lower-case names; only the trace context is read.
+        request_id: the reply's `X-Request-Id`.
 
     Yields:
-        A function that notes the route and the status of the answer.
+        A function that records the route and the status of the response.
 
     Raises:
         MissingDependencyError: `opentelemetry-api` is not installed.

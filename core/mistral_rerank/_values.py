@@ -1,4 +1,4 @@
-"""Values as other libraries hold them, turned into plain Python ones."""
+"""Conversion of other libraries' values to plain Python ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 
 def plain(value: object) -> object:
-    """Turn a path into a string, a numpy scalar into a Python number, `torch.device` and `torch.dtype` into names.
+    """Convert a path to a string, a numpy scalar to a Python number, `torch.device` and `torch.dtype` to names.
 
-    Everything else comes back as it is. Neither numpy nor torch is imported.
+    Any other value is returned unchanged. Neither numpy nor torch is imported.
     """
     if isinstance(value, os.PathLike):
         return os.fspath(value)

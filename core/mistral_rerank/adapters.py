@@ -1,7 +1,7 @@
-"""What the LangChain and the LlamaIndex adapter share: their options, and the reranker behind them.
+"""Base classes of the LangChain and LlamaIndex adapters: options, and access to the shared reranker.
 
-It knows neither framework. An adapter turns its framework's objects into texts, ranks these through
-`RerankOptions`, and builds the reordered objects from the indices it gets back.
+They use neither framework. An adapter converts its framework's objects to texts, ranks them with `RerankOptions`, and
+builds the reordered objects from the indices.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 
 
 class RerankerHolder(RerankSettings):
-    """Settings with the reranker they describe.
+    """Settings with their reranker.
 
-    Holders with equal settings share one reranker, so a LangChain and a LlamaIndex adapter on one model hold one
-    copy of its weights; see `mistral_rerank._sharing` for how long. Copies and pickles carry the settings alone, and
-    a `reranker` of your own where it can be pickled.
+    Holders with equal settings share one reranker, so a LangChain and a LlamaIndex adapter for one model have one copy
+    of its weights; `mistral_rerank._sharing` describes for how long. Copies and pickles contain the settings, and a
+    user's `reranker` if it can be pickled.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     reranker: Annotated[Reranker | None, SkipJsonSchema()] = Field(
-        default=None, exclude=True, description="use this one instead of opening one by the settings"
+        default=None, exclude=True, description="a reranker to use instead of one opened from the settings"
     )
 
     _held: Reranker | None = PrivateAttr(default=None)
     _not_compared: ClassVar[frozenset[str]] = frozenset()
 
     def use(self) -> Reranker:
-        """Give the reranker, opened on first use; its model is loaded when it first scores."""
+        """Give the reranker, opened on first use; the first scoring loads its model."""
         if self.reranker is not None:
             return self.reranker
         self._held = shared.get(self)
@@ -59,13 +59,13 @@ class RerankerHolder(RerankSettings):
         return self.reranker is not None or shared.is_open(self)
 
     def unload(self) -> None:
-        """Free the weights of the shared reranker at once, for every holder; the next use loads them again."""
+        """Free the weights of the shared reranker now, for all holders; the next use loads them again."""
         self._held = None
         shared.close(self)
 
     @property
     def used_model(self) -> str:
-        """The model's name, for traces; nothing is opened for it."""
+        """The model's name, for traces; opens nothing."""
         return self.named_model if self.reranker is None else self.reranker.model_name
 
     def __eq__(self, other: object) -> bool:
@@ -76,19 +76,19 @@ class RerankerHolder(RerankSettings):
         return all(getattr(self, name) == getattr(other, name) for name in compared)
 
     def __repr_args__(self) -> Iterator[tuple[str, object]]:
-        """Show what matters most, then whatever differs from its default."""
-        place = "device" if self.backend == "local" else "base_url"
+        """Show the main settings, then those that differ from their defaults."""
+        location = "device" if self.backend == "local" else "base_url"
         yield "model", self.used_model
         if self.reranker is not None:
             yield "reranker", type(self.reranker).__name__
         else:
             yield "backend", self.backend
-            yield place, getattr(self, place)
+            yield location, getattr(self, location)
         if isinstance(self, RerankOptions):
             yield "top_n", self.top_n
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            shown = name in {"model", "backend", place, "top_n", "reranker", *self._not_compared}
+            shown = name in {"model", "backend", location, "top_n", "reranker", *self._not_compared}
             if not shown and field.repr and value != field.default:
                 yield name, value
 
@@ -104,7 +104,7 @@ class RerankerHolder(RerankSettings):
         return state
 
     def _check_dump(self) -> None:
-        """Refuse to write down options that would be lost, so that what is read again is not another reranker."""
+        """Refuse serialization that would lose the reranker."""
         if self.reranker is not None:
             raise SettingsError(f"a reranker of your own cannot be serialized; {_BY_SETTINGS}")
 
@@ -113,25 +113,25 @@ _BY_SETTINGS = "describe it by settings (model=..., device=..., backend=...) ins
 
 
 class Overrides(TypedDict, total=False):
-    """Options that one call may set differently."""
+    """Options that a call can override."""
 
     top_n: int | None
     min_score: float | None
 
 
 class RerankOptions(RerankerHolder):
-    """The settings of a reranker and what an adapter keeps of its ranking."""
+    """The settings of a reranker, and the options of an adapter."""
 
-    top_n: int | None = Field(default=5, ge=0, description="how many to return at most; None for all")
+    top_n: int | None = Field(default=5, ge=0, description="most results; None for all")
     min_score: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="leave out what is under this probability, before top_n counts; take the threshold that "
-        "`mistral-rerank calibrate --precision` finds on your data",
+        description="lowest probability of a result, applied before top_n; `mistral-rerank calibrate --precision` "
+        "finds one on your data",
     )
     telemetry: Literal["off", "spans", "content"] = Field(
-        default="off", description="whether to make an OpenTelemetry span of a call, and one that holds the texts"
+        default="off", description="OpenTelemetry spans: none, without texts, or with texts"
     )
 
     _item: ClassVar[type]
@@ -146,31 +146,31 @@ class RerankOptions(RerankerHolder):
             overrides: `top_n` and `min_score` of this call.
 
         Returns:
-            Positions in `items`, the text that was scored and its score, best first. No items, no model is loaded.
+            Positions in `items`, the scored texts and their scores, best first. Without items no model is loaded.
 
         Raises:
             InvalidInputError: the query is blank, or an item is not of the framework's type or has no text.
-            SettingsError: another option than those two was given.
+            SettingsError: there is no such override.
 
         """
         texts = self._read(query, items)
-        cut = self._cut(overrides)
-        with self._span(query, texts, cut) as report:
-            return report(self.use().rank(query, texts, **cut) if texts else [])
+        options = self._call_options(overrides)
+        with self._span(query, texts, options) as report:
+            return report(self.use().rank(query, texts, **options) if texts else [])
 
     async def arerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> list[RankedPassage]:
         """`rerank` without blocking the event loop."""
         texts = self._read(query, items)
-        cut = self._cut(overrides)
-        with self._span(query, texts, cut) as report:
+        options = self._call_options(overrides)
+        with self._span(query, texts, options) as report:
             if not texts:
                 return report([])
             opened = self.use() if self._is_open else await asyncio.to_thread(self.use)  # it may have to import torch
-            return report(await opened.arank(query, texts, **cut))
+            return report(await opened.arank(query, texts, **options))
 
     @abstractmethod
     def _text(self, item: Any) -> str:
-        """Give what the model reads of an item."""
+        """Give the text of an item for the model."""
 
     def _read(self, query: str, items: Iterable[Any]) -> list[str]:
         texts = [self._text(item) for item in self._checked(query, items, "rerank(query, items)")]
@@ -183,10 +183,10 @@ class RerankOptions(RerankerHolder):
         return texts
 
     def _checked(self, query: object, items: Iterable[Any], call: str) -> list[Any]:
-        """Give the items as a list, read once, and refuse arguments that are no query and items of the framework.
+        """Validate the query and the items; read the items once, into a list.
 
         Raises:
-            InvalidInputError: naming position and type, never the content.
+            InvalidInputError: names position and type, never the content.
 
         """
         name = self._item.__name__
@@ -196,28 +196,28 @@ class RerankOptions(RerankerHolder):
             raise InvalidInputError(f"expected a list of {name}, got one {type(items).__name__}; give [it]")
         check_query(query)  # type: ignore[arg-type]
         try:
-            found = list(items)
+            checked = list(items)
         except TypeError as error:
             raise InvalidInputError(f"expected a list of {name}, got a {type(items).__name__}") from error
-        for position, item in enumerate(found):
+        for position, item in enumerate(checked):
             if not isinstance(item, self._item):
                 raise InvalidInputError(
                     f"item {position} is a {type(item).__name__}, expected a {name}; {self._how_to_wrap}"
                 )
-        return found
+        return checked
 
-    def _cut(self, overrides: Overrides) -> Overrides:
+    def _call_options(self, overrides: Overrides) -> Overrides:
         for name in overrides:
             if name not in Overrides.__annotations__:
                 raise SettingsError(f"{name}: no option of a single call{suggest(name, Overrides.__annotations__)}")
-        given = {name: plain(value) for name, value in overrides.items()}
-        return {"top_n": self.top_n, "min_score": self.min_score, **given}  # type: ignore[typeddict-item]
+        values = {name: plain(value) for name, value in overrides.items()}
+        return {"top_n": self.top_n, "min_score": self.min_score, **values}  # type: ignore[typeddict-item]
 
-    def _span(self, query: str, texts: list[str], cut: Overrides) -> AbstractContextManager[Report]:
+    def _span(self, query: str, texts: list[str], options: Overrides) -> AbstractContextManager[Report]:
         if self.telemetry == "off" or not texts:
             return nullcontext(_pass)
         content = self.telemetry == "content"
-        return rerank_span(query, texts, model=self.used_model, top_n=cut["top_n"], content=content)
+        return rerank_span(query, texts, model=self.used_model, top_n=options["top_n"], content=content)
 
 
 def _pass(ranking: list[RankedPassage]) -> list[RankedPassage]:
@@ -225,15 +225,15 @@ def _pass(ranking: list[RankedPassage]) -> list[RankedPassage]:
 
 
 def copy_metadata(metadata: dict[Any, Any]) -> dict[Any, Any]:
-    """Copy metadata in depth; a value that cannot be copied, such as a lock or an open file, is shared."""
+    """Copy metadata deeply; a value that cannot be copied, such as a lock or an open file, is shared."""
     return {key: _copy(value) for key, value in metadata.items()}
 
 
 def _copy(value: Any, inside: frozenset[int] = frozenset()) -> Any:
     try:
         return deepcopy(value)
-    except Exception:  # whatever the value's own copying raises
-        if id(value) in inside:  # it holds itself
+    except Exception:  # from the value's own copy method
+        if id(value) in inside:  # it contains itself
             return value
         inside |= {id(value)}
         if type(value) is dict:

@@ -1,38 +1,38 @@
-"""Every error that this package raises on purpose.
+"""The exceptions of this package.
 
 RerankError
-├── SettingsError           a setting that does not fit, or fits no other      (also a ValueError)
-├── InvalidInputError       a question, passage or file that cannot be scored  (also a ValueError)
-│   └── InputTooLongError   more tokens than the model takes
+├── SettingsError           an invalid setting, or a contradiction of settings  (also a ValueError)
+├── InvalidInputError       a question, passage or file that cannot be scored   (also a ValueError)
+│   └── InputTooLongError   more tokens than the model accepts
 ├── CheckpointError         weights, tokenizer or rerank.json missing or unusable
 ├── ScoringError            the model ran and gave no usable score
 ├── RerankerClosedError     used after close()
-├── MissingDependencyError  an extra is not installed                          (also an ImportError)
+├── MissingDependencyError  an extra is not installed                           (also an ImportError)
 └── RemoteError             an endpoint gave no usable answer; has status, request_id, retry_after
     ├── AuthenticationError        401, 403: the key is missing, wrong or not allowed
     ├── QuotaExceededError         402: no credits left
     ├── NotFoundError              404: no such route or model
     │   └── ModelRetiredError      410: the model is no longer served
-    ├── RequestRefusedError        400, 422 and the like: the endpoint does not take this request
+    ├── RequestRefusedError        400, 422 and the like: the endpoint refuses this request
     │   ├── RequestTooLargeError   413, or more passages than the endpoint takes at once
     │   └── RemoteInputTooLongError  more tokens than the model takes          (also an InputTooLongError)
     ├── RateLimitError             429: too many requests
     ├── ServerError                5xx
     ├── EndpointUnreachableError   no connection, or it broke                  (also a ConnectionError)
-    ├── DeadlineExceededError      the time of the call is over                (also a TimeoutError)
-    └── InvalidReplyError          an answer that does not keep to its protocol
+    ├── DeadlineExceededError      the timeout of the call is over             (also a TimeoutError)
+    └── InvalidReplyError          a response that violates its protocol
 
-Each message says what was given, what was expected and how to put it right. None repeats a question or a
-passage, so logging an error never leaks text.
+Each message says what was given, what was expected and how to fix it. None repeats a question or a passage, so
+logging an error never leaks text.
 """
 
 
 class RerankError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of the exceptions of this package."""
 
 
 class SettingsError(RerankError, ValueError):
-    """A setting has a value that does not fit, or contradicts another."""
+    """A setting is invalid, or contradicts another."""
 
 
 class InvalidInputError(RerankError, ValueError):
@@ -40,11 +40,11 @@ class InvalidInputError(RerankError, ValueError):
 
 
 class InputTooLongError(InvalidInputError):
-    """A question leaves no room for a passage, or a passage is over the limit and may not be cut."""
+    """A question leaves no room for a passage, or a passage is over the limit and may not be truncated."""
 
 
 class CheckpointError(RerankError):
-    """A checkpoint folder or its base is missing, incomplete or of a kind that is not supported."""
+    """A checkpoint folder or its base is missing, incomplete or unsupported."""
 
 
 class ScoringError(RerankError):
@@ -59,9 +59,9 @@ class RemoteError(RerankError):
     """A remote endpoint gave no usable answer.
 
     Attributes:
-        status: the HTTP status, or None where none came.
-        request_id: what the endpoint, or else this client, calls the request in its logs.
-        retry_after: seconds that the endpoint asks to wait, or None.
+        status: the HTTP status; None without a response.
+        request_id: the endpoint's id of the request, or else this client's.
+        retry_after: seconds of the endpoint's `Retry-After`, or None.
 
     """
 
@@ -90,23 +90,23 @@ class NotFoundError(RemoteError):
 
 
 class ModelRetiredError(NotFoundError):
-    """The model was served once, and is no longer."""
+    """The endpoint no longer serves the model."""
 
 
 class RequestRefusedError(RemoteError):
-    """The endpoint does not take this request."""
+    """The endpoint refuses this request."""
 
 
 class RequestTooLargeError(RequestRefusedError):
-    """The request has more bytes or passages than the endpoint takes at once."""
+    """The request has more bytes or passages than the endpoint accepts."""
 
 
 class RemoteInputTooLongError(RequestRefusedError, InputTooLongError):
-    """A question with a passage has more tokens than the endpoint's model takes."""
+    """A question with a passage has more tokens than the endpoint's model accepts."""
 
 
 class RateLimitError(RemoteError):
-    """The endpoint has had too many requests."""
+    """The endpoint has received too many requests."""
 
 
 class ServerError(RemoteError):
@@ -114,15 +114,15 @@ class ServerError(RemoteError):
 
 
 class EndpointUnreachableError(RemoteError, ConnectionError):
-    """No connection could be made, or it broke."""
+    """No connection, or a broken one."""
 
 
 class DeadlineExceededError(RemoteError, TimeoutError):
-    """The time of the call was over before the answer came."""
+    """The timeout of the call was over before the response."""
 
 
 class InvalidReplyError(RemoteError):
-    """An answer came that does not keep to its protocol."""
+    """The response violates its protocol."""
 
 
 class MissingDependencyError(RerankError, ImportError):
@@ -130,5 +130,5 @@ class MissingDependencyError(RerankError, ImportError):
 
     @classmethod
     def of(cls, extra: str, error: ImportError) -> "MissingDependencyError":
-        """Say which extra brings the package that `error` missed."""
+        """Make the error that names the extra of the missing package."""
         return cls(f"{error.name} is not installed; install it with: pip install 'mistral-rerank[{extra}]'")

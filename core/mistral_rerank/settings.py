@@ -1,7 +1,7 @@
-"""Every choice a user makes about a reranker, in one place for Python, the adapters and the command line.
+"""The settings of a reranker, shared by Python, the adapters and the command line.
 
-A setting that is not given is looked up in the environment (`MISTRAL_RERANK_MODEL`, `MISTRAL_RERANK_DEVICE`, ...),
-so a program moves to another model or device without a change of code.
+A setting that is not given is read from the environment (`MISTRAL_RERANK_MODEL`, `MISTRAL_RERANK_DEVICE`, ...), so a
+program moves to another model or device without a change of code.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mistral_rerank.errors import SettingsError
 from mistral_rerank.reranker import Overflow, Quantization
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from os import PathLike
 
     from mistral_rerank.reranker import Reranker
@@ -32,18 +32,19 @@ OTHER_PREFIXES = ("MISTRAL_RERANK_SERVER_", "MISTRAL_RERANK_CLUSTER_")
 DEFAULT_MODEL = "mini"
 
 
-def environment_field(variable: str, default: object, description: str, **constraints: Any) -> Any:
-    """Declare a field whose default comes from the environment, read anew for each instance."""
-    return Field(
-        default_factory=lambda: os.environ.get(variable) or default,
-        validate_default=True,
-        description=description,
-        **constraints,
-    )
+def read_environment(prefix: str, names: Iterable[str]) -> dict[str, str]:
+    """Give the settings that environment variables hold; an empty variable counts as unset.
+
+    Args:
+        prefix: such as `MISTRAL_RERANK_`.
+        names: settings in lower case, without the prefix.
+
+    """
+    return {name: value for name in names if (value := os.environ.get(prefix + name.upper()))}
 
 
 def _header_pairs(value: object) -> object:
-    """Read a mapping, or one in JSON, as pairs, which can be hashed as every setting can."""
+    """Turn a mapping, or a JSON object, into pairs, which are hashable as all settings are."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -58,13 +59,13 @@ Headers = Annotated[tuple[tuple[str, SecretStr], ...], BeforeValidator(_header_p
 
 
 class RerankSettings(BaseModel):
-    """Which model, where it runs, and how it reads long passages.
+    """Which model, where it runs, and how it treats long passages.
 
-    `backend` alone moves from this machine to an endpoint and back: the settings of the other one are ignored.
-    Paths, numpy numbers, `torch.device` and `torch.dtype` are taken where a string or a number is.
+    `backend` selects this machine or an endpoint; settings of the other one are ignored. Paths, numpy numbers,
+    `torch.device` and `torch.dtype` are accepted in place of strings and numbers.
 
     Raises:
-        SettingsError: an option is not known, or a value does not fit; also on assignment.
+        SettingsError: an option is unknown, or a value is invalid; also on assignment.
 
     """
 
@@ -81,57 +82,55 @@ class RerankSettings(BaseModel):
         None, description="mini (local default), a checkpoint folder, a hub id, or a name at the endpoint"
     )
     base: str | None = Field(
-        None, description="under an adapter that was trained on a folder: that folder, or a hub id"
+        None, description="base of the adapter, if it was trained on a folder: that folder, or a hub id"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto is bfloat16 where the hardware multiplies it"
+        "auto", description="of the weights; auto is bfloat16 where the hardware multiplies it"
     )
     quantization: Quantization | None = Field(
         None, description="int8: faster on a CPU with VNNI instructions; nf4: weights in 4 bits; other scores"
     )
     max_length: int | None = Field(None, ge=8, description="most tokens of a pair; default: the checkpoint's")
-    overflow: Overflow = Field("truncate", description="what happens to a passage over the limit")
-    batch_tokens: int | None = Field(None, ge=1, description="most tokens that a batch computes")
+    overflow: Overflow = Field("truncate", description="treatment of a passage over max_length")
+    batch_tokens: int | None = Field(None, ge=1, description="most tokens of a batch")
     share_batches: bool | None = Field(
-        None, description="whether concurrent calls may share batches; default: on accelerators"
+        None, description="whether concurrent calls may share batches; default: only on accelerators"
     )
     cascade_depth: int | None = Field(
-        None, ge=1, description="passages of a question that are read to the end, chosen by the lower layers"
+        None, ge=1, description="passages of a question that reach the second pass; the lower layers select them"
     )
-    cache_size: int = Field(0, ge=0, description="pairs whose scores are kept for the next time")
-    base_url: str | None = Field(None, description="the endpoint's; default: the vendor's own")
+    cache_size: int = Field(0, ge=0, description="pairs whose scores are cached")
+    base_url: str | None = Field(None, description="URL of the endpoint; default: the vendor's")
     protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = Field(
-        "auto", description="the protocol that the endpoint speaks; auto finds out"
+        "auto", description="protocol of the endpoint; auto detects it"
     )
     api_key: SecretStr | None = Field(
         None,
         exclude=True,
-        description="default: MISTRAL_RERANK_API_KEY; at a vendor's hosts its variable, such as NVIDIA_API_KEY",
+        description="default: MISTRAL_RERANK_API_KEY, or the variable of the vendor's host, such as NVIDIA_API_KEY",
     )
     headers: Headers = Field(
         (),
         exclude=True,
         description='sent to base_url with every request; from the environment as JSON, like {"api-key": "..."}',
     )
-    timeout: float = Field(120.0, gt=0, description="seconds that a remote call may take in all")
-    retries: int = Field(2, ge=0, description="how often a failed request is sent again")
-    max_passages: int | None = Field(None, ge=1, description="most passages of a request; default: as allowed")
-    max_concurrency: int = Field(8, ge=1, description="most requests of one call at once")
-    requests_per_minute: float | None = Field(None, gt=0, description="most requests a minute")
+    timeout: float = Field(120.0, gt=0, description="seconds of a remote call in total")
+    retries: int = Field(2, ge=0, description="retries of a failed request")
+    max_passages: int | None = Field(
+        None, ge=1, description="most passages of a request; default: the protocol's limit"
+    )
+    max_concurrency: int = Field(8, ge=1, description="most concurrent requests of one call")
+    requests_per_minute: float | None = Field(None, gt=0, description="most requests per minute")
     score_unit: Literal["auto", "logit", "probability"] = Field(
-        "auto", description="what the endpoint's scores are; auto goes by its protocol"
+        "auto", description="unit of the endpoint's scores; auto: that of its protocol"
     )
 
-    if not TYPE_CHECKING:  # type checkers go by the fields
+    if not TYPE_CHECKING:  # type checkers read the fields
 
         def __init__(self, /, **given: Any) -> None:
             known = type(self).model_fields
-            from_environment = {
-                name: value
-                for name in RerankSettings.model_fields
-                if name not in {"api_key", *given} and (value := os.environ.get(ENV_PREFIX + name.upper()))
-            }
+            from_environment = read_environment(ENV_PREFIX, RerankSettings.model_fields.keys() - {"api_key", *given})
             try:
                 super().__init__(**from_environment, **given)
             except ValidationError as error:
@@ -139,7 +138,7 @@ class RerankSettings(BaseModel):
             variables = {*RerankSettings.model_fields, *OTHER_VARIABLES}
             warn_of_unknown_variables(ENV_PREFIX, variables, others=OTHER_PREFIXES)
             if "backend" not in self.model_fields_set:
-                self._warn_of_an_endpoint_that_is_not_used()
+                self._warn_of_unused_endpoint()
 
         def __setattr__(self, name: str, value: object) -> None:
             try:
@@ -157,7 +156,7 @@ class RerankSettings(BaseModel):
     def _plain(cls, value: object) -> object:
         return plain(value)
 
-    def _warn_of_an_endpoint_that_is_not_used(self) -> None:
+    def _warn_of_unused_endpoint(self) -> None:
         for name in ("base_url", "protocol", "api_key", "headers"):
             if name in self.model_fields_set and getattr(self, name) not in {None, "auto", ()}:
                 warnings.warn(
@@ -169,14 +168,14 @@ class RerankSettings(BaseModel):
 
     @property
     def named_model(self) -> str:
-        """The model in words, also where none is set."""
+        """The model's name; where none is set, the default model or the endpoint."""
         return self.model or (DEFAULT_MODEL if self.backend == "local" else self.base_url or self.protocol)
 
     def open(self) -> Reranker:
-        """Make the reranker that these settings describe; on first use its model is loaded, or its endpoint asked.
+        """Make the reranker of these settings. Its first use loads the model, or sends the first request.
 
         Raises:
-            SettingsError: the device is not on this machine, or the base URL is unusable.
+            SettingsError: this machine has no such device, or the base URL is invalid.
             MissingDependencyError: the extra `local` is not installed.
 
         """
@@ -190,7 +189,7 @@ class RerankSettings(BaseModel):
         return LocalReranker(self.model or DEFAULT_MODEL, **{name: getattr(self, name) for name in LOCAL})
 
     def __getstate__(self) -> dict[Any, Any]:
-        """Leave the key and the headers out of pickles; whoever opens one takes them from the environment."""
+        """Leave the key and the headers out of pickles; after unpickling they come from the environment."""
         state = super().__getstate__()
         return state | {"__dict__": state["__dict__"] | {"api_key": None, "headers": ()}}
 
@@ -229,11 +228,11 @@ def open_reranker(model: str | PathLike[str] | None = None, **settings: Any) -> 
 
     Args:
         model: "mini", a checkpoint folder or a hub id, or with `backend="remote"` a name at the endpoint; None for
-            the environment's choice, else "mini", or whatever the endpoint serves.
+            `MISTRAL_RERANK_MODEL`, or else "mini", or the model that the endpoint serves.
         settings: the other fields of `RerankSettings`.
 
     Raises:
-        SettingsError: a setting is not known or does not fit.
+        SettingsError: a setting is unknown or invalid.
 
     """
     return RerankSettings(**(settings if model is None else {"model": model, **settings})).open()
@@ -243,12 +242,12 @@ SECRETS = frozenset({"api_key", "api_keys", "headers"})
 
 
 def describe(error: ValidationError, known: Collection[str] = (), from_environment: Collection[str] = ()) -> str:
-    """Say in one line what is wrong with which setting.
+    """Describe the invalid settings in one line.
 
     Args:
         error: pydantic's.
-        known: the options that there are, to suggest one for a name that is not known.
-        from_environment: the settings whose values came from environment variables.
+        known: the names of options, to suggest one for an unknown name.
+        from_environment: settings whose values came from environment variables.
 
     """
     problems = []
@@ -266,13 +265,13 @@ def describe(error: ValidationError, known: Collection[str] = (), from_environme
 def warn_of_unknown_variables(
     prefix: str, known: Collection[str], *, others: tuple[str, ...] = (), stacklevel: int = 2
 ) -> None:
-    """Warn of environment variables that begin with `prefix` and name no setting.
+    """Warn about environment variables that begin with `prefix` and name no setting.
 
     Args:
         prefix: such as `MISTRAL_RERANK_`.
         known: names of settings, in lower case, without the prefix.
         others: longer prefixes that are read elsewhere.
-        stacklevel: where the warning points to; 1 is the caller.
+        stacklevel: of the warning; 1 is the caller.
 
     """
     for variable in sorted(os.environ):
@@ -285,7 +284,7 @@ def warn_of_unknown_variables(
 
 
 def _document(settings: type[RerankSettings]) -> None:
-    """Give a class a docstring and a signature that `help` shows well: its own options first, with what they mean."""
+    """Set the docstring and the signature of a class for `help`: its own options first, each with its description."""
     fields = settings.model_fields
     names = sorted(fields, key=lambda name: (fields[name].description is None, name in RerankSettings.model_fields))
     arguments = [f"    {name}: {fields[name].description}" for name in names if fields[name].description]

@@ -14,7 +14,7 @@ from mistral_rerank.errors import AuthenticationError, InvalidReplyError, Reques
 from mistral_rerank.evaluation.embedding_models import Preset
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
 from mistral_rerank.evaluation.first_stage import open_first_stage
-from mistral_rerank.remote.rate_limit import Retries
+from mistral_rerank.remote.retries import Retries
 
 AT_ONCE = Retries(most=2, first_wait=0.0)
 PLAIN = Preset("m", "m", "query: ", "passage: ", pooling=None, normalize=False)
@@ -28,7 +28,7 @@ def embeds(exchange):
     """Answers as OpenAI's API does, in another order than asked."""
     inputs = exchange.request.body["input"]
     data = [{"object": "embedding", "index": i, "embedding": vector_of(text)} for i, text in enumerate(inputs)]
-    exchange.response(200, {"object": "list", "data": data[::-1], "model": "m"})
+    exchange.respond(200, {"object": "list", "data": data[::-1], "model": "m"})
 
 
 def test_an_openai_endpoint_is_asked_with_prefixes_in_batches():
@@ -96,7 +96,7 @@ def test_a_refusal_is_not():
 def test_a_batch_that_is_too_large_is_halved():
     def small(exchange):
         if len(exchange.request.body["input"]) > 8:
-            exchange.response(413, {"error": "too large"})
+            exchange.respond(413, {"error": "too large"})
         else:
             embeds(exchange)
 

@@ -11,7 +11,8 @@ import pytest
 from support import FACTS, LengthReranker
 
 from mistral_rerank.evaluation.datasets import load_beir
-from mistral_rerank.evaluation.evaluate import EvaluationSettings, evaluate
+from mistral_rerank.evaluation.evaluate import evaluate
+from mistral_rerank.evaluation.settings import EvaluationSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 

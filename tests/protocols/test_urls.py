@@ -2,7 +2,7 @@ import pytest
 
 from mistral_rerank import SettingsError
 from mistral_rerank.protocols import PROTOCOLS
-from mistral_rerank.protocols.urls import candidates, clean_url, request_url, same_owner, vendor_of
+from mistral_rerank.protocols.urls import candidates, clean_url, request_url, vendor_of
 
 HOSTED = "https://ai.api.nvidia.com/v1/retrieval/nvidia"
 
@@ -118,14 +118,6 @@ def test_auto_keeps_the_query_and_quotes_the_model():
 def test_a_vendor_is_known_by_its_domain_over_tls(url, vendor):
     found = vendor_of(url)
     assert (found.name if found else None) == vendor
-
-
-def test_what_goes_to_one_url_may_go_to_another_of_the_same_host_or_vendor():
-    assert same_owner("http://h:1/a", "http://h:1/b")
-    assert same_owner("https://ai.api.nvidia.com/v1", "https://api.nvcf.nvidia.com/v2")
-    assert not same_owner("http://h:1/a", "http://h:2/a")
-    assert not same_owner("https://h/a", "http://h/a")
-    assert not same_owner("https://api.cohere.com", "https://api.nvcf.nvidia.com")
 
 
 @pytest.mark.parametrize(

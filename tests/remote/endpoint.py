@@ -64,7 +64,7 @@ class Exchange:
         self.handler.rfile.close()
         self.handler.connection.close()
 
-    def response(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
+    def respond(self, status: int, body: Any, headers: dict[str, str] | None = None) -> None:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.head(status, len(content), {"Content-Type": "application/json"} | (headers or {}))
         self.write(content)
@@ -79,25 +79,25 @@ def speaks(protocol: str, *, most: int | None = None, path: str | None = None) -
 
     def behave(exchange: Exchange) -> None:
         if exchange.request.path != (path or protocol.path):
-            exchange.response(404, b"404 page not found\n", {"Content-Type": "text/plain"})
+            exchange.respond(404, b"404 page not found\n", {"Content-Type": "text/plain"})
             return
         try:
             request = protocol.read_request(exchange.request.body)
         except InvalidInputError as error:
-            exchange.response(422, {"detail": str(error)})
+            exchange.respond(422, {"detail": str(error)})
             return
         if most is not None and len(request.passages) > most:
             message = f"batch size {len(request.passages)} > maximum allowed batch size {most}"
-            exchange.response(422, {"error": message, "error_type": "Validation"})
+            exchange.respond(422, {"error": message, "error_type": "Validation"})
             return
         reply = RerankReply(tuple(expected(request.passages)), "m", "id", 1)
-        exchange.response(200, protocol.write_reply(request, reply))
+        exchange.respond(200, protocol.write_reply(request, reply))
 
     return behave
 
 
 def gives(status: int, body: Any, headers: dict[str, str] | None = None) -> Behaviour:
-    return lambda exchange: exchange.response(status, body, headers)
+    return lambda exchange: exchange.respond(status, body, headers)
 
 
 def rankings(change: Callable[[list[dict[str, Any]]], Any]) -> Behaviour:
@@ -106,7 +106,7 @@ def rankings(change: Callable[[list[dict[str, Any]]], Any]) -> Behaviour:
     def behave(exchange: Exchange) -> None:
         request = PROTOCOLS["nvidia"].read_request(exchange.request.body)
         right = [{"index": place.index, "logit": place.score.logit} for place in expected(request.passages)]
-        exchange.response(200, {"rankings": change(right)})
+        exchange.respond(200, {"rankings": change(right)})
 
     return behave
 

@@ -6,8 +6,9 @@ from server.running import running
 from support import LengthReranker
 
 from mistral_rerank import InputTooLongError, RemoteReranker, errors
-from mistral_rerank.remote.error_mapping import failure, is_retryable, retry_after
-from mistral_rerank.remote.rate_limit import RateLimit, Retries
+from mistral_rerank.remote.error_mapping import is_retryable, retry_after, to_error
+from mistral_rerank.remote.rate_limit import RateLimit
+from mistral_rerank.remote.retries import Retries
 from mistral_rerank.remote.transport import Response
 
 INVALID_TOKEN = 'Bearer error="invalid_token", error_description="expired"'
@@ -15,7 +16,7 @@ INVALID_TOKEN = 'Bearer error="invalid_token", error_description="expired"'
 
 def of(status, body=b"", headers=None):
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return failure(Response(status, headers or {}, content), url="http://h/v1", request_id="ours", hide=str)
+    return to_error(Response(status, headers or {}, content), url="http://h/v1", request_id="ours", hide=str)
 
 
 @pytest.mark.parametrize(

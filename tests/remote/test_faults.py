@@ -7,6 +7,7 @@ import threading
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
+import httpx
 import pytest
 from remote.endpoint import (
     Endpoint,
@@ -23,8 +24,9 @@ from remote.endpoint import (
 )
 
 from mistral_rerank import RemoteError, RemoteReranker, errors
+from mistral_rerank.remote import endpoint as endpoint_module
 from mistral_rerank.remote import transport
-from mistral_rerank.remote.rate_limit import Retries
+from mistral_rerank.remote.retries import Retries
 
 PASSAGES = [f"passage {number}" for number in range(5)]
 AT_ONCE = Retries(most=2, first_wait=0.0)
@@ -184,31 +186,43 @@ def test_unsorted_rankings_are_sorted(how):
         assert ask(reranker, how=how) == expected(PASSAGES)
 
 
+def hosted(*statuses, **settings):
+    """A reranker at NVIDIA's hosted API, which answers with these statuses, the last one again and again."""
+    requests, left = [], list(statuses)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        requests.append(request)
+        status = left.pop(0) if len(left) > 1 else left[0]
+        body = {"rankings": [{"index": 0, "logit": 1.5}]} if status == 200 else None
+        return httpx.Response(status, json=body, headers={"NVCF-REQID": "abc-1"})
+
+    network = httpx.MockTransport(answer)
+    return requests, RemoteReranker(protocol="nvidia", transport=network, async_transport=network, **settings)
+
+
 @both
-def test_a_result_that_is_not_ready_is_asked_for_until_it_is(how):
-    later = gives(202, b"", {"NVCF-REQID": "abc-1"})
-    done = gives(200, {"rankings": [{"index": 0, "logit": 1.5}]})
-    with Endpoint(done, [later, later]) as endpoint:
-        status_url = f"{endpoint.url}/status"
-        with remote(endpoint, status_url=status_url, poll_wait=0.001, api_key="k") as reranker:
-            assert [place.score.logit for place in ask(reranker, ["one"], how=how)] == [1.5]
-    assert [request.path for request in endpoint.requests] == ["/v1/ranking", "/status/abc-1", "/status/abc-1"]
-    assert {request.headers["authorization"] for request in endpoint.requests} == {"Bearer k"}
+def test_a_result_that_is_not_ready_is_polled_until_it_is(how, monkeypatch):
+    monkeypatch.setattr(endpoint_module, "POLL_SECONDS", 0.001)
+    requests, reranker = hosted(202, 202, 200, api_key="k")
+    with reranker:
+        assert [ranked.score.logit for ranked in ask(reranker, ["one"], how=how)] == [1.5]
+    status = "https://api.nvcf.nvidia.com/v2/nvcf/pexec/status/abc-1"
+    assert [str(request.url) for request in requests[1:]] == [status, status]
+    assert {request.headers["authorization"] for request in requests} == {"Bearer k"}
 
 
 @both
 def test_a_result_that_never_comes_ends_with_the_deadline(how):
-    later = gives(202, b"", {"NVCF-REQID": "abc"})
-    with Endpoint(later) as endpoint:
-        with remote(endpoint, status_url=endpoint.url, poll_wait=0.01, timeout=TOO_SLOW) as reranker:
-            with pytest.raises(errors.DeadlineExceededError):
-                ask(reranker, how=how)
+    _, reranker = hosted(202, timeout=TOO_SLOW)
+    with reranker, pytest.raises(errors.DeadlineExceededError):
+        ask(reranker, how=how)
 
 
-def test_a_result_elsewhere_is_not_asked_for_unless_the_user_says_where():
+def test_no_other_endpoint_is_polled():
     with Endpoint(gives(202, b"", {"NVCF-REQID": "abc"})) as endpoint, remote(endpoint) as reranker:
-        with pytest.raises(errors.InvalidReplyError, match="status_url"):
+        with pytest.raises(errors.InvalidReplyError, match="only at NVIDIA's hosted API"):
             ask(reranker)
+    assert {request.path for request in endpoint.requests} == {"/v1/ranking"}
 
 
 @both

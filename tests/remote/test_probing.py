@@ -34,7 +34,7 @@ def test_an_unknown_model_ends_the_search(status, body):
 @pytest.mark.parametrize("path", ["/v1/ranking/unknown model", "/v1/retrieval/unknown model/reranking"])
 def test_a_missing_route_that_names_the_model_in_its_path_does_not_end_the_search(path):
     def misses(exchange):
-        exchange.response(404, {"message": f"The URL {exchange.request.path} is not served here"})
+        exchange.respond(404, {"message": f"The URL {exchange.request.path} is not served here"})
 
     behave = on_routes({"/reranking": speaks("jina", path="/reranking")}, misses)
     with Endpoint(behave) as endpoint, RemoteReranker("unknown model", base_url=endpoint.url) as reranker:

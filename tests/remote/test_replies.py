@@ -8,7 +8,7 @@ from remote.endpoint import Endpoint, expected, gives, logit_of, speaks
 
 from mistral_rerank import RemoteReranker, errors
 from mistral_rerank.protocols import PROTOCOLS
-from mistral_rerank.remote import session as session_module
+from mistral_rerank.remote import endpoint as endpoint_module
 from mistral_rerank.reranker import sigmoid
 
 PASSAGES = [f"passage {number}" for number in range(100)]
@@ -16,7 +16,7 @@ PASSAGES = [f"passage {number}" for number in range(100)]
 
 @pytest.fixture(autouse=True)
 def each_warning_anew():
-    session_module._warn_once.cache_clear()
+    endpoint_module._warn_once.cache_clear()
 
 
 def scores_by(protocol, score, *, key=None):
@@ -26,7 +26,7 @@ def scores_by(protocol, score, *, key=None):
         request = PROTOCOLS[protocol].read_request(exchange.request.body)
         name = key or {"nvidia": "logit", "tei": "score"}.get(protocol, "relevance_score")
         entries = [{"index": index, name: score(text)} for index, text in enumerate(request.passages)]
-        exchange.response(200, entries if protocol == "tei" else {"results": entries})
+        exchange.respond(200, entries if protocol == "tei" else {"results": entries})
 
     return behave
 
@@ -128,7 +128,7 @@ def test_null_errors_are_no_errors():
 def test_a_servers_own_default_of_top_n_cuts_nothing(protocol, field):
     def cuts(exchange):
         body = exchange.request.body
-        speaks(protocol)(exchange) if field in body else exchange.response(200, {"results": []})
+        speaks(protocol)(exchange) if field in body else exchange.respond(200, {"results": []})
 
     with Endpoint(cuts) as endpoint, RemoteReranker("m", base_url=endpoint.url, protocol=protocol) as reranker:
         assert len(ask(reranker, PASSAGES)) == 100

@@ -133,7 +133,7 @@ def test_without_a_model_the_first_request_goes_alone(nim):
         time.sleep(0.2)  # others would be there by now
         assert len(nim.requests) == 1
         listed.set()
-        exchange.response(200, {"object": "list", "data": [{"id": "served"}]})
+        exchange.respond(200, {"object": "list", "data": [{"id": "served"}]})
 
     nim.script.append(lists)
     with open_reranker(backend="remote", base_url=nim.url, protocol="nvidia") as reranker:

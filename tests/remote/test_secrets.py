@@ -46,13 +46,11 @@ def sent_to(url, **settings):
         requests.append(request)
         if request.url.path.startswith("/status") or "/pexec/" in request.url.path:
             return httpx.Response(200, json=[{"index": 0, "logit": 1.0, "probability": 0.7}])
-        if "status_url" in settings or request.url.host == "ai.api.nvidia.com":
+        if request.url.host == "ai.api.nvidia.com":
             return httpx.Response(202, headers={"NVCF-REQID": "abc"})
         return httpx.Response(200, json=[{"index": 0, "logit": 1.0, "probability": 0.7}])
 
-    with RemoteReranker(
-        "m", base_url=url, transport=httpx.MockTransport(response), poll_wait=0, **settings
-    ) as reranker:
+    with RemoteReranker("m", base_url=url, transport=httpx.MockTransport(response), **settings) as reranker:
         reranker.rank("q", ["one"])
     return requests
 
@@ -73,7 +71,7 @@ def test_the_key_that_is_given_goes_to_base_url_before_our_variable(protocol, mo
 def test_a_vendors_variable_is_sent_to_no_other_host(protocol, url, monkeypatch):
     for variable in VENDORS.values():
         monkeypatch.setenv(variable, KEY)
-    for request in sent_to(url, protocol=protocol, status_url="http://h:8000/status"):
+    for request in sent_to(url, protocol=protocol):
         assert "hunter2" not in repr(request.headers.raw)
 
 
@@ -95,20 +93,14 @@ def test_a_vendors_hosts_get_that_vendors_variable_in_every_protocol(protocol, u
         assert request.headers["authorization"] == f"Bearer {vendor}s-key"
 
 
-def test_the_key_goes_to_a_status_url_of_the_same_host_or_vendor_alone():
+def test_the_key_and_the_headers_go_to_nvidias_status_url():
     headers = {"api-key": "second-hunter2"}
-    for url, status_url, shared in [
-        ("http://h:8000", "http://h:8000/status", True),
-        ("http://h:8000", "http://h:9000/status", False),
-        ("https://h", "http://h/status", False),
-        ("https://ai.api.nvidia.com", "https://elsewhere.example/status", False),
-        ("https://ai.api.nvidia.com", None, True),
-    ]:
-        options = {} if status_url is None else {"status_url": status_url}
-        first, second = sent_to(url, protocol="nvidia", api_key=KEY, headers=headers, **options)
-        assert first.headers["authorization"] == f"Bearer {KEY}"
-        assert ("hunter2" in repr(second.headers.raw)) is shared
-        assert second.headers["x-request-id"] == first.headers["x-request-id"]
+    first, second = sent_to("https://ai.api.nvidia.com", protocol="nvidia", api_key=KEY, headers=headers)
+    assert second.url.host == "api.nvcf.nvidia.com"
+    for request in (first, second):
+        assert request.headers["authorization"] == f"Bearer {KEY}"
+        assert request.headers["api-key"] == "second-hunter2"
+    assert second.headers["x-request-id"] == first.headers["x-request-id"]
 
 
 def test_headers_are_sent_once_whatever_their_case_and_may_replace_the_bearer_token():

@@ -110,4 +110,4 @@ def test_a_server_recovers_from_what_passes_at_its_start(error, monkeypatch):
 
 @pytest.mark.parametrize("error", [AuthenticationError("no", status=401), CheckpointError("no weights")])
 def test_what_does_not_pass_ends_the_start(error):
-    assert not services.may_pass(error)
+    assert not services.is_temporary(error)

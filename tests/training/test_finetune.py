@@ -22,9 +22,10 @@ from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_che
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.pooling import PoolingConfig
 from mistral_rerank.templates import Template
-from mistral_rerank.training.finetune import TrainSettings, _last_whole_state, finetune
+from mistral_rerank.training.finetune import _last_whole_state, finetune
 from mistral_rerank.training.groups import Group, read_groups, write_groups
 from mistral_rerank.training.mining import mine
+from mistral_rerank.training.settings import TrainSettings
 from mistral_rerank.training.trainer import GroupCollator, GroupTrainer
 from mistral_rerank.training.validation import ndcg
 

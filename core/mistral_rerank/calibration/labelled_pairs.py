@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from mistral_rerank.evaluation.evaluate import EvaluationSettings, Notify
+    from mistral_rerank.evaluation.evaluate import Notify
     from mistral_rerank.evaluation.first_stage import FirstStage
+    from mistral_rerank.evaluation.settings import EvaluationSettings
     from mistral_rerank.reranker import Reranker
 
 BLOCK = 256

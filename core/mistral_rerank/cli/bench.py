@@ -1,15 +1,15 @@
-"""`bench`: how fast a model scores here."""
+"""`bench`: measure the speed of a model on this machine."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from mistral_rerank.cli.options import Base, CascadeDepth, Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.options import MODEL_OPTIONS, app, stderr, with_settings
 from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
@@ -18,31 +18,28 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "cascade_depth")
 def bench(
-    model: Model = None,
-    base: Base = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-    cascade_depth: CascadeDepth = None,
+    reranker: dict[str, Any],
     workload: Annotated[
-        list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; once for each  [default: all]")
+        list[str] | None, typer.Option(help="nq, hotpotqa, fiqa, long-question, equal; repeatable  [default: all]")
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="peers: sentence-transformers, sentence-transformers-float32, transformers; a comma between"),
+        typer.Option(
+            help="baselines: sentence-transformers, sentence-transformers-float32, transformers; separated by commas"
+        ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="rounds, of which the median counts")] = 5,
-    questions: Annotated[int, typer.Option(min=1, help="questions of a workload")] = 2,
-    passages: Annotated[int, typer.Option(min=1, help="passages of a question")] = 20,
+    rounds: Annotated[int, typer.Option(min=1, help="measured rounds; the median is reported")] = 5,
+    questions: Annotated[int, typer.Option(min=1, help="questions of each workload")] = 2,
+    passages: Annotated[int, typer.Option(min=1, help="passages of each question")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
 ) -> None:
-    """Measure how fast a model scores on this machine, alone and beside other libraries on the same weights."""
+    """Measure how fast a model scores on this machine, alone and against other libraries with the same weights."""
     from mistral_rerank.benchmark.bench import bench as measure
     from mistral_rerank.benchmark.workloads import SHAPES
 
-    names = "model", "base", "device", "dtype", "quantization", "cascade_depth"
-    settings = RerankSettings(backend="local", **given(locals(), *names))
+    settings = RerankSettings(backend="local", **reranker)
     report = measure(
         settings.named_model,
         base=settings.base,
@@ -64,7 +61,7 @@ def bench(
 
 
 def print_report(report: Report) -> None:
-    """Print tables for people."""
+    """Print the report as tables."""
     console = Terminal(width=160)
     for name, value in report.machine.items():
         console.print(f"{name}: {value}")

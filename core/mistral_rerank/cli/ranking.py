@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mistral_rerank.cli.options import app, named, progress_bar, with_reranker_options
+from mistral_rerank.cli.options import app, progress_bar, recorded_settings, with_reranker
 from mistral_rerank.cli.terminal import Terminal, json_line
 from mistral_rerank.data_files.pairs import score_file, score_lines
 from mistral_rerank.data_files.passages import Passage, read_passages
@@ -22,22 +22,24 @@ if TYPE_CHECKING:
 
 
 @app.command()
-@with_reranker_options
+@with_reranker
 def rank(
     query: Annotated[str, typer.Argument(help="the question")],
+    reranker: dict[str, Any],
     files: Annotated[
         list[Path] | None, typer.Argument(help="text, .jsonl, .json, .csv, .tsv; none or - for stdin")
     ] = None,
-    top_n: Annotated[int | None, typer.Option(min=0, help="how many to show  [default: all]")] = None,
-    min_score: Annotated[float | None, typer.Option(min=0, max=1, help="hide less probable passages")] = None,
+    top_n: Annotated[int | None, typer.Option(min=0, help="most passages to print  [default: all]")] = None,
+    min_score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="lowest probability of a printed passage")
+    ] = None,
     text_field: Annotated[
         str | None,
         typer.Option(help="field or column of a passage  [default: title, and text, contents or page_content]"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines instead of a table")] = False,
-    **reranker: Any,
 ) -> None:
-    """Put the passages that answer a question first.
+    """Rank passages by how likely they answer a question.
 
     A passage is a line of text, an object of JSON or JSON lines, or a row of CSV or TSV.
     """
@@ -53,13 +55,13 @@ def rank(
 
 
 @app.command()
-@with_reranker_options
+@with_reranker
 def score(
     pairs: Annotated[Path, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
-    out: Annotated[Path | None, typer.Option(help="write here, and go on from here when stopped")] = None,
-    **reranker: Any,
+    reranker: dict[str, Any],
+    out: Annotated[Path | None, typer.Option(help="write to this file; a stopped run resumes from it")] = None,
 ) -> None:
-    """Score pairs: the same JSON lines come out, with "logit" and "probability"."""
+    """Score pairs; prints each JSON line with "logit" and "probability" added."""
     name = shown_name(pairs)
     with open_reranker(**reranker) as opened:
         if out is None:
@@ -74,25 +76,25 @@ def score(
                 text_lines(pairs),
                 name,
                 out,
-                settings=named(reranker),
+                settings=recorded_settings(reranker),
                 progress=lambda n: progress.advance(task, n),
             )
 
 
 def _records(passages: Sequence[Passage], ranking: list[RankedPassage]) -> list[dict[str, object]]:
     return [
-        {"text": place.text}
-        | passages[place.index].record
-        | {"index": place.index, "logit": place.score.logit, "probability": place.score.probability}
-        for place in ranking
+        {"text": ranked.text}
+        | passages[ranked.index].record
+        | {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
+        for ranked in ranking
     ]
 
 
 def _print_table(ranking: list[RankedPassage]) -> None:
     table = Table("now", "was", "probability", "passage", box=None, pad_edge=False)
-    for position, place in enumerate(ranking, start=1):
-        text = " ".join(place.text.split())
-        table.add_row(str(position), str(place.index + 1), f"{place.score.probability:.3f}", text)
+    for position, ranked in enumerate(ranking, start=1):
+        text = " ".join(ranked.text.split())
+        table.add_row(str(position), str(ranked.index + 1), f"{ranked.score.probability:.3f}", text)
     for column in table.columns[:3]:
         column.justify, column.min_width = "right", len(str(column.header))
     table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", True

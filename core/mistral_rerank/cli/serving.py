@@ -1,44 +1,46 @@
-"""`serve`: put a reranker behind HTTP."""
+"""`serve`: serve a reranker over HTTP."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mistral_rerank.cli.options import app, given, with_reranker_options
+from mistral_rerank.cli.options import app, with_reranker, with_settings
 from mistral_rerank.errors import MissingDependencyError
+from mistral_rerank.server.keys import read_keys
+from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings
+
+SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
 
 
 @app.command()
-@with_reranker_options
+@with_reranker
+@with_settings("server", ServerSettings, *SERVER_OPTIONS)
 def serve(
-    host: Annotated[str, typer.Option(help="the address to listen at; 0.0.0.0 for all of them")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="its port")] = 8000,
-    model_id: Annotated[str | None, typer.Option(help="what clients call the model  [default: its name]")] = None,
-    alias: Annotated[list[str] | None, typer.Option(help="one more name that clients may use; repeatable")] = None,
-    api_key_file: Annotated[
-        Path | None, typer.Option(help="keys that clients must send, one a line; # begins a comment")
-    ] = None,
-    strict: Annotated[bool | None, typer.Option("--strict", help="refuse fields that the protocol lacks")] = None,
+    server: dict[str, Any],
+    reranker: dict[str, Any],
+    host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on")] = 8000,
+    alias: Annotated[list[str] | None, typer.Option(help="a further name of the model; repeatable")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys of clients, one per line; # starts a comment")] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
-    **reranker: Any,
 ) -> None:
-    """Put a reranker behind HTTP, in the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
+    """Serve a reranker over HTTP with the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
 
-    Keys can also come from MISTRAL_RERANK_SERVER_API_KEYS, separated by commas; limits from the other
-    MISTRAL_RERANK_SERVER_ variables; how many replicas a cluster has, from the MISTRAL_RERANK_CLUSTER_ ones.
+    MISTRAL_RERANK_SERVER_API_KEYS holds keys too, separated by commas. The other MISTRAL_RERANK_SERVER_ variables
+    set limits, and the MISTRAL_RERANK_CLUSTER_ ones the replicas of a cluster.
     """
     try:
-        from mistral_rerank.server.keys import read_keys
         from mistral_rerank.server.lifecycle import serve as run
-        from mistral_rerank.server.settings import ServerSettings
     except ImportError as error:
         raise MissingDependencyError.of("serve", error) from error
 
-    aliases = tuple(alias) if alias else None
-    api_keys = None if api_key_file is None else read_keys(api_key_file)
-    settings = ServerSettings(**given(locals(), "model_id", "aliases", "api_keys", "strict"))
+    if alias:
+        server["aliases"] = alias
+    if api_key_file is not None:
+        server["api_keys"] = read_keys(api_key_file)
+    settings = ServerSettings(**server)
     chosen = RerankSettings(**reranker)
     if chosen.share_batches is None:
         chosen.share_batches = True

@@ -1,1 +1,1 @@
-"""Files: atomic writes and resumable work, text files as users have them, passages and pairs."""
+"""Files: atomic writes, resumable work, users' text files, passages and pairs."""

@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, and work that goes on after a stop.
+"""Atomic writes, and files for resumable work.
 
-Half a surrogate pair, which JSON can hold and UTF-8 cannot, is written as JSON's escape for it.
+Half a surrogate pair, which JSON allows and UTF-8 does not, is written as its JSON escape.
 """
 
 from __future__ import annotations
@@ -20,67 +20,66 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """Give a new path beside `path`: the file or folder made there takes its place at the end.
+    """Give a temporary path in the same folder; the file or folder made there replaces `path` at the end.
 
-    The name is of this call alone, so threads and processes that write one file do not meet. After an error nothing
-    is left of it.
+    The path is unique to the call, so threads and processes can write one file at once. It is removed after an error.
     """
-    beside = path.with_name(f".{uuid4().hex}.partial")
+    temporary = path.with_name(f".{uuid4().hex}.partial")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
         else:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_write(file: Path) -> Iterator[TextIO]:
-    """Open a text file that takes the place of `file` at the end; see `replacement`."""
+    """Open a text file that replaces `file` at the end; see `replacement`."""
     with (
-        replacement(file) as beside,
-        beside.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as lines,
+        replacement(file) as temporary,
+        temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="\n") as lines,
     ):
         yield lines
 
 
 def write_json(file: Path, content: object) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file atomically."""
     with atomic_write(file) as out:
         out.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def open_append(file: Path) -> TextIO:
-    """Open a text file to go on at its end."""
+    """Open a text file for appending."""
     return file.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def read_complete_lines(file: Path) -> list[bytes]:
-    """Read the lines of a file that was appended to, none if it is not there, and cut off a half-written last one."""
+    """Read the lines of an appended file, none if it does not exist, and remove an incomplete last line from it."""
     content = file.read_bytes() if file.exists() else b""
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) != len(content):
-        with file.open("r+b") as rest:
-            rest.truncate(len(whole))
+        with file.open("r+b") as incomplete:
+            incomplete.truncate(len(whole))
     return whole.splitlines()
 
 
-def check_resume_settings(file: Path, asked: Mapping[str, object], *, holder: Path) -> None:
-    """Write down what work that may be stopped is asked for, or see that it is the same as when it was stopped.
+def check_resume_settings(file: Path, settings: Mapping[str, object], *, holder: Path) -> None:
+    """Store the settings of resumable work, or check that they equal those of the stopped run.
 
     Args:
-        file: holds it, as JSON; its folder is made.
-        asked: names and values that JSON gives back unchanged.
-        holder: what keeps the work that is done, for the error.
+        file: of the stored settings, as JSON; its folder is created.
+        settings: names and values that JSON preserves.
+        holder: file or folder with the completed work, for the error.
 
     Raises:
-        SettingsError: it is not the same.
+        SettingsError: the settings differ.
 
     """
-    old = json.loads(file.read_text("utf-8")) if file.is_file() else asked
-    if differs := sorted(key for key in {*old, *asked} if old.get(key) != asked.get(key)):
+    old = json.loads(file.read_text("utf-8")) if file.is_file() else settings
+    if differs := sorted(key for key in {*old, *settings} if old.get(key) != settings.get(key)):
         raise SettingsError(f"{holder} holds work with another {', '.join(differs)}; remove it, or give another --out")
     file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, asked)
+    write_json(file, settings)

@@ -1,4 +1,4 @@
-"""Score the pairs of a file, going on after a stop."""
+"""Scores the pairs of a file; a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Reranker
 
 BLOCK = 256
-"""Pairs that `score_file` reads, scores and writes at a time."""
+"""Pairs of a block, which is read, scored and written together."""
 
 
 def score_file(
@@ -31,31 +31,31 @@ def score_file(
 ) -> int:
     """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability".
 
-    Lines are written block by block to `<out>.partial`, which becomes `out` when it is complete. A run that
-    was stopped goes on from what that file holds.
+    Lines are written block by block to `<out>.partial`, which becomes `out` when it is complete. A stopped run
+    resumes from that file.
 
     Args:
-        reranker: what scores.
+        reranker: scores the pairs.
         pairs: the lines of the input.
-        name: what to call it in errors.
+        name: of the input, for errors.
         out: the file to write; it must not exist yet.
-        settings: of the reranker, as the user gave them; a run only goes on from one with the same.
-        progress: called with the number of pairs done after each block.
+        settings: of the reranker; a run resumes only with the same settings.
+        progress: called after each block with its number of pairs.
 
     Returns:
-        How many pairs `out` holds.
+        The number of pairs in `out`.
 
     Raises:
-        InvalidInputError: a line is not of the format, `out` exists, or the partial file is of other pairs.
-        SettingsError: the partial file is of another model, or other settings.
+        InvalidInputError: a line is invalid, `out` exists, or the partial file has other pairs.
+        SettingsError: the partial file is from another model or other settings.
 
     """
     if out.exists():
         raise InvalidInputError(f"{out} exists; give another --out, or remove it")
-    partial, kept = (out.with_name(out.name + end) for end in (".partial", ".settings"))
+    partial, settings_file = (out.with_name(out.name + end) for end in (".partial", ".settings"))
     if not partial.exists():
-        kept.unlink(missing_ok=True)  # of work that was thrown away
-    check_resume_settings(kept, {"model": reranker.model_name, **settings}, holder=partial)
+        settings_file.unlink(missing_ok=True)  # of a run whose partial file was removed
+    check_resume_settings(settings_file, {"model": reranker.model_name, **settings}, holder=partial)
     records = _pair_records(pairs, name)
     done = _skip_done(partial, records)
     progress(done)
@@ -66,18 +66,18 @@ def score_file(
             done += len(scored)
             progress(len(scored))
     partial.replace(out)
-    kept.unlink()
+    settings_file.unlink()
     return done
 
 
 def score_lines(reranker: Reranker, pairs: Iterable[str], name: str) -> Iterator[Record]:
-    """Score JSON lines of {"query", "passage"} one block after the other, as they are read."""
+    """Score JSON lines of {"query", "passage"} block by block."""
     for scored in score_records(reranker, _pair_records(pairs, name)):
         yield from scored
 
 
 def score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Add "logit" and "probability" to records, a block at a time."""
+    """Add "logit" and "probability" to records, block by block."""
     while block := list(islice(records, BLOCK)):
         scores = reranker.score_pairs([(str(record["query"]), str(record["passage"])) for record in block])
         yield [
@@ -89,17 +89,17 @@ def score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[lis
 def _pair_records(lines: Iterable[str], name: str) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            place = f"{name}:{number}"
-            record = json_record(line, place)
+            location = f"{name}:{number}"
+            record = json_record(line, location)
             for field in ("query", "passage"):
-                string_of(record, place, (field,))
+                string_of(record, location, (field,))
             if not str(record["query"]).strip():
-                raise InvalidInputError(f'{place}: "query" is empty')
+                raise InvalidInputError(f'{location}: "query" is empty')
             yield record
 
 
 def _skip_done(partial: Path, records: Iterator[Record]) -> int:
-    """Move `records` past what is done."""
+    """Advance `records` past the completed ones."""
     lines = read_complete_lines(partial)
     for line in lines:
         record, old = next(records, None), json.loads(line)

@@ -24,13 +24,13 @@ REFUSED = frozenset(
         *(".xls", ".xlsx", ".xml", ".xz", ".yaml", ".yml", ".zip", ".zst"),
     }
 )
-"""Formats whose lines are no passages."""
+"""Formats that are not text files of passages."""
 FORMATS = "lines of text, JSON lines (.jsonl), JSON (.json), .csv and .tsv, plain or .gz"
 
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage and the object or row it came in, which is empty for plain text."""
+    """A passage and its JSON object or row, which is empty for plain text."""
 
     text: str
     record: Record
@@ -39,16 +39,16 @@ class Passage:
 def read_passages(file: Path, *, text_field: str | None = None) -> list[Passage]:
     """Read the passages of a file.
 
-    The name says what it holds: .jsonl and .ndjson JSON lines, .json an array or JSON lines, .csv and .tsv rows under
-    a header. Other files, and standard input, hold JSON if it is JSON from its first character on, else a passage a
-    line. Blank lines are left out.
+    The suffix decides: .jsonl and .ndjson are JSON lines, .json is an array or JSON lines, .csv and .tsv are rows under
+    a header. Other files, and standard input, are JSON if their first character starts JSON, else one passage per
+    line. Blank lines are skipped.
 
     Args:
         file: `-` for standard input.
         text_field: the field or column that is the passage; None for "title", if any, and the first of `TEXT_FIELDS`.
 
     Raises:
-        InvalidInputError: it is of another format, or a record has no such field; the error names the place.
+        InvalidInputError: unsupported format, or a record without the field; the error names the location.
         OSError: it cannot be read.
 
     """
@@ -59,15 +59,15 @@ def read_passages(file: Path, *, text_field: str | None = None) -> list[Passage]
     if suffix in DELIMITERS:
         records = _rows(file, name, DELIMITERS[suffix])
     else:
-        found = _objects(list(text_lines(file)), name, suffix)
-        if isinstance(found, list):
-            if text_field is not None and found:
+        content = _objects(list(text_lines(file)), name, suffix)
+        if isinstance(content, list):
+            if text_field is not None and content:
                 raise InvalidInputError(f"{name} holds lines of text, which have no field {text_field!r}")
-            return [Passage(text, {}) for text in found]
-        records = found
+            return [Passage(text, {}) for text in content]
+        records = content
     return [
-        Passage(record, {}) if isinstance(record, str) else Passage(text_of(record, place, text_field), record)
-        for place, record in records
+        Passage(record, {}) if isinstance(record, str) else Passage(text_of(record, location, text_field), record)
+        for location, record in records
     ]
 
 
@@ -78,40 +78,40 @@ def _suffix(file: Path) -> str:
 
 def _objects(lines: list[str], name: str, suffix: str) -> list[str] | Iterator[tuple[str, Record | str]]:
     """Give the records of JSON, with their places, or else the lines of plain text."""
-    kept = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if suffix in JSON_LINES:
-        return _json_lines(kept, name)
-    if suffix == ".json" or (kept and kept[0][1][0] in "[{"):
+        return _json_lines(numbered, name)
+    if suffix == ".json" or (numbered and numbered[0][1][0] in "[{"):
         whole = _parsed("".join(lines))
         if isinstance(whole, list) and (suffix == ".json" or any(isinstance(item, dict | str) for item in whole)):
             return _items(whole, name)
         if isinstance(whole, dict):
             return iter([(f"{name}:1", whole)])
-        if suffix == ".json" or (kept and isinstance(_parsed(kept[0][1]), dict)):
-            return _json_lines(kept, name)
-    return [line for _, line in kept]
+        if suffix == ".json" or (numbered and isinstance(_parsed(numbered[0][1]), dict)):
+            return _json_lines(numbered, name)
+    return [line for _, line in numbered]
 
 
 def _parsed(text: str) -> object:
-    """Give what a text is as JSON; None where it is none."""
+    """Parse JSON; None for other text."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
 
 
-def _json_lines(kept: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str, Record | str]]:
-    for number, line in kept:
-        place = f"{name}:{number}"
-        yield place, json_record(line, place)
+def _json_lines(numbered: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str, Record | str]]:
+    for number, line in numbered:
+        location = f"{name}:{number}"
+        yield location, json_record(line, location)
 
 
 def _items(items: list[object], name: str) -> Iterator[tuple[str, Record | str]]:
     for number, item in enumerate(items, start=1):
-        place = f"{name}, item {number}"
+        location = f"{name}, item {number}"
         if not isinstance(item, dict | str):
-            raise InvalidInputError(f"{place}: expected a string, or an object with {TEXT_FIELDS[0]!r}")
-        yield place, item
+            raise InvalidInputError(f"{location}: expected a string, or an object with {TEXT_FIELDS[0]!r}")
+        yield location, item
 
 
 def _rows(file: Path, name: str, delimiter: str) -> Iterator[tuple[str, Record | str]]:
@@ -121,9 +121,9 @@ def _rows(file: Path, name: str, delimiter: str) -> Iterator[tuple[str, Record |
         for row in rows:
             if not row:
                 continue
-            place = f"{name}:{rows.line_num}"
+            location = f"{name}:{rows.line_num}"
             if len(row) != len(header):
-                raise InvalidInputError(f"{place}: {len(row)} columns under a header of {len(header)}")
-            yield place, dict(zip(header, row, strict=True))
+                raise InvalidInputError(f"{location}: {len(row)} columns under a header of {len(header)}")
+            yield location, dict(zip(header, row, strict=True))
     except csv.Error as error:
         raise InvalidInputError(f"{name}:{rows.line_num}: {error}") from error

@@ -1,4 +1,4 @@
-"""Text files of users: UTF-8 with or without a byte order mark, plain or `.gz`, and the fields of their records."""
+"""Users' text files: UTF-8 with or without a byte order mark, plain or `.gz`, and the fields of their records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 STDIN = Path("-")
 TEXT_FIELDS = ("text", "contents", "page_content")
-"""Fields that hold a passage, as BEIR, Pyserini and LangChain name them; the first that is there counts."""
+"""Fields that hold a passage, as BEIR, Pyserini and LangChain name them; the first present field is used."""
 ID_FIELDS = ("_id", "id")
 
 Record = dict[str, object]
@@ -34,8 +34,8 @@ def text_lines(file: Path, *, newline: str | None = None) -> Iterator[str]:
     """Read a file line by line, without its byte order mark.
 
     Args:
-        file: packed if its name ends in .gz; `STDIN` for standard input.
-        newline: as in `open`: None turns every line end into a line feed, "" keeps them.
+        file: compressed if its name ends in .gz; `STDIN` for standard input.
+        newline: as in `open`: None converts line ends to line feeds, "" keeps them.
 
     Raises:
         InvalidInputError: it is not UTF-8 text, or is a damaged .gz.
@@ -55,80 +55,80 @@ def text_lines(file: Path, *, newline: str | None = None) -> Iterator[str]:
 
 
 def shown_name(file: Path) -> str:
-    """Give what to call a file in errors."""
+    """Give the name of a file for errors."""
     return "stdin" if file == STDIN else str(file)
 
 
-def json_record(line: str, place: str) -> Record:
+def json_record(line: str, location: str) -> Record:
     """Read a JSON object.
 
     Raises:
-        InvalidInputError: it is none; the error names the place.
+        InvalidInputError: it is not a JSON object; the error names the location.
 
     """
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "too deep, or a number too long"
-        raise InvalidInputError(f"{place}: not JSON ({reason}); expected one JSON object a line") from error
+        raise InvalidInputError(f"{location}: not JSON ({reason}); expected one JSON object a line") from error
     if not isinstance(record, dict):
-        raise InvalidInputError(f"{place}: expected a JSON object, found {_kind(record)}")
+        raise InvalidInputError(f"{location}: expected a JSON object, found {_kind(record)}")
     return record
 
 
-def text_of(record: Record, place: str, field: str | None = None) -> str:
+def text_of(record: Record, location: str, field: str | None = None) -> str:
     """Give the text of a passage: its title, if any, and its text.
 
     Args:
         record: an object or row.
-        place: what to call it in errors.
+        location: of the record, for errors.
         field: the field that is the whole passage; None for the title and the first of `TEXT_FIELDS`.
 
     Raises:
-        InvalidInputError: there is no such field, or it holds no string.
+        InvalidInputError: there is no such field, or its value is no string.
 
     """
     if field is not None:
-        return string_of(record, place, (field,)).strip()
-    text = string_of(record, place, TEXT_FIELDS)
+        return string_of(record, location, (field,)).strip()
+    text = string_of(record, location, TEXT_FIELDS)
     title = record.get("title")
     if title is not None and not isinstance(title, str):
-        raise InvalidInputError(f'{place}: "title" is {_kind(title)}; expected a string')
+        raise InvalidInputError(f'{location}: "title" is {_kind(title)}; expected a string')
     return f"{title or ''} {text}".strip()
 
 
-def id_of(record: Record, place: str) -> str:
+def id_of(record: Record, location: str) -> str:
     """Give the id of a record, a string or a whole number, as a string.
 
     Raises:
         InvalidInputError: there is none.
 
     """
-    name, value = _first(record, place, ID_FIELDS)
+    name, value = _first(record, location, ID_FIELDS)
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise InvalidInputError(f'{place}: "{name}" is {_kind(value)}; expected a string')
+        raise InvalidInputError(f'{location}: "{name}" is {_kind(value)}; expected a string')
     return str(value)
 
 
-def string_of(record: Record, place: str, fields: tuple[str, ...]) -> str:
-    """Give the first of some fields that is there.
+def string_of(record: Record, location: str, fields: tuple[str, ...]) -> str:
+    """Give the first present field.
 
     Raises:
-        InvalidInputError: there is none, or it holds no string.
+        InvalidInputError: there is none, or its value is no string.
 
     """
-    name, value = _first(record, place, fields)
+    name, value = _first(record, location, fields)
     if not isinstance(value, str):
-        raise InvalidInputError(f'{place}: "{name}" is {_kind(value)}; expected a string')
+        raise InvalidInputError(f'{location}: "{name}" is {_kind(value)}; expected a string')
     return value
 
 
-def _first(record: Record, place: str, fields: tuple[str, ...]) -> tuple[str, object]:
-    there = [(name, record[name]) for name in fields if name in record]
-    if not there:
+def _first(record: Record, location: str, fields: tuple[str, ...]) -> tuple[str, object]:
+    present = [(name, record[name]) for name in fields if name in record]
+    if not present:
         known = ", ".join(list(map(repr, record))[:10]) or "no fields"
-        raise InvalidInputError(f"{place}: lacks {' or '.join(map(repr, fields))}; it has {known}")
-    return next((found for found in there if found[1] is not None), there[0])
+        raise InvalidInputError(f"{location}: lacks {' or '.join(map(repr, fields))}; it has {known}")
+    return next((pair for pair in present if pair[1] is not None), present[0])
 
 
 def _kind(value: object) -> str:
@@ -146,7 +146,7 @@ def _opened(file: Path) -> AbstractContextManager[BinaryIO]:
 
 @contextmanager
 def _not_closed() -> Iterator[BinaryIO]:
-    """Give standard input under a second number, so that closing it leaves the first open."""
+    """Open standard input a second time, so that closing it leaves the first one open."""
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
         yield raw
 

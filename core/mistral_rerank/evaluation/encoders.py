@@ -6,23 +6,19 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 from urllib.parse import urlsplit
 
 import numpy as np
 from pydantic import SecretStr
 
-from mistral_rerank.errors import (
-    CheckpointError,
-    InvalidReplyError,
-    MissingDependencyError,
-    RemoteError,
-    RequestTooLargeError,
-)
+from mistral_rerank.errors import CheckpointError, InvalidReplyError, MissingDependencyError, RequestTooLargeError
 from mistral_rerank.protocols.urls import clean_url
-from mistral_rerank.remote.error_mapping import failure, is_retryable
-from mistral_rerank.remote.rate_limit import Retries
+from mistral_rerank.remote.error_mapping import to_error
 from mistral_rerank.remote.redaction import redact
+from mistral_rerank.remote.retries import Retries, with_retries
+from mistral_rerank.remote.session import run, send
 from mistral_rerank.remote.transport import Request, Transport
 
 if TYPE_CHECKING:
@@ -32,6 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from mistral_rerank.evaluation.embedding_models import Preset
+    from mistral_rerank.remote.session import Session
 
     Vectors = NDArray[np.float32]
 
@@ -148,7 +145,7 @@ class EndpointEncoder:
         blocks: list[Vectors] = []
         with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
             try:
-                for vectors in pool.map(lambda batch: self._ask(batch, kind), batches):
+                for vectors in pool.map(lambda batch: self._embed(batch, kind), batches):
                     blocks.append(vectors)
                     progress(len(vectors))
             except BaseException:
@@ -161,17 +158,17 @@ class EndpointEncoder:
             vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
         return vectors
 
-    def _ask(self, texts: Sequence[str], kind: Kind) -> Vectors:
+    def _embed(self, texts: Sequence[str], kind: Kind) -> Vectors:
         """Embed one batch, in halves where it is refused as too large."""
         try:
-            return self._ask_whole(texts, kind)
+            return self._embed_batch(texts, kind)
         except RequestTooLargeError:
             if len(texts) == 1:
                 raise
         middle = len(texts) // 2
-        return np.concatenate([self._ask(texts[:middle], kind), self._ask(texts[middle:], kind)])
+        return np.concatenate([self._embed(texts[:middle], kind), self._embed(texts[middle:], kind)])
 
-    def _ask_whole(self, texts: Sequence[str], kind: Kind) -> Vectors:
+    def _embed_batch(self, texts: Sequence[str], kind: Kind) -> Vectors:
         body: dict[str, object] = {"model": self._preset.model, "input": list(texts), "encoding_format": "float"}
         if self._preset.input_type:
             body |= {"input_type": kind, "truncate": "END"}
@@ -179,24 +176,17 @@ class EndpointEncoder:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
         content = json.dumps(body).encode()
-        attempt = 0
-        while True:
-            try:
-                deadline = time.monotonic() + TIMEOUT
-                answer = self._transport.send(Request("POST", self._url, headers, content, TIMEOUT, deadline))
-                if answer.status != 200:
-                    raise failure(answer, url=self._url, request_id="", hide=lambda said: self._hidden(said, texts))
-                return read_embeddings(answer.content, count=len(texts), url=self._url)
-            except RemoteError as error:
-                wait = self._retries.wait(attempt, error.retry_after) if is_retryable(error) else None
-                if wait is None:
-                    raise
-            time.sleep(wait)
-            attempt += 1
+        secrets = [self._key.get_secret_value()] if self._key else []
 
-    def _hidden(self, said: str, texts: Sequence[str]) -> str:
-        """Take the key and the texts out of what an endpoint said."""
-        return redact(said, secrets=[self._key.get_secret_value()] if self._key else [], texts=texts)
+        def attempt() -> Session[Vectors]:
+            deadline = time.monotonic() + TIMEOUT
+            response = yield from send(Request("POST", self._url, headers, content, TIMEOUT, deadline))
+            if response.status != 200:
+                hide = partial(redact, secrets=secrets, texts=texts)
+                raise to_error(response, url=self._url, request_id="", hide=hide)
+            return read_embeddings(response.content, count=len(texts), url=self._url)
+
+        return run(with_retries(attempt, self._retries), self._transport)
 
 
 def read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:

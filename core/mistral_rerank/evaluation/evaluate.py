@@ -11,8 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from mistral_rerank.data_files.atomic import atomic_write, write_json
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.evaluation.run_files import Run
+    from mistral_rerank.evaluation.settings import EvaluationSettings
     from mistral_rerank.reranker import Reranker, Score
 
     Notify = Callable[[str, int, int], None]
@@ -40,23 +39,6 @@ SHOWN = 3
 """Passages shown per example, before and after."""
 TIMED_QUERIES = 3
 """Questions that are reranked again at every depth to measure the latency."""
-
-
-class EvaluationSettings(BaseModel):
-    """Settings of an evaluation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders")
-    first_stage: str = Field(default="bm25", description="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
-    top_k: int = Field(default=50, ge=1, description="candidates of each question that are reranked")
-    queries: int | None = Field(default=None, ge=1, description="questions of each set, drawn with the seed")
-    questions_at_once: int = Field(default=1, ge=1, description="questions whose candidates are scored in one call")
-    split: str | None = None
-    query_prefix: str | None = None
-    passage_prefix: str | None = None
-    drop_same_id: bool = Field(default=False, description="drop candidates whose id is the question's (ArguAna, Quora)")
-    seed: int = 0
 
 
 def evaluate(

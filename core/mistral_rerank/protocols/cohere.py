@@ -1,4 +1,4 @@
-"""Cohere's protocol, versions 1 and 2, and Jina's, which is Cohere's first with a `usage`.
+"""Cohere's protocol, versions 1 and 2, and Jina's, which is Cohere's version 1 with `usage`.
 
 Sources: https://docs.cohere.com/reference/rerank, https://docs.cohere.com/v1/reference/rerank,
 https://api.jina.ai/redoc
@@ -16,9 +16,9 @@ from mistral_rerank.protocols.protocol import (
     Flag,
     Message,
     ModelName,
-    Place,
     Positive,
     Query,
+    RankedEntry,
     RerankReply,
     RerankRequest,
     Usage,
@@ -29,7 +29,7 @@ from mistral_rerank.protocols.protocol import (
 
 
 class Document(Message):
-    """A passage as version 1 may write it."""
+    """A passage in the object form of version 1."""
 
     text: str
 
@@ -63,8 +63,8 @@ class DocumentText(TypedDict):
 
 
 @exact
-class CohereResult(Place):
-    """One passage's place."""
+class CohereResult(RankedEntry):
+    """The index and the score of one passage."""
 
     relevance_score: float
     document: NotRequired[DocumentText]
@@ -72,7 +72,7 @@ class CohereResult(Place):
 
 @exact
 class CohereReply(TypedDict):
-    """What a server answers; `meta` is Cohere's, `usage` Jina's."""
+    """The body of a reply; `meta` is Cohere's, `usage` Jina's."""
 
     id: str
     model: str
@@ -82,29 +82,29 @@ class CohereReply(TypedDict):
 
 
 def write_request_v2(request: RerankRequest) -> dict[str, Any]:
-    """Ask for all passages, whatever the server's default is; the API cuts long ones itself."""
+    """Request all passages, whatever the server's default; the API truncates long ones."""
     model = {} if request.model is None else {"model": request.model}
     top_n = request.top_n or len(request.passages)
     return model | {"query": request.query, "documents": list(request.passages), "top_n": top_n}
 
 
 def write_request_v1(request: RerankRequest) -> dict[str, Any]:
-    """Ask version 1, and Jina, not to send the passages back."""
+    """Request a reply without the passages from version 1 and Jina."""
     return write_request_v2(request) | {"return_documents": request.return_texts}
 
 
 def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     """Give probabilities, best first."""
     results: list[CohereResult] = []
-    for place in reply.ranking:
+    for ranked in reply.ranking:
         result: CohereResult = {
-            "index": place.index,
-            "logit": place.score.logit,
-            "probability": place.score.probability,
-            "relevance_score": score_of(place, request.unit),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
+            "relevance_score": score_of(ranked, request.unit),
         }
         if request.return_texts:
-            result["document"] = {"text": place.text}
+            result["document"] = {"text": ranked.text}
         results.append(result)
     return {
         "id": reply.id,

@@ -14,9 +14,9 @@ from mistral_rerank.protocols.protocol import (
     Body,
     Message,
     ModelName,
-    Place,
     Positive,
     Query,
+    RankedEntry,
     RerankReply,
     RerankRequest,
     Usage,
@@ -44,7 +44,7 @@ class RankingBody(Body):
     passages: list[Text] = Field(min_length=1, max_length=512, fail_fast=True)
     model: ModelName | None = None
     truncate: Literal["NONE", "END"] | None = "NONE"
-    top_k: Positive | None = Field(default=None, description="no NIM takes it; LiteLLM sends it to hosted models")
+    top_k: Positive | None = Field(default=None, description="not in the NIM API; LiteLLM sends it to hosted models")
 
     @override
     def to_request(self) -> RerankRequest:
@@ -59,14 +59,14 @@ class RankingBody(Body):
 
 @exact
 class RankingReply(TypedDict):
-    """What a server answers."""
+    """The body of a reply."""
 
-    rankings: list[Place]
+    rankings: list[RankedEntry]
     usage: Usage
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
-    """Send nothing but what every version of the protocol knows: newer NIMs refuse other fields."""
+    """Use only fields of every version of the protocol, because newer NIMs refuse others."""
     model = {} if request.model is None else {"model": request.model}
     return model | {
         "query": {"text": request.query},
@@ -76,11 +76,11 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 
 
 def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
-    """Give raw logits, best first; the protocol knows no `probability`."""
+    """Give raw logits, best first; `probability` is an addition to the protocol."""
     return {
         "rankings": [
-            {"index": place.index, "logit": place.score.logit, "probability": place.score.probability}
-            for place in reply.ranking
+            {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
+            for ranked in reply.ranking
         ],
         "usage": {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens},
     }

@@ -1,7 +1,7 @@
-"""What every rerank protocol is made of: a request and a reply in no protocol's own words.
+"""The base types of the wire protocols: requests and replies independent of any protocol, and `WireProtocol`.
 
-A protocol turns these into JSON bodies and back. Nothing here does any I/O; the client (`remote`) and the server
-read the same functions from opposite ends, so they cannot drift apart.
+A protocol converts them to JSON bodies and back, without I/O. The client (`remote`) and the server use the same
+functions, so they agree on every field.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _or_string(schema: dict[str, Any], **strings: Any) -> WithJsonSchema:
 FLAGS = {"true": True, "True": True, "false": False, "False": False}
 DIGITS = r"^-?[0-9]{1,9}$"
 Flag = Annotated[bool, BeforeValidator(_flag), _or_string({"type": "boolean"}, enum=list(FLAGS))]
-"""Xinference's clients send "true"."""
+"""A boolean, or a string such as "true", which Xinference's clients send."""
 Whole = Annotated[int, BeforeValidator(_whole), _or_string({"type": "integer"}, pattern=DIGITS)]
-"""In JSON 5.0 is an integer too, and Xinference's clients send "5"."""
+"""An integer, 5.0, or a string such as "5", which Xinference's clients send."""
 Positive = Annotated[
     int,
     Field(ge=1),
@@ -66,31 +66,31 @@ NotNegative = Annotated[
     _or_string({"type": "integer", "minimum": 0}, pattern=r"^[0-9]{1,9}$"),
 ]
 ModelName = Annotated[str, AfterValidator(lambda name: name if name.strip() else None)]
-"""A blank name is no name."""
+"""A model's name; a blank one counts as absent."""
 Query = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
-"""Is not blank; the reranker refuses those that are, and its message says more than a pattern."""
+"""A question. The reranker refuses a blank one, with a better message than the pattern's."""
 Index = Annotated[int, Field(ge=0, description="the passage's position in the request")]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Tokens = Annotated[int, Field(ge=0)]
 
 exact = with_config(ConfigDict(extra="forbid"))
-"""Of the description of a reply: a server of ours sends these fields and no others."""
+"""Marks the schema of a reply: this package's server sends these fields and no others."""
 
 
 @exact
 class Usage(TypedDict):
-    """How many tokens the model has read."""
+    """Number of tokens that the model has read."""
 
     prompt_tokens: Tokens
     total_tokens: Tokens
 
 
 @exact
-class Place(TypedDict):
-    """One passage's place in a reply of this package's server, whatever else the protocol says of it.
+class RankedEntry(TypedDict):
+    """One passage in a reply of this package's server; a protocol may add fields.
 
-    `logit` and `probability` are there in every protocol, so that a client of this package gets the same score and
-    the same order from all of them, calibration included. Other clients ignore them.
+    Every protocol has `logit` and `probability`, so this package's client gets the same scores and order from all of
+    them, calibration included. Other clients ignore the two fields.
     """
 
     index: Index
@@ -104,12 +104,12 @@ class RerankRequest:
 
     Attributes:
         query: the question.
-        passages: in the order in which replies count them.
-        model: the model's name at the endpoint; None for whichever it serves.
-        truncate: whether a pair over the model's limit is cut (the passage first) or refused.
-        top_n: how many of the best are wanted; None for all.
-        unit: what kind of score is wanted, where the protocol lets one choose.
-        return_texts: whether the reply repeats the passages.
+        passages: the passages; replies refer to them by index.
+        model: the model's name at the endpoint; None for the model that it serves.
+        truncate: whether a pair over the model's limit is truncated (the passage first) or refused.
+        top_n: number of passages in the reply; None for all.
+        unit: of the scores, where the protocol offers a choice.
+        return_texts: whether the reply contains the passages.
 
     """
 
@@ -124,7 +124,7 @@ class RerankRequest:
 
 @dataclass(frozen=True, slots=True)
 class RerankReply:
-    """A ranking, best first, as `Reranker.rank` gives it, and what a reply says beside it."""
+    """A ranking, best first, as `Reranker.rank` gives it, with the other values of a reply."""
 
     ranking: tuple[RankedPassage, ...]
     model: str
@@ -133,7 +133,7 @@ class RerankReply:
 
 
 class Message(BaseModel):
-    """JSON as it travels; fields that a protocol does not name are ignored."""
+    """A JSON object; fields that the protocol does not name are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
@@ -141,29 +141,29 @@ class Message(BaseModel):
 class Body(Message):
     """The body of a request.
 
-    In an optional field null means absent. Lists have a maximum length and `fail_fast`: the first item that does not
-    fit ends the validation.
+    In an optional field null means absent. Lists have a maximum length and `fail_fast`: the first invalid item ends
+    the validation.
     """
 
     @abstractmethod
     def to_request(self) -> RerankRequest:
-        """Give what is asked in no protocol's own words."""
+        """Convert the body to a protocol-independent request."""
 
 
 @dataclass(frozen=True, slots=True)
 class WireProtocol:
-    """One way to ask for a ranking over HTTP.
+    """A rerank protocol over HTTP.
 
     Attributes:
         name: the value of the setting `protocol`.
-        path: where it is served, from the root of a host.
-        unit: what its scores are when a raw logit is asked for.
-        max_passages: how many a request may hold.
-        max_bytes: how long the body of a request may be.
-        body: what the body of a request looks like to a server.
-        write_request: gives the JSON body that a client sends.
-        write_reply: gives the JSON body that a server answers.
-        hosted: the vendor's own base URL, if it is a service.
+        path: of the route, from the root of a host.
+        unit: of the scores when raw logits are requested.
+        max_passages: most passages of a request.
+        max_bytes: most bytes of a request's body.
+        body: schema of a request's body, for a server.
+        write_request: makes the JSON body that a client sends.
+        write_reply: makes the JSON body that a server sends.
+        hosted: base URL of the vendor's service, if there is one.
         key_variables: environment variables that hold the vendor's key.
 
     """
@@ -183,7 +183,7 @@ class WireProtocol:
         """Read the decoded body of a request.
 
         Raises:
-            InvalidInputError: naming each field that does not fit, never its content.
+            InvalidInputError: names each invalid field, never its content.
 
         """
         try:
@@ -192,19 +192,19 @@ class WireProtocol:
             raise InvalidInputError(describe_fields(error.errors(include_input=False, include_url=False))) from None
 
 
-MOST_FAULTS = 10
-MOST_BYTES = 500
-"""Of a description, which an error object holds up to three times."""
+MAX_FIELDS = 10
+MAX_BYTES = 500
+"""Of a description; an error object contains it up to three times."""
 
 
 def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
-    """Say which fields do not fit and why, without their content; at most ten of them."""
-    fields = [f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:MOST_FAULTS]]
-    if len(problems) > MOST_FAULTS:
-        fields.append(f"and {len(problems) - MOST_FAULTS} more")
-    return "; ".join(fields).encode()[:MOST_BYTES].decode(errors="ignore")
+    """Describe the invalid fields without their content; at most ten of them."""
+    fields = [f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:MAX_FIELDS]]
+    if len(problems) > MAX_FIELDS:
+        fields.append(f"and {len(problems) - MAX_FIELDS} more")
+    return "; ".join(fields).encode()[:MAX_BYTES].decode(errors="ignore")
 
 
-def score_of(place: RankedPassage, unit: Unit) -> float:
-    """Give a place's score in the unit that was asked for."""
-    return place.score.logit if unit == "logit" else place.score.probability
+def score_of(ranked: RankedPassage, unit: Unit) -> float:
+    """Give the score in the requested unit."""
+    return ranked.score.logit if unit == "logit" else ranked.score.probability

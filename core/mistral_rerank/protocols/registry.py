@@ -1,4 +1,4 @@
-"""Every protocol by the value of the setting `protocol`."""
+"""All protocols, by the value of the setting `protocol`."""
 
 from mistral_rerank.protocols.cohere import COHERE, JINA
 from mistral_rerank.protocols.nvidia import NVIDIA

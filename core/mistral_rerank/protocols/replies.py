@@ -1,8 +1,8 @@
-"""Reading the reply of any protocol, trusting nothing in it.
+"""Reads the scores of a reply of any protocol, and validates everything in it.
 
-Servers that claim one protocol answer in the words of another, unsorted, or with a passage missing, so there is
-one reader for all: a list of entries, under one of three names or bare, each with an index and a score. A field
-that is `null` counts as absent.
+Servers that claim one protocol reply in the form of another, unsorted, or with a passage missing. One reader therefore
+serves all protocols: a list of entries, bare or in one of three fields, each with an index and a score. A field that
+is `null` counts as absent.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 LISTS = ("rankings", "results", "data")
 SCORES = ("logit", "score", "relevance_score")
 ROUNDING = 1e-4
-"""A probability may be outside [0, 1] by this much, from arithmetic in low precision."""
+"""Tolerance of a probability outside [0, 1], for arithmetic in low precision."""
 
 
 @dataclass(frozen=True, slots=True)
-class PoolingConfig:
+class ReplyScores:
     """The scores of a reply, in the request's order.
 
     Attributes:
         scores: one for each passage.
-        calibrated: whether the endpoint itself gave every probability. If not, it is the sigmoid of the logit.
-        named: whether the endpoint itself called its scores logits. If not, the protocol did.
+        calibrated: whether the endpoint gave every probability. If not, it is the sigmoid of the logit.
+        named: whether the endpoint called its scores logits. If not, the protocol implies their unit.
 
     """
 
@@ -40,17 +40,17 @@ class PoolingConfig:
     named: bool
 
 
-def read_scores(content: bytes, *, count: int, unit: Unit) -> PoolingConfig:
+def read_scores(content: bytes, *, count: int, unit: Unit) -> ReplyScores:
     """Read the scores of a reply.
 
     Args:
         content: the body.
-        count: how many passages the request held.
-        unit: what the scores are, unless the entries call them logits.
+        count: number of passages of the request.
+        unit: of the scores, unless the entries call them logits.
 
     Raises:
-        InvalidReplyError: it is not JSON, or an index is missing, double, out of range or no integer, or a score
-            is no finite number, or not all passages are scored.
+        InvalidReplyError: it is not JSON, an index is missing, duplicate, out of range or no integer, a score is no
+            finite number, or a passage has no score.
 
     """
     entries = _entries(content)
@@ -62,16 +62,16 @@ def read_scores(content: bytes, *, count: int, unit: Unit) -> PoolingConfig:
         if scores[index] is not None:
             raise InvalidReplyError(f"two entries have the index {index}")
         scores[index] = _score(entry, unit)
-    found = [score for score in scores if score is not None]
-    if len(found) != count:
-        raise InvalidReplyError(f"{len(found)} scores for {count} passages")
+    complete = [score for score in scores if score is not None]
+    if len(complete) != count:
+        raise InvalidReplyError(f"{len(complete)} scores for {count} passages")
     named = all(entry.get("logit") is not None for entry in entries)
     stated = all(entry.get("probability") is not None for entry in entries)
-    return PoolingConfig(found, calibrated=stated or (unit == "probability" and not named), named=named)
+    return ReplyScores(complete, calibrated=stated or (unit == "probability" and not named), named=named)
 
 
 def holds_scores(body: object) -> bool:
-    """Whether a decoded body holds a list of scores, however wrong they may be."""
+    """Whether a decoded body has a list of scores, valid or not."""
     return bool(_list(body))
 
 
@@ -82,12 +82,12 @@ def log_odds(probability: float) -> float:
 
 
 def is_probability(value: float) -> bool:
-    """Whether a number can be a probability, but for its rounding."""
+    """Whether a number is a probability, within `ROUNDING`."""
     return -ROUNDING <= value <= 1 + ROUNDING
 
 
 def from_probability(value: float) -> Score:
-    """Make a score of a probability, clamped to [0, 1]."""
+    """Make a score from a probability, clamped to [0, 1]."""
     probability = min(max(value, 0.0), 1.0)
     return Score(log_odds(probability), probability)
 
@@ -97,10 +97,10 @@ def _entries(content: bytes) -> list[dict[str, Any]]:
         body = json.loads(content)
     except (ValueError, RecursionError):
         raise InvalidReplyError(f"{len(content)} bytes that are not JSON; is this a rerank endpoint?") from None
-    found = _list(body)
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+    entries = _list(body)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InvalidReplyError(f"no list of scores under any of {', '.join(LISTS)}; is this a rerank endpoint?")
-    return found
+    return entries
 
 
 def _list(body: object) -> object:
@@ -145,5 +145,5 @@ def _number(value: object) -> float:
 
 
 def _shown(value: object) -> str:
-    """Show a number; of anything else, which may hold text, only the type."""
+    """Show a number, but only the type of any other value, which may contain text."""
     return f"{value!r:.40}" if isinstance(value, int | float | None) else f"a {type(value).__name__}"

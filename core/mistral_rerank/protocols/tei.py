@@ -1,4 +1,4 @@
-"""The protocol of Hugging Face's text-embeddings-inference: `POST /rerank`, a bare list back.
+"""The protocol of Hugging Face's text-embeddings-inference: `POST /rerank`, with a bare list as the reply.
 
 Source: text-embeddings-inference's `router/src/http/types.rs`.
 """
@@ -13,8 +13,8 @@ from typing_extensions import override
 from mistral_rerank.protocols.protocol import (
     Body,
     Flag,
-    Place,
     Query,
+    RankedEntry,
     RerankReply,
     RerankRequest,
     WireProtocol,
@@ -44,15 +44,15 @@ class TeiBody(Body):
 
 
 @exact
-class TeiRank(Place):
-    """One passage's place; a reply is a list of them."""
+class TeiRank(RankedEntry):
+    """One passage; a reply is a list of them."""
 
     score: float
     text: NotRequired[str]
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
-    """Ask for raw logits where they are wanted; a server of this kind has one model, so it is not named."""
+    """Request raw logits for the unit logit; a TEI server has one model, so the request does not name it."""
     return {
         "query": request.query,
         "texts": list(request.passages),
@@ -64,15 +64,15 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     """Give scores, best first."""
     ranks: list[TeiRank] = []
-    for place in reply.ranking:
+    for ranked in reply.ranking:
         rank: TeiRank = {
-            "index": place.index,
-            "logit": place.score.logit,
-            "probability": place.score.probability,
-            "score": score_of(place, request.unit),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
+            "score": score_of(ranked, request.unit),
         }
         if request.return_texts:
-            rank["text"] = place.text
+            rank["text"] = ranked.text
         ranks.append(rank)
     return ranks
 

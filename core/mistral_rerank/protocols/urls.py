@@ -1,4 +1,4 @@
-"""From what a user calls the base URL to the URL of the request, and whose host that is."""
+"""Request URLs from base URLs, and the vendor of a host."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ ROUTES = {
     "/reranks": (JINA,),
     "/invocations": (NVIDIA, JINA, TEI),
 }
-"""What a base URL that is the whole route ends with, and what `auto` tries there."""
+"""Ends of base URLs that are whole routes, with the protocols that `auto` tries there."""
 COHERE_ROUTES = ("/v1/reranking", "/reranking", "/v1/reranks", "/v3/rerank")
-"""Where some servers take Cohere's body, beside `/v1/rerank` and `/rerank`: llama.cpp, lemonade, DashScope,
+"""Routes of some servers for Cohere's body, beside `/v1/rerank` and `/rerank`: llama.cpp, lemonade, DashScope,
 OpenVINO Model Server."""
 VERSION = re.compile(r"/v\d+$")
 SECRET_NAME = re.compile(r"key|token|secret|sig|code|pass|auth|cred", re.IGNORECASE)
 HOSTED_NVIDIA = "ai.api.nvidia.com"
 FIRST_MODEL = ("nvidia/rerank-qa-mistral-4b", "nv-rerank-qa-mistral-4b:1", "ai-rerank-qa-mistral-4b")
-"""The names of the model that the hosted API serves without its name in the URL."""
+"""Names of the one model whose URL at the hosted API does not contain its name."""
 
 
 def clean_url(base_url: str) -> str:
-    """Check a base URL and take the slash off the end of its path.
+    """Validate a base URL, and remove the slash at the end of its path.
 
     Raises:
         SettingsError: it is not http or https, or holds credentials, a key in its query, or a fragment.
@@ -64,40 +64,31 @@ def clean_url(base_url: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """Give a URL as messages show it: without its query, which may hold what no log should."""
+    """Give a URL for messages: without its query, which may contain secrets."""
     return url.partition("?")[0]
 
 
 def sibling_url(url: str, name: str) -> str:
-    """Give the URL of another route beside this one, with the same query."""
+    """Give the URL of another route in the same folder, with the same query."""
     path, mark, query = url.partition("?")
     return f"{path.rsplit('/', 1)[0]}/{name}{mark}{query}"
 
 
 def vendor_of(url: str) -> WireProtocol | None:
-    """Give the protocol of the vendor whose host a URL names, if it is reached over TLS.
+    """Give the protocol of the vendor of an https URL's host.
 
     A vendor's hosts are those of its domain: `ai.api.nvidia.com` and `integrate.api.nvidia.com` are both NVIDIA's.
     """
     parts = urlsplit(url)
     host = f".{parts.hostname or ''}"
     return next(
-        (c for c in PROTOCOLS.values() if c.hosted and parts.scheme == "https" and host.endswith(_domain(c.hosted))),
+        (p for p in PROTOCOLS.values() if p.hosted and parts.scheme == "https" and host.endswith(_domain(p.hosted))),
         None,
     )
 
 
-def same_owner(url: str, other: str) -> bool:
-    """Whether what may be sent to one URL may be sent to the other: one host and port, or one vendor."""
-    first, second = urlsplit(url), urlsplit(other)
-    vendor = vendor_of(url)
-    return (first.scheme, first.netloc) == (second.scheme, second.netloc) or (
-        vendor is not None and vendor is vendor_of(other)
-    )
-
-
 def is_complete(url: str) -> bool:
-    """Whether a clean URL names the route itself."""
+    """Whether a clean URL contains the route."""
     return _ending(url) is not None
 
 
@@ -106,7 +97,7 @@ def request_url(url: str, protocol: WireProtocol, model: str | None) -> str:
 
     Args:
         url: a clean base URL: the root of a host, or with `/v1`, a proxy's prefix, or the whole route.
-        protocol: which protocol is spoken there.
+        protocol: of the endpoint.
         model: its name, which is part of the URL at NVIDIA's hosted API.
 
     """
@@ -117,14 +108,13 @@ def request_url(url: str, protocol: WireProtocol, model: str | None) -> str:
 
 
 def candidates(base_url: str | None, name: str, model: str | None) -> tuple[tuple[WireProtocol, str], ...]:
-    """Give what to try, in order: a protocol and the URL of its requests.
+    """Give protocols with their request URLs, in the order to try them.
 
-    With a protocol there is one. `auto` knows the vendors by their hosts and complete routes by their endings;
-    anything else is tried in NVIDIA's own order, then Cohere's and TEI's bodies at the other routes they are
-    served at.
+    A named protocol gives one. `auto` recognizes vendors by their hosts, and complete routes by their endings. For any
+    other URL it tries the order of NVIDIA's client, then Cohere's and TEI's bodies at their other routes.
 
     Raises:
-        SettingsError: the base URL is unusable, or missing where the protocol has no host of its own.
+        SettingsError: the base URL is invalid, or missing for a protocol without a vendor's host.
 
     """
     if name != "auto":
@@ -135,7 +125,7 @@ def candidates(base_url: str | None, name: str, model: str | None) -> tuple[tupl
         return ((protocol, request_url(url, protocol, model)),)
     url = clean_url(base_url or NVIDIA.hosted or "")
     host = urlsplit(url).hostname
-    vendor = next((c for c in PROTOCOLS.values() if c.hosted and urlsplit(c.hosted).hostname == host), None)
+    vendor = next((p for p in PROTOCOLS.values() if p.hosted and urlsplit(p.hosted).hostname == host), None)
     if vendor is not None:
         return ((vendor, request_url(url, vendor, model)),)
     ending = _ending(url)

@@ -33,7 +33,7 @@ class VllmBody(cohere.CohereBody):
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
-    """Ask for raw logits where they are wanted, and for cutting at the model's own limit."""
+    """Request raw logits for the unit logit, and truncation at the model's limit."""
     return (
         cohere.write_request_v2(request)
         | {"use_activation": request.unit == "probability"}

@@ -33,14 +33,14 @@ class ScoreBody(Message):
 
     @property
     def unit(self) -> Unit:
-        """What kind of score is wanted."""
+        """The unit of the scores."""
         return "logit" if self.use_activation is False else "probability"
 
     def pairs(self) -> list[Pair]:
         """Give (question, passage) in the request's order.
 
         Raises:
-            InvalidInputError: there are several questions, and another number of passages.
+            InvalidInputError: there are several questions, and a different number of passages.
 
         """
         queries = [self.text_1] if isinstance(self.text_1, str) else self.text_1
@@ -49,7 +49,7 @@ class ScoreBody(Message):
             queries = queries * len(passages)
         if len(queries) != len(passages):
             raise InvalidInputError(
-                f"text_1 holds {len(queries)} texts and text_2 {len(passages)}; give one question, or one a passage"
+                f"text_1 holds {len(queries)} texts and text_2 {len(passages)}; give one question, or one per passage"
             )
         return list(zip(queries, passages, strict=True))
 
@@ -65,7 +65,7 @@ class ScoreEntry(TypedDict):
 
 @exact
 class ScoreReply(TypedDict):
-    """What a server answers."""
+    """The body of a reply."""
 
     id: str
     object: Literal["list"]

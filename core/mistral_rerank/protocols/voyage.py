@@ -14,10 +14,10 @@ from mistral_rerank.protocols.protocol import (
     Body,
     Flag,
     ModelName,
-    Place,
     Positive,
     Probability,
     Query,
+    RankedEntry,
     RerankReply,
     RerankRequest,
     Tokens,
@@ -50,8 +50,8 @@ class VoyageBody(Body):
 
 
 @exact
-class VoyageResult(Place):
-    """One passage's place."""
+class VoyageResult(RankedEntry):
+    """The index and the score of one passage."""
 
     relevance_score: Probability
     document: NotRequired[str]
@@ -59,14 +59,14 @@ class VoyageResult(Place):
 
 @exact
 class VoyageUsage(TypedDict):
-    """How many tokens the model has read."""
+    """Number of tokens that the model has read."""
 
     total_tokens: Tokens
 
 
 @exact
 class VoyageReply(TypedDict):
-    """What a server answers."""
+    """The body of a reply."""
 
     object: Literal["list"]
     data: list[VoyageResult]
@@ -75,7 +75,7 @@ class VoyageReply(TypedDict):
 
 
 def write_request(request: RerankRequest) -> dict[str, Any]:
-    """Ask for all passages, whatever the server's default is."""
+    """Request all passages, whatever the server's default."""
     model = {} if request.model is None else {"model": request.model}
     return model | {
         "query": request.query,
@@ -88,15 +88,15 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     """Give probabilities, best first."""
     data: list[VoyageResult] = []
-    for place in reply.ranking:
+    for ranked in reply.ranking:
         result: VoyageResult = {
-            "index": place.index,
-            "logit": place.score.logit,
-            "probability": place.score.probability,
-            "relevance_score": place.score.probability,
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
+            "relevance_score": ranked.score.probability,
         }
         if request.return_texts:
-            result["document"] = place.text
+            result["document"] = ranked.text
         data.append(result)
     return {"object": "list", "data": data, "model": reply.model, "usage": {"total_tokens": reply.tokens}}
 

@@ -1,7 +1,7 @@
-"""A deadline for a whole exchange in a thread, which httpx lacks.
+"""A deadline for a whole request in a thread, which httpx lacks.
 
-httpx's timeouts hold for each read alone, so an endpoint that sends a byte now and then keeps a thread for ever.
-Here a stream knows when the call has to be over, and no read or write of the thread waits any longer.
+httpx's timeouts apply to each read separately, so an endpoint that sends single bytes can block a thread forever. The
+streams here stop all reads and writes of a thread at its deadline.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _thread = threading.local()
 
-WRITTEN_AT_ONCE = 65536
+WRITE_BYTES = 65536
 
 
 @contextmanager
@@ -35,21 +35,21 @@ def until(deadline: float) -> Iterator[None]:
 
 
 def obey_deadlines(client: httpx.Client) -> None:
-    """Make a new client's connections obey `until`, proxies' too; transports of the user's own stay as they are."""
+    """Make a new client's connections, also to proxies, obey `until`; a user's transport stays unchanged."""
     for transport in (client._transport, *client._mounts.values()):
         pool = getattr(transport, "_pool", None)
         if isinstance(pool, httpcore.ConnectionPool):
             pool._network_backend = _Backend(pool._network_backend)
 
 
-def _left(timeout: float | None) -> float | None:
+def _remaining(timeout: float | None) -> float | None:
     deadline: float | None = getattr(_thread, "deadline", None)
     if deadline is None:
         return timeout
-    left = deadline - time.monotonic()
-    if left <= 0:
+    remaining = deadline - time.monotonic()
+    if remaining <= 0:
         raise httpcore.ReadTimeout("the deadline of the call has passed")
-    return left if timeout is None else min(left, timeout)
+    return remaining if timeout is None else min(remaining, timeout)
 
 
 class _Backend(httpcore.NetworkBackend):
@@ -66,12 +66,12 @@ class _Backend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.connect_tcp(host, port, _left(timeout), local_address, socket_options))
+        return _Stream(self._inner.connect_tcp(host, port, _remaining(timeout), local_address, socket_options))
 
     def connect_unix_socket(
         self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.connect_unix_socket(path, _left(timeout), socket_options))
+        return _Stream(self._inner.connect_unix_socket(path, _remaining(timeout), socket_options))
 
     def sleep(self, seconds: float) -> None:
         self._inner.sleep(seconds)
@@ -84,11 +84,11 @@ class _Stream(httpcore.NetworkStream):
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _left(timeout))
+        return self._inner.read(max_bytes, _remaining(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        for start in range(0, len(buffer), WRITTEN_AT_ONCE):
-            self._inner.write(buffer[start : start + WRITTEN_AT_ONCE], _left(timeout))
+        for start in range(0, len(buffer), WRITE_BYTES):
+            self._inner.write(buffer[start : start + WRITE_BYTES], _remaining(timeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -96,7 +96,7 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _left(timeout)))
+        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _remaining(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)

@@ -1,4 +1,4 @@
-"""What the environment says of proxies and certificates, when httpx cannot use it."""
+"""Errors for proxies and certificates in the environment that httpx cannot use."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
 
 UNUSABLE = (ImportError, ValueError, OSError, httpx.InvalidURL)
-"""What making a client raises for them."""
+"""Exceptions of httpx's clients for them."""
 
 
 def misconfigured(error: Exception, *, proxy: str | None) -> RerankError:
-    """Make an error that names the setting or the variable, and shows no value but a file's.
+    """Make an error that names the setting or the variable; the only value that it shows is a file's path.
 
     Args:
         error: one of `UNUSABLE`.
-        proxy: the proxy that was set in code.
+        proxy: the argument; None if the proxy comes from the environment.
 
     """
     if isinstance(error, OSError | ssl.SSLError):
@@ -40,7 +40,7 @@ def misconfigured(error: Exception, *, proxy: str | None) -> RerankError:
 
 
 def _variable(*, socks: bool) -> str:
-    """Find the variable that holds a SOCKS proxy, or a proxy that httpx does not understand."""
+    """Give the variable with a SOCKS proxy, or with a proxy that httpx cannot use."""
     for name in (*PROXIES, *map(str.lower, PROXIES)):
         value = os.environ.get(name)
         if value and (value.startswith("socks") if socks else not _is_usable(value)):

@@ -1,4 +1,4 @@
-"""From an answer that is no success to the error that says what happened and what to do."""
+"""Maps error responses of endpoints to exceptions."""
 
 from __future__ import annotations
 
@@ -55,86 +55,86 @@ TOO_MANY = re.compile(
     r"|maximum (number|allowed number) of (passages|documents|texts)",
     re.IGNORECASE,
 )
-MOST = re.compile(r"(?:at most|maximum|max|limit|up to|no more than)\D{0,60}?(\d{1,6})", re.IGNORECASE)
+LIMIT = re.compile(r"(?:at most|maximum|max|limit|up to|no more than)\D{0,60}?(\d{1,6})", re.IGNORECASE)
 UNKNOWN_MODEL = re.compile(
     r"\bmodel\b.{0,200}?(not found|not exist|not (available|supported|served|loaded|deployed)"
     r"|is unknown|unsupported)|(no such|unknown|invalid|unsupported|available) models?\b|Model(NotFound|NotDeployed)",
     re.IGNORECASE | re.DOTALL,
 )
-BEHIND_GATEWAY = re.compile(r"Backend returned (\d{3})")
+BACKEND_STATUS = re.compile(r"Backend returned (\d{3})")
 REQUEST_IDS = ("nvcf-reqid", "x-request-id", "request-id")
 MESSAGE_LENGTH = 300
 
 
-def failure(response: Response, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
-    """Make the error of an answer whose status is no success, or whose body is an error in spite of it.
+def to_error(response: Response, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
+    """Make the exception of a response whose status, or whose body in spite of status 200, is an error.
 
     Args:
-        response: what came.
-        url: where the request went.
-        request_id: what this client calls the request, in case the endpoint gave it no name.
-        hide: takes texts and keys out of what the endpoint said.
+        response: the response.
+        url: of the request.
+        request_id: this client's id of the request, used if the endpoint gave it none.
+        hide: removes texts and keys from the endpoint's message.
 
     """
     body = _decoded(response.content)
-    raw = message_of(body) or _text(response) or response.headers.get("www-authenticate", "")
-    said = _short(hide(raw))
+    raw_message = message_of(body) or _text(response) or response.headers.get("www-authenticate", "")
+    message = _short(hide(raw_message))
     status = response.status
-    if status == 502 and (behind := BEHIND_GATEWAY.search(raw)):
-        status = int(behind[1])
-    kind, advice = _kind(_code(body) if status == 200 else status, raw)
+    if status == 502 and (backend_status := BACKEND_STATUS.search(raw_message)):
+        status = int(backend_status[1])
+    kind, advice = _kind(_code(body) if status == 200 else status, raw_message)
     location = response.headers.get("location")
     if 300 <= status < 400 and location:
-        advice = f"it redirects to {_short(hide(shown_url(location)))}; set base_url to where it is served"
-    named = next((response.headers[name] for name in REQUEST_IDS if name in response.headers), None)
-    if named is None and isinstance(body, dict) and isinstance(body.get("requestId"), str):
-        named = body["requestId"]
+        advice = f"it redirects to {_short(hide(shown_url(location)))}; set base_url to that address"
+    endpoint_id = next((response.headers[name] for name in REQUEST_IDS if name in response.headers), None)
+    if endpoint_id is None and isinstance(body, dict) and isinstance(body.get("requestId"), str):
+        endpoint_id = body["requestId"]
     return kind(
         f"{shown_url(url)} answered {status}"
         + (" with an error" if status == 200 else "")
-        + (f": {said}" if said else "")
+        + (f": {message}" if message else "")
         + (f" ({advice})" if advice else ""),
         status=status,
-        request_id=(named or request_id)[:MESSAGE_LENGTH],
+        request_id=(endpoint_id or request_id)[:MESSAGE_LENGTH],
         retry_after=retry_after(response.headers),
     )
 
 
 def is_retryable(error: RemoteError) -> bool:
-    """Whether the same request may succeed when it is sent once more."""
+    """Whether the same request may succeed when it is sent again."""
     return error.status in RETRYABLE or isinstance(error, EndpointUnreachableError | InvalidReplyError)
 
 
 def is_error_body(content: bytes) -> bool:
-    """Whether the body of an answer says what went wrong, and holds no scores."""
+    """Whether a body holds an error message and no scores."""
     body = _decoded(content)
     return isinstance(body, dict) and not holds_scores(body) and message_of(body) != ""
 
 
 def says_unknown_model(error: RemoteError, url: str) -> bool:
-    """Whether an endpoint refuses a request because it does not serve the model, rather than the route."""
-    said = str(error).partition(" answered ")[2].partition(" (check ")[0].replace(urlsplit(url).path, "")
-    return error.status in (200, 400, 404, 422) and UNKNOWN_MODEL.search(said) is not None
+    """Whether the error says that the endpoint does not serve the model, rather than the route."""
+    message = str(error).partition(" answered ")[2].partition(" (check ")[0].replace(urlsplit(url).path, "")
+    return error.status in (200, 400, 404, 422) and UNKNOWN_MODEL.search(message) is not None
 
 
-def most_passages(error: RequestTooLargeError, sent: int) -> int | None:
-    """Read how many passages an endpoint takes at once from the refusal of more: half of them where it does not say.
+def passage_limit(error: RequestTooLargeError, sent: int) -> int | None:
+    """Read an endpoint's limit of passages from its refusal of `sent` passages; half of them where it gives none.
 
     Returns:
         A number from 1 up to `sent` - 1; None where the request had too many bytes, not too many passages.
 
     """
-    said = str(error).partition(" answered ")[2]
-    if TOO_MANY.search(said) is None:
+    message = str(error).partition(" answered ")[2]
+    if TOO_MANY.search(message) is None:
         return None
-    found = MOST.search(said)
-    return int(found[1]) if found and 0 < int(found[1]) < sent else max(1, sent // 2)
+    limit = LIMIT.search(message)
+    return int(limit[1]) if limit and 0 < int(limit[1]) < sent else max(1, sent // 2)
 
 
 def message_of(body: object) -> str:
-    """Find what a decoded error body says, in any of the shapes that rerank servers use.
+    """Extract the message of a decoded error body, in any of the shapes that rerank servers use.
 
-    Of a list of validation errors, which repeat the input, only places and messages are taken.
+    Validation errors repeat the input, so only their locations and messages are used.
     """
     if isinstance(body, str):
         return body
@@ -143,14 +143,14 @@ def message_of(body: object) -> str:
     if not isinstance(body, dict):
         return ""
     if isinstance(body.get("msg"), str):
-        place = ".".join(str(part) for part in body.get("loc") or ())
-        return f"{place}: {body['msg']}" if place else body["msg"]
-    found = (message_of(body.get(name)) for name in ("detail", "message", "error", "errors", "title", "reason"))
-    return next(filter(None, found), "")
+        location = ".".join(str(part) for part in body.get("loc") or ())
+        return f"{location}: {body['msg']}" if location else body["msg"]
+    messages = (message_of(body.get(name)) for name in ("detail", "message", "error", "errors", "title", "reason"))
+    return next(filter(None, messages), "")
 
 
 def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """Read how many seconds to wait: `Retry-After-Ms`, or `Retry-After` as seconds or as a date."""
+    """Read the seconds to wait from `Retry-After-Ms`, or from `Retry-After` as seconds or a date."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
             seconds = float(headers[name]) * unit
@@ -167,10 +167,10 @@ def retry_after(headers: Mapping[str, str], now: datetime | None = None) -> floa
     return max(0.0, (until - (now or datetime.now(UTC))).total_seconds())
 
 
-def _kind(status: int, said: str) -> tuple[type[RemoteError], str]:
-    if status in (400, 413, 422) and TOO_MANY.search(said):
+def _kind(status: int, message: str) -> tuple[type[RemoteError], str]:
+    if status in (400, 413, 422) and TOO_MANY.search(message):
         return KINDS[413]
-    if status in (400, 413, 422) and TOO_LONG.search(said):
+    if status in (400, 413, 422) and TOO_LONG.search(message):
         return RemoteInputTooLongError, "set overflow='truncate', or shorten the passage"
     if status in KINDS:
         return KINDS[status]
@@ -178,7 +178,7 @@ def _kind(status: int, said: str) -> tuple[type[RemoteError], str]:
 
 
 def _code(body: Any) -> int:
-    """Find the status that an error body names, where the answer's own says success."""
+    """Find the status that an error body states, for a response with status 200."""
     for holder in (body, body.get("error")):
         for name in ("status", "status_code", "code"):
             if isinstance(holder, dict) and isinstance(holder.get(name), int) and 400 <= holder[name] < 600:
@@ -194,11 +194,11 @@ def _decoded(content: bytes) -> Any:
 
 
 def _text(response: Response) -> str:
-    """Take a plain text body as the message, but no web page."""
+    """Give a plain text body as the message, but no web page."""
     text = response.content.decode("utf-8", "replace").strip()
     return "" if text.startswith(("<", "{", "[")) else text
 
 
-def _short(said: str) -> str:
-    line = " ".join(said.split())
+def _short(message: str) -> str:
+    line = " ".join(message.split())
     return line if len(line) <= MESSAGE_LENGTH else f"{line[:MESSAGE_LENGTH]}..."

@@ -1,4 +1,4 @@
-"""Keeps keys and texts out of what an endpoint says, before a message shows it."""
+"""Removes keys and texts from an endpoint's message before an error shows it."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LONGEST = 600
-"""Characters of a message that are looked at; a message shows fewer."""
+"""Characters of a message that are used; an error shows fewer."""
 SHORTEST = 4
-"""Secrets and texts of fewer characters are no secret, and would be found in any message."""
+"""Shorter secrets and texts are not removed, because any message may contain them."""
 WINDOW = 16
-"""So many characters in a row that also stand in a text are taken to be quoted from it."""
+"""A run of this many characters that also occurs in a text counts as quoted from it."""
 
 
-def redact(said: str, *, secrets: Iterable[str], texts: Iterable[str]) -> str:
-    """Give what an endpoint said on one line, without secrets, parts of texts and control characters.
+def redact(message: str, *, secrets: Iterable[str], texts: Iterable[str]) -> str:
+    """Give a message on one line, without secrets, parts of texts and control characters.
 
-    A text is found as it is, and as JSON writes it, whole or in part.
+    Texts are searched for in plain form and as JSON strings, whole and in part.
     """
-    line = _line(said[:LONGEST])
+    line = _line(message[:LONGEST])
     for secret in secrets:
         if len(secret) >= SHORTEST:
             line = line.replace(secret, "**********")
@@ -31,18 +31,18 @@ def redact(said: str, *, secrets: Iterable[str], texts: Iterable[str]) -> str:
             line = line.replace(form, "[text]")
     quoted = _quoted(line, "\n".join(form for form in forms if len(form) >= WINDOW))
     return "".join(
-        "[text]" if hidden and (at == 0 or not quoted[at - 1]) else "" if hidden else line[at]
-        for at, hidden in enumerate(quoted)
+        "[text]" if hidden and (i == 0 or not quoted[i - 1]) else "" if hidden else line[i]
+        for i, hidden in enumerate(quoted)
     )
 
 
 def _quoted(line: str, texts: str) -> list[bool]:
-    """Mark the characters of a line that are in a run of at least `WINDOW` that stands in the texts as well."""
+    """Mark the characters of a line in runs of at least `WINDOW` characters that also occur in the texts."""
     quoted, half = [False] * len(line), WINDOW // 2
     for at in range(0, len(line) - half + 1, half):
-        if line[at : at + half] in texts:  # as some such piece of every quoted run is
+        if line[at : at + half] in texts:  # every quoted run contains such a piece
             for start in range(max(0, at - half), at + 1):
-                if len(found := line[start : start + WINDOW]) == WINDOW and found in texts:
+                if len(run := line[start : start + WINDOW]) == WINDOW and run in texts:
                     quoted[start : start + WINDOW] = [True] * WINDOW
     return quoted
 

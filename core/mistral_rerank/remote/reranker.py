@@ -10,7 +10,7 @@ import re
 import threading
 import time
 import weakref
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -20,8 +20,10 @@ from mistral_rerank._forks import after_fork
 from mistral_rerank._version import __version__
 from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
 from mistral_rerank.protocols.urls import candidates, vendor_of
-from mistral_rerank.remote.rate_limit import RateLimit, Retries
-from mistral_rerank.remote.session import Batch, Endpoint, Sleep
+from mistral_rerank.remote.endpoint import Batch, Endpoint
+from mistral_rerank.remote.rate_limit import RateLimit
+from mistral_rerank.remote.retries import Retries
+from mistral_rerank.remote.session import arun, run
 from mistral_rerank.remote.transport import Transport
 from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, TextPairs
 
@@ -31,58 +33,56 @@ if TYPE_CHECKING:
 
     import httpx
 
-    from mistral_rerank.remote.session import Session
-
 Protocol = Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
 
 KEY_VARIABLE = "MISTRAL_RERANK_API_KEY"
 
-NO_CHUNKS = "overflow='chunk' is done on this machine alone; give 'truncate' or 'error'"
+NO_CHUNKS = "overflow='chunk' needs the local backend; give 'truncate' or 'error'"
 
 SMALLEST_SPLIT = 32
-"""A call is spread over concurrent requests of no fewer passages than this."""
+"""Fewest passages of one of several concurrent requests."""
 
-MOST_THREADS = 64
+MAX_THREADS = 64
+
+CLOSED = "the reranker is closed; open another one"
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-OWN_HEADERS = frozenset({"content-length", "content-type", "host", "transfer-encoding", "x-request-id"})
+RESERVED_HEADERS = frozenset({"content-length", "content-type", "host", "transfer-encoding", "x-request-id"})
 
 
 class RemoteReranker(Reranker):
     """Scores pairs at an endpoint: NVIDIA's API, a NIM, this package's server, vLLM, TEI, Cohere, Jina, Voyage.
 
-    Nothing is sent before the first pair is scored. Safe to use from threads and from any number of event loops.
+    The first request is sent when the first pair is scored. Safe to use from threads and any number of event loops.
     A pickle holds the settings without the key, the headers, the transports and the SSL context.
 
     Args:
-        model: its name at the endpoint; None for whichever is served.
-        base_url: the root of a host, or with `/v1` or a proxy's prefix, or the whole route, with a query such as
-            `?api-version=1` if need be; None for the vendor's own.
-        protocol: which protocol is spoken; "auto" finds out with the first request.
+        model: its name at the endpoint; None for the model that the endpoint serves.
+        base_url: the root of a host, or with `/v1` or a proxy's prefix, or the whole route, optionally with a query
+            such as `?api-version=1`; None for the vendor's.
+        protocol: of the endpoint; "auto" detects it with the first request.
         api_key: sent as a bearer token to the host of `base_url` alone; None for `MISTRAL_RERANK_API_KEY`, or else,
             at a vendor's own hosts over https, for that vendor's variable, such as `NVIDIA_API_KEY`.
-        overflow: whether a pair over the model's limit is cut ("truncate") or refused ("error"), where the
-            protocol offers a choice; "chunk" is done on this machine alone.
-        timeout: seconds that a call may take in all.
+        overflow: whether a pair over the model's limit is truncated or refused ("error"), where the protocol offers
+            a choice; "chunk" needs the local backend.
+        timeout: seconds of a call in total.
         connect_timeout: seconds to wait for a connection.
-        read_timeout: seconds to wait for each part of an answer before trying again; None: all that is left.
-        retries: how often a failed request is sent again, or just their number.
-        max_passages: the most passages of a request, also above the protocol's limit; None for that limit. An
-            endpoint that refuses so many gets fewer from then on.
-        max_concurrency: how many requests of one call may be under way at once.
-        requests_per_minute: the most requests a minute; None for no limit.
-        score_unit: what the endpoint's scores are; "auto" for what its protocol says.
+        read_timeout: seconds to wait for each part of a response before a retry; None for the rest of the timeout.
+        retries: of a failed request: their number, or number and waits.
+        max_passages: most passages of a request, also above the protocol's limit; None for that limit. An endpoint
+            that refuses so many gets fewer in later requests.
+        max_concurrency: most concurrent requests of one call.
+        requests_per_minute: most requests per minute; None for no limit.
+        score_unit: unit of the endpoint's scores; "auto" for that of its protocol.
         headers: sent to the host of `base_url` with every request, such as a gateway's `api-key`. Their values are
-            treated as secrets.
-        status_url: where to ask for results that are not ready (202); None for NVIDIA's, at its host alone.
-        poll_wait: seconds between such questions.
-        verify: whether certificates are checked, or the context to check them with.
-        proxy: a proxy's URL; None for the environment's.
-        transport: an httpx transport for threads, instead of the network's.
+            secrets.
+        verify: whether certificates are verified, or the SSL context for it.
+        proxy: URL of a proxy; None for the environment's.
+        transport: an httpx transport for threads, in place of the network.
         async_transport: the same for event loops.
 
     Raises:
-        SettingsError: a setting does not fit.
+        SettingsError: a setting is invalid.
 
     """
 
@@ -103,8 +103,6 @@ class RemoteReranker(Reranker):
         requests_per_minute: float | None = None,
         score_unit: Literal["auto", "logit", "probability"] = "auto",
         headers: Mapping[str, str | SecretStr] | None = None,
-        status_url: str | None = None,
-        poll_wait: float = 0.1,
         verify: bool | ssl.SSLContext = True,
         proxy: str | None = None,
         transport: httpx.BaseTransport | None = None,
@@ -125,17 +123,15 @@ class RemoteReranker(Reranker):
             "max_concurrency": max_concurrency,
             "requests_per_minute": requests_per_minute,
             "score_unit": score_unit,
-            "status_url": status_url,
-            "poll_wait": poll_wait,
             "proxy": proxy,
         }
-        tried = candidates(base_url, protocol, model)
-        private = _private_headers(_key(api_key, tried[0][1]), headers or {})
+        routes = candidates(base_url, protocol, model)
+        private = _private_headers(_key(api_key, routes[0][1]), headers or {})
         self.model, self._timeout, self._overflow = model, timeout, overflow
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
-        self._host = urlsplit(tried[0][1]).netloc
+        self._host = urlsplit(routes[0][1]).netloc
         self._endpoint = Endpoint(
-            tried,
+            routes,
             model=model,
             headers={
                 "Accept": "application/json",
@@ -147,8 +143,6 @@ class RemoteReranker(Reranker):
             retries=Retries(retries) if isinstance(retries, int) else retries,
             rate=RateLimit(requests_per_minute),
             read_timeout=read_timeout,
-            status_url=status_url,
-            poll_wait=poll_wait,
         )
         self._transport = Transport(
             connect_timeout=connect_timeout,
@@ -159,14 +153,14 @@ class RemoteReranker(Reranker):
         )
         self._closed = threading.Event()
         self._make_threads()
-        after_fork(self._start_anew)
+        after_fork(self._restart)
 
     def _make_threads(self) -> None:
-        self._threads = ThreadPoolExecutor(MOST_THREADS, thread_name_prefix="mistral-rerank-remote")
+        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="mistral-rerank-remote")
         self._finalizer = weakref.finalize(self, _release, self._transport, self._threads)
 
-    def _start_anew(self) -> None:
-        """Leave the parent's threads to the parent."""
+    def _restart(self) -> None:
+        """Make new threads in a forked child, and leave the parent's to the parent."""
         is_closed, self._closed = self._closed.is_set(), threading.Event()
         self._finalizer.detach()
         self._make_threads()
@@ -182,7 +176,7 @@ class RemoteReranker(Reranker):
 
     @property
     def model_name(self) -> str:
-        """The model as the user named it, or else the endpoint's host."""
+        """The model's name, or else the endpoint's host."""
         return self.model or self._host
 
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
@@ -193,27 +187,25 @@ class RemoteReranker(Reranker):
 
         """
         call = TextPairs(pairs)
-        pairs = call.pairs
         deadline = time.monotonic() + self._timeout
-        found: list[Score | None] = [None] * len(pairs)
+        scores: list[Score | None] = [None] * len(call.pairs)
         stopped = threading.Event()
-        batches = self._batches(pairs, overflow)
+        batches = self._batches(call.pairs, overflow)
         running: dict[Future[list[Score]], list[int]] = {}
         try:
             while True:
-                while len(running) < self._at_once() and (cut := next(batches, None)):
-                    batch, places = cut
-                    running[self._start(batch, deadline, stopped)] = places
+                while len(running) < self._concurrency() and (following := next(batches, None)):
+                    batch, indices = following
+                    running[self._start(batch, deadline, stopped)] = indices
                 if not running:
-                    scores = self._endpoint.settled_scores([score for score in found if score is not None])
-                    return call.complete(scores)
-                left = max(0.0, deadline - time.monotonic())
-                done = wait(running, timeout=left, return_when=FIRST_COMPLETED).done
+                    return call.complete(self._endpoint.with_unit(_complete(scores)))
+                remaining = max(0.0, deadline - time.monotonic())
+                done = wait(running, timeout=remaining, return_when=FIRST_COMPLETED).done
                 if not done:
-                    raise self._late()
+                    raise self._deadline_error()
                 for future in done:
-                    for place, score in zip(running.pop(future), future.result(), strict=True):
-                        found[place] = score
+                    for index, score in zip(running.pop(future), future.result(), strict=True):
+                        scores[index] = score
         finally:
             stopped.set()
             for future in running:
@@ -222,37 +214,36 @@ class RemoteReranker(Reranker):
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
         call = TextPairs(pairs)
-        pairs = call.pairs
         deadline = time.monotonic() + self._timeout
-        found: list[Score | None] = [None] * len(pairs)
-        cut = list(self._batches(pairs, overflow))
-        batches = iter(cut)
+        scores: list[Score | None] = [None] * len(call.pairs)
+        batches = list(self._batches(call.pairs, overflow))
+        queue = iter(batches)
 
-        async def fill(batch: Batch, places: list[int]) -> None:
-            steps = self._endpoint.score(batch, deadline)
-            for place, score in zip(places, await self._adrive(steps), strict=True):
-                found[place] = score
+        async def score(batch: Batch, indices: list[int]) -> None:
+            session = self._endpoint.score(batch, deadline)
+            batch_scores = await arun(session, self._transport, check=self._check_open)
+            for index, batch_score in zip(indices, batch_scores, strict=True):
+                scores[index] = batch_score
 
         async def work() -> None:
-            for batch, places in batches:
-                await fill(batch, places)
+            for batch, indices in queue:
+                await score(batch, indices)
 
         try:
             async with asyncio.timeout(self._timeout):
-                if cut and (len(cut) == 1 or not self._endpoint.is_settled):
-                    await fill(*next(batches))
-                if len(cut) > 1:
+                if batches and (len(batches) == 1 or not self._endpoint.is_known):
+                    await score(*next(queue))
+                if len(batches) > 1:
                     async with asyncio.TaskGroup() as group:
-                        for _ in range(min(len(cut), self._max_concurrency)):
+                        for _ in range(min(len(batches), self._max_concurrency)):
                             group.create_task(work())
         except RemoteError:
             raise
-        except BaseExceptionGroup as group_error:
-            raise _first(group_error) from None
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
         except TimeoutError:
-            raise self._late() from None
-        scores = self._endpoint.settled_scores([score for score in found if score is not None])
-        return call.complete(scores)
+            raise self._deadline_error() from None
+        return call.complete(self._endpoint.with_unit(_complete(scores)))
 
     def close(self) -> None:
         """Close the connections; waiting calls fail with RerankerClosedError."""
@@ -266,114 +257,77 @@ class RemoteReranker(Reranker):
         _release(self._transport, self._threads)
 
     def _batches(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Iterator[tuple[Batch, list[int]]]:
-        """Cut a call into requests, with the places of their pairs: one question each, within the limits."""
+        """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
         overflow = overflow or self._overflow
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
-        protocol = self._endpoint.protocol
-        limit = self._max_passages or protocol.max_passages
-        limit = min(limit, self._endpoint.most_passages or limit)
+        limit = self._max_passages or self._endpoint.protocol.max_passages
+        limit = min(limit, self._endpoint.max_passages or limit)
         size = min(limit, max(SMALLEST_SPLIT, -(-len(pairs) // self._max_concurrency)))
         by_query: dict[str, list[int]] = {}
-        for place, (query, _) in enumerate(pairs):
-            by_query.setdefault(query, []).append(place)
-        for query, places in by_query.items():
-            taken: list[int] = []
-            used = _length(query)
-            for place in places:
-                length = _length(pairs[place][1])
-                if taken and (len(taken) == size or used + length > self._endpoint.most_bytes):
-                    yield Batch(query, [pairs[at][1] for at in taken], overflow == "truncate"), taken
-                    taken, used = [], _length(query)
-                taken.append(place)
-                used += length
-            yield Batch(query, [pairs[at][1] for at in taken], overflow == "truncate"), taken
+        for index, (query, _) in enumerate(pairs):
+            by_query.setdefault(query, []).append(index)
+        for query, query_indices in by_query.items():
+            indices: list[int] = []
+            used_bytes = _length(query)
+            for index in query_indices:
+                length = _length(pairs[index][1])
+                if indices and (len(indices) == size or used_bytes + length > self._endpoint.max_bytes):
+                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate"), indices
+                    indices, used_bytes = [], _length(query)
+                indices.append(index)
+                used_bytes += length
+            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate"), indices
 
-    def _at_once(self) -> int:
-        """How many requests may be under way: one alone while the protocol is not known."""
-        return self._max_concurrency if self._endpoint.is_settled else 1
+    def _concurrency(self) -> int:
+        """How many requests may run at once: one until the protocol is known."""
+        return self._max_concurrency if self._endpoint.is_known else 1
 
     def _start(self, batch: Batch, deadline: float, stopped: threading.Event) -> Future[list[Score]]:
-        steps = self._endpoint.score(batch, deadline)
+        def check() -> None:
+            self._check_open()
+            if stopped.is_set():
+                raise CancelledError  # the caller has left
+
+        session = self._endpoint.score(batch, deadline)
         try:
-            return self._threads.submit(self._drive, steps, stopped)
+            return self._threads.submit(run, session, self._transport, sleep=stopped.wait, check=check)
         except RuntimeError as error:
-            raise self._gone() from error
+            raise RerankerClosedError(CLOSED) from error
 
-    def _drive(self, steps: Session[list[Score]], stopped: threading.Event) -> list[Score]:
-        """Do what an exchange asks for, in this thread."""
-        try:
-            step = next(steps)
-            while True:
-                if self._closed.is_set():
-                    raise self._gone()
-                if stopped.is_set():
-                    return []  # nobody waits any more
-                if isinstance(step, Sleep):
-                    stopped.wait(step.seconds)
-                    step = steps.send(None)
-                    continue
-                try:
-                    response = self._transport.send(step)
-                except RemoteError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(response)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        finally:
-            steps.close()
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise RerankerClosedError(CLOSED)
 
-    async def _adrive(self, steps: Session[list[Score]]) -> list[Score]:
-        """Do what an exchange asks for, on the running loop."""
-        try:
-            step = next(steps)
-            while True:
-                if self._closed.is_set():
-                    raise self._gone()
-                if isinstance(step, Sleep):
-                    await asyncio.sleep(step.seconds)
-                    step = steps.send(None)
-                    continue
-                try:
-                    response = await self._transport.asend(step)
-                except RemoteError as error:
-                    step = steps.throw(error)
-                else:
-                    step = steps.send(response)
-        except StopIteration as end:
-            return end.value  # type: ignore[no-any-return]
-        finally:
-            steps.close()
-
-    def _late(self) -> DeadlineExceededError:
+    def _deadline_error(self) -> DeadlineExceededError:
         return DeadlineExceededError(f"no answer from {self._host} within {self._timeout:g} s; raise timeout")
 
-    def _gone(self) -> RerankerClosedError:
-        return RerankerClosedError("the reranker is closed; open another one")
+
+def _complete(scores: list[Score | None]) -> list[Score]:
+    return [score for score in scores if score is not None]
 
 
 def _length(text: str) -> int:
-    """Give the bytes that a text takes in a body, with its braces and names."""
+    """Give the bytes of a text in a request's body, with its braces and names."""
     return len(json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")) + 32
 
 
-def _key(given: str | SecretStr | None, url: str) -> str | None:
-    """Give the key to send to a URL: the one that is given, or ours, or at a vendor's host the vendor's."""
+def _key(api_key: str | SecretStr | None, url: str) -> str | None:
+    """Give the key for a URL: the argument, `MISTRAL_RERANK_API_KEY`, or at a vendor's host its variable."""
     vendor = vendor_of(url)
     variables = (KEY_VARIABLE, *(vendor.key_variables if vendor else ()))
-    key = _revealed(given) or next((os.environ[name] for name in variables if os.environ.get(name)), None)
+    key = _revealed(api_key) or next((os.environ[name] for name in variables if os.environ.get(name)), None)
     if key is not None and not _fits_a_header(key):
         raise SettingsError("the api_key holds spaces at its ends or characters that no header may hold")
     return key
 
 
-def _private_headers(key: str | None, given: Mapping[str, str | SecretStr]) -> dict[str, str]:
-    """Merge the bearer token and the user's headers, whose names count whatever their case."""
+def _private_headers(key: str | None, user_headers: Mapping[str, str | SecretStr]) -> dict[str, str]:
+    """Merge the bearer token and the user's headers; names are case-insensitive."""
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    for name, value in given.items():
+    for name, value in user_headers.items():
         revealed = _revealed(value)
-        if not HEADER_NAME.fullmatch(name) or name.lower() in OWN_HEADERS:
+        if not HEADER_NAME.fullmatch(name) or name.lower() in RESERVED_HEADERS:
             raise SettingsError(f"headers: {name!r:.40} is no name of a header that may be set")
         if revealed is None or not _fits_a_header(revealed):
             raise SettingsError(f"headers: the value of {name!r:.40} has characters that no header may hold")

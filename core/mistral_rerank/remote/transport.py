@@ -1,7 +1,7 @@
-"""Requests over HTTP: the one module that knows httpx.
+"""HTTP requests: the only module that uses httpx.
 
-A `Request` goes in and an `Response` comes out, whatever its status; only where none comes is there an error. There
-is one client for threads, and one for each event loop, whose connections no other loop can use.
+A `Request` gives a `Response`, whatever its status; an error means that no response arrived. There is one client for
+threads, and one for each event loop, because event loops cannot share connections.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 class Request:
     """A request.
 
-    `timeout` is how many seconds may pass before each part of its answer, `deadline` when the whole of it has to be
-    there, on `time.monotonic`'s clock.
+    `timeout` is in seconds, for each part of the response. `deadline` is for the whole response, on `time.monotonic`'s
+    clock.
     """
 
     method: str
@@ -46,7 +46,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Status, headers by lower-case names, and the whole body."""
+    """The status, the headers by lower-case names, and the whole body."""
 
     status: int
     headers: Mapping[str, str]
@@ -54,13 +54,13 @@ class Response:
 
 
 class Transport:
-    """Sends calls, for threads and for event loops.
+    """Sends requests from threads and event loops.
 
     Args:
         connect_timeout: seconds to wait for a connection.
-        verify: whether certificates are checked, or the context to check them with.
+        verify: whether certificates are verified, or the SSL context for it.
         proxy: the URL of a proxy; None for the environment's.
-        transport: an httpx transport instead of the network's, for threads.
+        transport: an httpx transport for threads, in place of the network.
         async_transport: the same for event loops.
 
     """
@@ -86,38 +86,38 @@ class Transport:
         after_fork(self._forget_clients)
 
     def _forget_clients(self) -> None:
-        """Have no connections; in a forked child those of the parent are left to it, and not closed."""
+        """Drop all clients; a forked child leaves the parent's connections open."""
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
         self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
             weakref.WeakKeyDictionary()
         )
 
-    def send(self, call: Request) -> Response:
-        """Send a call from this thread.
+    def send(self, request: Request) -> Response:
+        """Send a request from this thread.
 
         Raises:
-            EndpointUnreachableError: no connection, or it broke, or nothing came in time.
-            InvalidReplyError: the answer is too large, or not encoded as it says.
+            EndpointUnreachableError: no connection, a broken connection, or no response in time.
+            InvalidReplyError: the response is too large, or its encoding is not the declared one.
             SettingsError: the environment's proxy or certificates cannot be used.
             MissingDependencyError: the proxy is a SOCKS proxy, and the extra `socks` is not installed.
 
         """
         client = self._thread_client()
-        with _faults(call), until(call.deadline), client.stream(**self._request(call)) as response:
+        with _map_errors(request), until(request.deadline), client.stream(**self._arguments(request)) as response:
             content = bytearray()
             for part in response.iter_bytes():
                 _extend(content, part)
         return _response(response, content)
 
-    async def asend(self, call: Request) -> Response:
-        """Send a call from the running event loop; cancelling closes its connection. Errors as `send`'s.
+    async def asend(self, request: Request) -> Response:
+        """Send a request from the running event loop; errors as for `send`. Cancelling closes its connection.
 
-        The deadline is the caller's to keep, with `asyncio.timeout`.
+        The caller enforces the deadline, with `asyncio.timeout`.
         """
         client = self._async_client()
-        with _faults(call):
-            async with client.stream(**self._request(call)) as response:
+        with _map_errors(request):
+            async with client.stream(**self._arguments(request)) as response:
                 content = bytearray()
                 async for part in response.aiter_bytes():
                     _extend(content, part)
@@ -141,7 +141,7 @@ class Transport:
     def _thread_client(self) -> httpx.Client:
         with self._lock:
             if self._client is None:
-                with self._readable_environment():
+                with self._environment_errors():
                     self._client = httpx.Client(transport=self._transport, **self._options)
                 obey_deadlines(self._client)
             return self._client
@@ -151,38 +151,38 @@ class Transport:
         with self._lock:
             client = self._async_clients.get(loop)
             if client is None:
-                with self._readable_environment():
+                with self._environment_errors():
                     client = httpx.AsyncClient(transport=self._async_transport, **self._options)
                 self._async_clients[loop] = client
         return client
 
     @contextmanager
-    def _readable_environment(self) -> Iterator[None]:
+    def _environment_errors(self) -> Iterator[None]:
         try:
             yield
         except UNUSABLE as error:
             raise misconfigured(error, proxy=self._options["proxy"]) from None
 
-    def _request(self, call: Request) -> dict[str, Any]:
+    def _arguments(self, request: Request) -> dict[str, Any]:
         return {
-            "method": call.method,
-            "url": call.url,
-            "headers": dict(call.headers),
-            "content": call.content,
-            "timeout": httpx.Timeout(call.timeout, connect=min(self._connect_timeout, call.timeout)),
+            "method": request.method,
+            "url": request.url,
+            "headers": dict(request.headers),
+            "content": request.content,
+            "timeout": httpx.Timeout(request.timeout, connect=min(self._connect_timeout, request.timeout)),
         }
 
 
 @contextmanager
-def _faults(call: Request) -> Iterator[None]:
-    """Turn what httpx raises into this package's errors, which name the URL without its query."""
-    url = shown_url(call.url)
+def _map_errors(request: Request) -> Iterator[None]:
+    """Turn httpx's exceptions into this package's, which name the URL without its query."""
+    url = shown_url(request.url)
     try:
         yield
     except httpx.ConnectTimeout as error:
         raise EndpointUnreachableError(f"no connection to {url} in time; is it up, is the port open?") from error
     except httpx.TimeoutException as error:
-        raise EndpointUnreachableError(f"{url} gave no answer within {call.timeout:.3g} s") from error
+        raise EndpointUnreachableError(f"{url} gave no answer within {request.timeout:.3g} s") from error
     except httpx.DecodingError as error:
         raise InvalidReplyError(f"{url} sent a body that is not encoded as it says: {error}") from error
     except httpx.ConnectError as error:

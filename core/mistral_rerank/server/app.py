@@ -1,4 +1,4 @@
-"""The application: every protocol's route in front of one reranker."""
+"""The application: the routes of all protocols, for one reranker."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PROTOCOL_OF = {protocol.body: protocol for protocol in PROTOCOLS.values()}
-"""Jina's and Cohere's bodies are one, and so are their replies."""
+"""Jina and Cohere have the same bodies and replies."""
 FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 502, 503, 504)
 }
@@ -99,9 +99,9 @@ async def _answer(body: Body, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
-    asked = body.to_request()
-    reply = await service.rerank(asked, request)
-    return JSONResponse(PROTOCOL_OF[type(body)].write_reply(asked, reply))
+    rerank_request = body.to_request()
+    reply = await service.rerank(rerank_request, request)
+    return JSONResponse(PROTOCOL_OF[type(body)].write_reply(rerank_request, reply))
 
 
 async def _refuse_other_fields(body: Message, request: Request) -> None:
@@ -111,10 +111,10 @@ async def _refuse_other_fields(body: Message, request: Request) -> None:
 
 
 def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> FastAPI:
-    """Make the application in front of a reranker; closing that stays with its owner.
+    """Make the application for a reranker, which the caller closes.
 
-    The model is loaded in the background as the application starts. `app.state.service` holds the reranker's
-    limits and whether it is ready.
+    The model is loaded in the background when the application starts. `app.state.service` has the limits and the
+    state of the reranker.
 
     Args:
         reranker: local or remote. A local one should share batches.
@@ -138,7 +138,7 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
     app = FastAPI(
         title="mistral-rerank",
         version=__version__,
-        docs_url=None,  # Swagger's page loads scripts from elsewhere
+        docs_url=None,  # Swagger's page loads scripts from other hosts
         redoc_url=None,
         redirect_slashes=False,
         lifespan=warm,
@@ -148,22 +148,24 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
     app.include_router(inference)
     app.include_router(management)
     add_error_handlers(app)
-    app.add_exception_handler(ClientGoneError, _nobody_reads)
+    app.add_exception_handler(ClientGoneError, _client_gone)
     _describe_limits(app.openapi(), service.settings.max_passages)
     return app
 
 
-def _describe_limits(document: dict[str, Any], most: int) -> None:
-    """Make the OpenAPI document say how many passages a request may hold here."""
+def _describe_limits(document: dict[str, Any], max_passages: int) -> None:
+    """Write the maximum number of passages into the OpenAPI document."""
     for protocol in PROTOCOLS.values():
         fields = document["components"]["schemas"][protocol.body.__name__]["properties"]
         passages = next(fields[name] for name in ("passages", "documents", "texts") if name in fields)
-        passages["maxItems"] = min(most, passages["maxItems"])
+        passages["maxItems"] = min(max_passages, passages["maxItems"])
     for field in ("text_1", "text_2"):
-        document["components"]["schemas"]["ScoreBody"]["properties"][field]["anyOf"][1]["maxItems"] = min(most, 10_000)
+        document["components"]["schemas"]["ScoreBody"]["properties"][field]["anyOf"][1]["maxItems"] = min(
+            max_passages, 10_000
+        )
 
 
-async def _nobody_reads(_request: Request, _error: Exception) -> Response:
+async def _client_gone(_request: Request, _error: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 

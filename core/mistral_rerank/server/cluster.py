@@ -1,7 +1,7 @@
-"""The same application on Ray Serve: replicas on any number of machines, one GPU each, as many as the queue needs.
+"""The application on Ray Serve: autoscaled replicas on any number of machines.
 
 `mistral-rerank serve --cluster` runs it from here, and `serve deploy` from a file such as deploy/ray-serve.yaml,
-which names `application`. Each replica holds its own model, limits and metrics.
+which names `application`. Each replica has its own model, limits and metrics.
 Source: https://docs.ray.io/en/latest/serve/production-guide/config.html
 """
 
@@ -18,8 +18,8 @@ from starlette.datastructures import MutableHeaders
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.lifecycle import DRAIN_SECONDS, LOOPBACK
-from mistral_rerank.server.settings import ServerSettings
-from mistral_rerank.settings import RerankSettings, environment_field, warn_of_unknown_variables
+from mistral_rerank.server.settings import EnvironmentSettings, ServerSettings
+from mistral_rerank.settings import RerankSettings
 
 try:
     import ray
@@ -38,32 +38,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ENV_PREFIX = "MISTRAL_RERANK_CLUSTER_"
 NAME = "mistral-rerank"
 
 
-def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
-    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
+class ClusterSettings(EnvironmentSettings):
+    """Number and size of the replicas; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
 
+    env_prefix = "MISTRAL_RERANK_CLUSTER_"
 
-class ClusterSettings(BaseModel):
-    """How many replicas there are and what each takes; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_replicas: int = _setting("min_replicas", 1, "replicas that are always there", ge=1)
-    max_replicas: int = _setting("max_replicas", 1, "most replicas", ge=1)
-    target_requests: float = _setting(
-        "target_requests", 32.0, "requests waiting or running at a replica, over which another is started", gt=0
+    min_replicas: int = Field(1, ge=1, description="fewest replicas")
+    max_replicas: int = Field(1, ge=1, description="most replicas")
+    target_requests: float = Field(
+        32.0, gt=0, description="requests waiting or running at a replica, over which another is started"
     )
-    cpus: float = _setting("cpus", 1.0, "CPUs that a replica takes", ge=0)
-    gpus: float = _setting("gpus", 0.0, "GPUs that a replica takes; 0.5 for two replicas on one", ge=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_environment(cls, values: object) -> object:
-        warn_of_unknown_variables(ENV_PREFIX, cls.model_fields)
-        return values
+    cpus: float = Field(1.0, ge=0, description="CPUs of a replica")
+    gpus: float = Field(0.0, ge=0, description="GPUs of a replica; 0.5 for two replicas on one")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -73,7 +62,7 @@ class ClusterSettings(BaseModel):
 
 
 class Arguments(BaseModel):
-    """What a configuration file's `args` may hold; what it leaves out comes from the environment and the defaults."""
+    """The `args` of a configuration file; missing values come from the environment and the defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
@@ -82,8 +71,8 @@ class Arguments(BaseModel):
     cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
 
-class _ProxysRequestId:
-    """Leaves `X-Request-Id` to Ray's proxy, which gives a request its id and adds it to every reply itself."""
+class _WithoutRequestId:
+    """Removes `X-Request-Id` from replies, because Ray's proxy adds its own."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -98,12 +87,12 @@ class _ProxysRequestId:
 
 
 def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings) -> Application:
-    """Describe the replicas.
+    """Make the Ray Serve application.
 
     Args:
-        open_reranker: is called in each replica, which is ready once its model is loaded.
-        server: names, keys and limits, the same for each replica; `max_requests` counts for each of them.
-        cluster: how many replicas, of what size.
+        open_reranker: called in each replica, which is ready when its model is loaded.
+        server: names, keys and limits of each replica; `max_requests` is per replica.
+        cluster: number and size of the replicas.
 
     """
 
@@ -111,7 +100,7 @@ def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cl
         reranker = open_reranker()
         reranker.score_pairs([("warm", "up")])
         app = create_app(reranker, server)
-        app.add_middleware(_ProxysRequestId)
+        app.add_middleware(_WithoutRequestId)
         return app
 
     replica = serve.deployment(
@@ -129,10 +118,10 @@ def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cl
 
 
 def application(args: dict[str, Any]) -> Application:
-    """Describe the replicas from a configuration file; Ray calls this with its `args`, which are `Arguments`.
+    """Make the Ray Serve application of a configuration file; Ray calls this with its `args`, see `Arguments`.
 
     Raises:
-        pydantic.ValidationError: naming each field that does not fit.
+        pydantic.ValidationError: names each invalid field.
 
     """
     chosen = Arguments.model_validate(args)
@@ -151,9 +140,11 @@ def serve_cluster(
 
     """
     if not server.api_keys and host not in LOOPBACK:
-        logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
+        logger.warning("every client that reaches %s may rerank; set keys to change that", host)
     ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # before the replicas answer: both signals stop alike
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # before the replicas answer, so that both signals stop the same way
     try:
         serve.start(http_options={"host": host, "port": port})
         serve.run(deployment(reranker.open, server, cluster), name=NAME)
@@ -161,16 +152,16 @@ def serve_cluster(
         threading.Event().wait()
     except KeyboardInterrupt:
         if NAME in serve.status().applications:
-            serve.delete(NAME)  # returns when the replicas have answered what they had; shutdown does not wait
+            serve.delete(NAME)  # waits for running requests, unlike shutdown
     except RuntimeError as error:
-        raise SettingsError(f"the replicas cannot be started: {_why()}") from error
+        raise SettingsError(f"the replicas cannot be started: {_replica_errors()}") from error
     finally:
         serve.shutdown()
         ray.shutdown()
 
 
-def _why() -> str:
-    """Give what Ray says of the replicas that it cannot start."""
-    found = serve.status().applications.get(NAME)
-    messages = [each.message for each in found.deployments.values()] if found else []
+def _replica_errors() -> str:
+    """Give Ray's messages about replicas that it cannot start."""
+    status = serve.status().applications.get(NAME)
+    messages = [each.message for each in status.deployments.values()] if status else []
     return " ".join(messages) or "Ray gives no reason; its log says more"

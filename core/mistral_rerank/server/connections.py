@@ -1,4 +1,4 @@
-"""Limits on connections: how many there are, how long one may be without a request, how long it may not read."""
+"""Limits on connections: their number, the time until a request's headers, and the time of a stalled reader."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mistral_rerank.server.settings import ServerSettings
 
 HEADER_SECONDS = 10.0
-"""From the first byte, or from the connection's begin, to the last header of a request."""
+"""Time from the first byte, or from the start of the connection, to the last header of a request."""
 
 
 def limited_protocol(settings: ServerSettings, header_seconds: float = HEADER_SECONDS) -> type[H11Protocol]:
@@ -21,14 +21,14 @@ def limited_protocol(settings: ServerSettings, header_seconds: float = HEADER_SE
 
     Args:
         settings: `max_connections` and `transfer_timeout`.
-        header_seconds: how long a connection may take to send the headers of a request.
+        header_seconds: time for the headers of a request.
 
     """
     idle: dict[LimitedProtocol, None] = {}
-    """Connections without a request, the longest idle first."""
+    """Idle connections, the longest idle first."""
 
     class LimitedProtocol(H11Protocol):
-        """Closes connections that send or read too slowly, and the longest idle ones where there are too many."""
+        """Closes connections that send or read too slowly, and the longest idle one if there are too many."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)

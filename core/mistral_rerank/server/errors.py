@@ -1,7 +1,7 @@
-"""From an exception to the one error object that every client of every protocol can read.
+"""Maps exceptions to one error object that the clients of all protocols can read.
 
-NVIDIA's clients look for `title` and `detail`, OpenAI-style ones for `message`, `type` and `code`, TEI's
-for `error` and `error_type`. No message repeats what a request held.
+NVIDIA's clients read `title` and `detail`, OpenAI-style ones `message`, `type` and `code`, TEI's `error` and
+`error_type`. No message repeats the content of a request.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
     (errors.DeadlineExceededError, 504),
     (errors.RemoteError, 502),
 )
-"""What an error of the reranker is to a client; any other is a 500. The first that fits counts."""
+"""Statuses of the reranker's errors; the first match counts, and any other error is a 500."""
 
 SEE_LOG = "the server's log says why"
 PUBLIC: tuple[tuple[type[errors.RerankError], str | None], ...] = (
@@ -50,11 +50,11 @@ PUBLIC: tuple[tuple[type[errors.RerankError], str | None], ...] = (
     (errors.DeadlineExceededError, "the model's endpoint did not answer in time; send fewer passages, or try again"),
     (errors.RemoteError, "the model's endpoint gave no usable answer; " + SEE_LOG),
 )
-"""What a client is told of an error; None for the error's own words, which name no path, address or checkpoint."""
+"""Messages for clients; None for the error's message, if it names no path, address or checkpoint."""
 
 
 class ErrorBody(BaseModel):
-    """What every status of 400 and over comes with."""
+    """The body of every response with a status of 400 or higher."""
 
     object: str = "error"
     status: int
@@ -68,12 +68,12 @@ class ErrorBody(BaseModel):
 
 
 def error_response(path: str, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Give the error object of a status.
+    """Make the response with the error object.
 
     Args:
-        path: of the request; TEI's own gets TEI's two fields.
+        path: of the request; TEI's path gets TEI's two fields.
         status: the HTTP status.
-        message: what was wrong and how to put it right.
+        message: the problem and its solution.
         headers: of the response.
 
     """
@@ -87,7 +87,7 @@ def error_response(path: str, status: int, message: str, *, headers: Mapping[str
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Make every failure that is foreseen answer with the error object; `RequestContext` answers the others."""
+    """Make expected exceptions give the error object; `RequestContext` handles unexpected ones."""
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     app.add_exception_handler(errors.RerankError, _reranker)
@@ -109,7 +109,7 @@ async def _validation(request: Request, error: Any) -> JSONResponse:
 
 
 def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """Leave out where FastAPI looked and which protocol the body was taken for."""
+    """Remove FastAPI's part of a location, and the detected protocol."""
     return tuple(part for part in location if part not in ("body", *PROTOCOLS))
 
 

@@ -1,7 +1,7 @@
-"""Reading JSON bodies so that none of them stops the server, whatever it holds.
+"""Parses JSON bodies with bounded time and memory.
 
-A body is at most some megabytes long, but that is room for millions of numbers or lists, which take seconds and
-gigabytes as Python objects. So the values are counted before anything is parsed, at the speed of `bytes.count`.
+A body of some megabytes can contain millions of numbers or lists, which take seconds and gigabytes as Python objects.
+The values are therefore counted before the body is parsed, at the speed of `bytes.count`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from mistral_rerank.server.service import Service
 
-ON_THE_LOOP = 256_000
-"""Bytes up to which a body is parsed on the event loop; longer ones are parsed in a thread."""
+INLINE_BYTES = 256_000
+"""Longest body that is parsed on the event loop; longer ones are parsed in a thread."""
 VALUES_PER_PASSAGE = 100
-"""How many JSON values a body may hold for each passage that it may hold: room for metadata."""
+"""Most JSON values of a body, per allowed passage; leaves room for metadata."""
 
 
 class JsonRequest(Request):
@@ -35,13 +35,13 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
             service: Service = self.app.state.service
-            most = VALUES_PER_PASSAGE * max(1000, service.settings.max_passages)
+            max_values = VALUES_PER_PASSAGE * max(1000, service.settings.max_passages)
             body = await self.body()
-            if len(body) <= ON_THE_LOOP:
-                self._json = parse(body, most)
+            if len(body) <= INLINE_BYTES:
+                self._json = parse(body, max_values)
             else:
                 async with service.parsing:
-                    self._json = await asyncio.to_thread(parse, body, most)
+                    self._json = await asyncio.to_thread(parse, body, max_values)
         return self._json
 
 
@@ -58,36 +58,36 @@ class JsonRoute(APIRoute):
         return answer
 
 
-def parse(body: bytes, most: int) -> Any:
+def parse(body: bytes, max_values: int) -> Any:
     """Parse a body.
 
     Args:
         body: UTF-8, with or without a byte order mark.
-        most: how many values it may hold.
+        max_values: most values of the body.
 
     Raises:
-        HTTPException: 400, it is not JSON; 413, it holds more values.
+        HTTPException: 400, it is not JSON; 413, it has more values.
 
     """
     body = body.removeprefix(b"\xef\xbb\xbf")
-    if holds_more_values(body, most):
-        raise HTTPException(413, f"the body holds more than {most} JSON values; send fewer passages at once")
+    if has_more_values(body, max_values):
+        raise HTTPException(413, f"the body holds more than {max_values} JSON values; send fewer passages at once")
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise HTTPException(400, f"the body is not valid JSON: {error}") from None
 
 
-def holds_more_values(body: bytes, most: int) -> bool:
-    """Whether a parser could meet more than `most` values in a body: it is exact for JSON, up to the first fault."""
-    if _marks(body) <= most:
+def has_more_values(body: bytes, limit: int) -> bool:
+    """Whether a body has more than `limit` values; exact for JSON, up to the first syntax error."""
+    if _marks(body) <= limit:
         return False
     plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")  # left to right, as escapes are read
-    if plain.count(b'"') > 4 * most:  # a value has at most two strings: its key and itself
+    if plain.count(b'"') > 4 * limit:  # a value has at most two strings: its key and itself
         return True
-    return _marks(b"".join(plain.split(b'"')[::2])) > most
+    return _marks(b"".join(plain.split(b'"')[::2])) > limit
 
 
 def _marks(text: bytes) -> int:
-    """Count what a value, or the first of a container, comes after."""
+    """Count the characters that precede a value."""
     return sum(map(text.count, (b",", b"[", b"{")))

@@ -1,6 +1,6 @@
-"""Keys that clients send as bearer tokens: reading them from a file, and refusing those that no client could send.
+"""API keys: reading a key file, and validation of keys.
 
-No message holds a key: it names the line, or the position in the list.
+No message contains a key; it names the line, or the position in the list.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ COMMENT = "#"
 
 
 def fault_of(key: str) -> str | None:
-    """Say why a key can never match an `Authorization: Bearer KEY` header; None for a usable key."""
+    """Describe why a key cannot match an `Authorization: Bearer KEY` header; None for a valid key."""
     if not key:
         return "is blank"
     if any(character.isspace() for character in key):

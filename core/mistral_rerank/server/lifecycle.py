@@ -1,4 +1,4 @@
-"""Run the application on this machine until a signal says stop, and then finish what was begun."""
+"""Runs the application on this machine, with a graceful shutdown."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 KEEP_ALIVE_SECONDS = 75
-"""How long an idle connection stays open: longer than clients keep theirs, so that none closes under a request."""
+"""Idle time of a connection: longer than that of clients, so that the server does not close it under a request."""
 DRAIN_SECONDS = 30.0
-"""How long running requests may take once the server has been told to stop."""
+"""Time for running requests after the first signal to stop."""
 
 
 class DrainingServer(uvicorn.Server):
-    """Stops in two steps: no longer ready, then, once the last request is answered, gone.
+    """Stops gracefully: reports that it is not ready, and exits after the last running request.
 
-    A second signal stops it at once. It also stops when its model cannot be loaded.
+    A second signal stops it at once. It also exits if its model cannot be loaded.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
@@ -62,7 +62,7 @@ class DrainingServer(uvicorn.Server):
 def server_config(
     app: FastAPI, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 0, log_level: str = "info"
 ) -> uvicorn.Config:
-    """Describe how uvicorn runs the application: with the limits on connections."""
+    """Make uvicorn's configuration, with the limits on connections."""
     return uvicorn.Config(
         app,
         host=host,
@@ -79,10 +79,10 @@ def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int,
     """Serve a reranker over HTTP until SIGINT or SIGTERM.
 
     Args:
-        reranker: what answers; closing it stays with its owner.
+        reranker: the caller closes it.
         settings: names, keys and limits.
         host: the address to bind to.
-        port: its port.
+        port: the port to bind to.
         log_level: uvicorn's.
 
     Raises:
@@ -91,7 +91,7 @@ def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int,
 
     """
     if not settings.api_keys and host not in LOOPBACK:
-        logger.warning("everybody who reaches %s may rerank; set keys to change that", host)
+        logger.warning("every client that reaches %s may rerank; set keys to change that", host)
     app = create_app(reranker, settings)
     service: Service = app.state.service
     config = server_config(app, settings, host=host, port=port, log_level=log_level)

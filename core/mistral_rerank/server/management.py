@@ -1,4 +1,4 @@
-"""What operators, probes and people ask of a server beside rankings: models, health, metrics, versions, the page."""
+"""Routes beside the rerank ones: models, health, metrics, versions and the web page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ management = APIRouter(tags=["management"])
 
 
 class Model(TypedDict):
-    """A model, as OpenAI's API describes it."""
+    """A model in the form of OpenAI's API."""
 
     id: str
     object: Literal["model"]
@@ -32,14 +32,14 @@ class Model(TypedDict):
 
 
 class Models(TypedDict):
-    """A list of them."""
+    """A list of models."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class TeiInfo(TypedDict):
-    """What text-embeddings-inference tells of itself, as far as it has a meaning here."""
+    """The fields of text-embeddings-inference's `/info` that apply to this server."""
 
     model_id: str
     model_type: dict[Literal["reranker"], dict[str, dict[str, str | int]]]
@@ -50,7 +50,7 @@ class TeiInfo(TypedDict):
 
 
 class Health(TypedDict):
-    """What a NIM says of itself."""
+    """The health reply of a NIM."""
 
     object: Literal["health.response"]
     message: str
@@ -58,21 +58,21 @@ class Health(TypedDict):
 
 
 class Version(TypedDict):
-    """Of this software and of the API."""
+    """Versions of this software and of the API."""
 
     release: str
     api: str
 
 
 class ModelInfo(TypedDict):
-    """A model, as a NIM describes it."""
+    """A model in the form of a NIM."""
 
     modelUrl: str
     shortName: str
 
 
 class Metadata(TypedDict):
-    """What a NIM tells of what it runs."""
+    """The metadata of a NIM."""
 
     version: str
     modelInfo: list[ModelInfo]
@@ -80,7 +80,7 @@ class Metadata(TypedDict):
 
 @management.get("/v1/models", responses={401: {"model": ErrorBody}})
 async def models(request: Request) -> Models:
-    """List the model, as OpenAI's API does."""
+    """List the model, in the form of OpenAI's API."""
     return {"object": "list", "data": [_model(request)]}
 
 
@@ -105,7 +105,7 @@ def _model(request: Request) -> Model:
 
 @management.get("/info", responses={401: {"model": ErrorBody}})
 async def info(request: Request) -> TeiInfo:
-    """Say what TEI's clients ask: the model and the limits."""
+    """Give the model and the limits, for TEI's clients."""
     service: Service = request.app.state.service
     return {
         "model_id": service.model_id,
@@ -119,13 +119,13 @@ async def info(request: Request) -> TeiInfo:
 
 @management.get("/v1/health/live")
 async def live() -> Health:
-    """Say that the process answers."""
+    """Report that the process is running."""
     return {"object": "health.response", "message": "Service is live.", "status": "live"}
 
 
 @management.get("/v1/health/ready", responses={503: {"model": ErrorBody}})
 async def ready(request: Request) -> Health:
-    """Say whether requests are welcome: the model is loaded, and the server not on its way down."""
+    """Report whether the model is loaded and the server is not shutting down."""
     if why := request.app.state.service.not_ready:
         raise HTTPException(503, why, {"Retry-After": "1"})
     return {"object": "health.response", "message": "Service is ready.", "status": "ready"}
@@ -133,33 +133,33 @@ async def ready(request: Request) -> Health:
 
 @management.get("/health", responses={503: {"model": ErrorBody}})
 async def health(request: Request) -> Health:
-    """Say the same for those who ask as of vLLM and TEI."""
+    """Report readiness, at the path of vLLM and TEI."""
     return await ready(request)
 
 
 @management.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 @management.get("/v1/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(request: Request) -> Response:
-    """Give what is counted, for Prometheus."""
+    """Give the Prometheus metrics."""
     return Response(request.app.state.service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
 @management.get("/v1/version")
 async def version() -> Version:
-    """Name this software's version."""
+    """Give the version of this software."""
     return {"release": __version__, "api": "v1"}
 
 
 @management.get("/v1/metadata", responses={401: {"model": ErrorBody}})
 async def metadata(request: Request) -> Metadata:
-    """Name the version and the model."""
+    """Give the version and the model."""
     name = request.app.state.service.model_id
     return {"version": __version__, "modelInfo": [{"modelUrl": name, "shortName": name}]}
 
 
 @management.get("/", response_class=HTMLResponse, include_in_schema=False)
 async def page() -> HTMLResponse:
-    """Show the page for people; it may load nothing from elsewhere."""
+    """Give the web page, which may load nothing from other hosts."""
     nonce = secrets.token_urlsafe(16)
     text = resources.files("mistral_rerank.server").joinpath("page.html").read_text(encoding="utf-8")
     policy = (

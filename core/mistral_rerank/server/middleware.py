@@ -1,6 +1,6 @@
-"""Around every request: its id, its place in the metrics, its key, its admission, the limits of its body.
+"""Middleware: request ids, metrics, API keys, admission and limits on bodies.
 
-Plain ASGI, so that disconnects reach the routes.
+It is plain ASGI, so that disconnects reach the routes.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ logger = logging.getLogger(__name__)
 OPEN_PATHS = frozenset(
     ("/", "/health", "/v1/health/live", "/v1/health/ready", "/metrics", "/v1/metrics", "/v1/version", "/openapi.json")
 )
-"""Need no key: the page and its description, and what probes and Prometheus ask for."""
+"""Paths without a key: the page, the API's description, health and metrics."""
 SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class RequestContext:
-    """Gives every request an id (its client's own if it sent one) and an answer whatever fails, and counts."""
+    """Gives every request an id (the client's if it sent one), answers unexpected errors, and updates the metrics."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._metrics, self._spans = app, service.metrics, service.settings.telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # the same answer; the HTTP server leaves its body out
-        sent = headers.get("x-request-id", "")
-        request_id = sent if SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
+            scope = {**scope, "method": "GET"}  # the HTTP server leaves out the body
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if SAFE_ID.fullmatch(client_id) else uuid.uuid4().hex
         if not self._spans:
             await self._answer(scope, receive, send, request_id)
             return
@@ -57,10 +57,10 @@ class RequestContext:
             answered(*await self._answer(scope, receive, send, request_id))
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> tuple[str, int]:
-        """Answer it; gives its route and the status of the answer."""
-        status, partial_states = 0, time.perf_counter()
+        """Handle it; give its route and the status of the response."""
+        status, start = 0, time.perf_counter()
 
-        async def answer(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -68,30 +68,30 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, answer)
+            await self._app(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("request %s failed", request_id)
-            if status:  # the answer has begun: the connection can only be cut
+            if status:  # the response has started, so the connection can only be closed
                 raise
             message = f"the server failed ({type(error).__name__}); its log says more"
-            await error_response(scope["path"], 500, message)(scope, receive, answer)
+            await error_response(scope["path"], 500, message)(scope, receive, send_with_id)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - partial_states)
+            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
         return route, status
 
 
 class BearerKeys:
-    """Lets in who sends one of the keys, on every path that is not open. Without keys everybody is let in."""
+    """Refuses requests without one of the keys, except on open paths. Without keys, all requests are accepted."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._rejections = app, service.metrics.rejections
         self._keys = [_digest(key.get_secret_value()) for key in service.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it."""
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._knows(scope):
+        """Handle one request, or refuse it."""
+        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._has_key(scope):
             await self._app(scope, receive, send)
             return
         self._rejections.labels("key").inc()
@@ -99,25 +99,25 @@ class BearerKeys:
         refusal = error_response(scope["path"], 401, message, headers={"WWW-Authenticate": "Bearer"})
         await refusal(scope, receive, send)
 
-    def _knows(self, scope: Scope) -> bool:
+    def _has_key(self, scope: Scope) -> bool:
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        sent = _digest(key.strip())
-        known = [hmac.compare_digest(sent, one) for one in self._keys]  # all of them, so that time tells nothing
-        return scheme.lower() == "bearer" and any(known)
+        digest = _digest(key.strip())
+        matches = [hmac.compare_digest(digest, known) for known in self._keys]  # all, so that the time is constant
+        return scheme.lower() == "bearer" and any(matches)
 
 
 class Admission:
-    """Counts a request before its body is read, and refuses it where there are too many.
+    """Counts a request before its body is read, and refuses it if there are too many.
 
-    A body is refused if it is too long, by what it says of itself or else as it comes in; if it comes too slowly; and
-    if the bodies of all requests together are too long.
+    A body is refused if its declared or its actual length is too large, if it arrives too slowly, or if the bodies of
+    all requests together are too large.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or refuse it."""
+        """Handle one request, or refuse it."""
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
@@ -130,20 +130,20 @@ class Admission:
 
     async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
         service, settings = self._service, self._service.settings
-        most = settings.max_body_bytes
-        too_long = f"the body is longer than {most} bytes; send fewer or shorter passages at once"
-        said = Headers(scope=scope).get("content-length", "")
-        if said.isdecimal() and int(said) > most:
+        limit = settings.max_body_bytes
+        too_long = f"the body is longer than {limit} bytes; send fewer or shorter passages at once"
+        declared = Headers(scope=scope).get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
             raise service.rejection("body", 413, too_long, close=True)
         length, complete = 0, False
-        until = asyncio.get_running_loop().time() + settings.transfer_timeout
+        deadline = asyncio.get_running_loop().time() + settings.transfer_timeout
 
         async def limited() -> Message:
             nonlocal length, complete
             if complete:
                 return await receive()
             try:
-                async with asyncio.timeout_at(until):
+                async with asyncio.timeout_at(deadline):
                     message = await receive()
             except TimeoutError:
                 late = f"the body did not arrive within {settings.transfer_timeout:g} s; send it faster"
@@ -152,7 +152,7 @@ class Admission:
             length += size
             service.held_bytes += size
             complete = not message.get("more_body", False)
-            if length > most:
+            if length > limit:
                 raise service.rejection("body", 413, too_long, close=True)
             if service.held_bytes > settings.max_held_bytes:
                 full = "the server holds as many bytes of requests as it may; try again"

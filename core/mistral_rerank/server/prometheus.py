@@ -1,4 +1,4 @@
-"""What Prometheus can ask a server. docs/server.md lists the same names."""
+"""Prometheus metrics of a server; docs/server.md lists the names."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 class Metrics(Observer):
-    """The counters of one server, and what its reranker reports to."""
+    """The metrics of one server; the observer of its reranker."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -40,7 +40,7 @@ class Metrics(Observer):
         self._queue_size = Gauge("mistral_rerank_queue_size", "requests waiting or running", registry=registry)
 
     def watch_queue(self, size: Callable[[], int]) -> None:
-        """Read the length of the queue whenever Prometheus asks."""
+        """Set the function that gives the length of the queue."""
         self._queue_size.set_function(size)
 
     def tokenized(self, seconds: float) -> None:
@@ -58,5 +58,5 @@ class Metrics(Observer):
         self._inference_seconds.observe(seconds)
 
     def text(self) -> bytes:
-        """Give all of it in Prometheus' text format."""
+        """Give all metrics in Prometheus' text format."""
         return generate_latest(self._registry)

@@ -1,7 +1,8 @@
-"""Which protocol a body speaks, where several share a path.
+"""Detects the protocol of a body on paths that several protocols share.
 
-It shows in the fields: `texts` is TEI's, `top_k` and `truncation` are Voyage's, `use_activation` and
-`truncate_prompt_tokens` are vLLM's; the rest is Cohere's and Jina's. The JSON schema of such a path says the same.
+The fields decide: `texts` is TEI's, `top_k` and `truncation` are Voyage's, `use_activation` and
+`truncate_prompt_tokens` are vLLM's; other bodies are Cohere's and Jina's. The JSON
+schema of such a path describes the same rule.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ MARKS = {
     "voyage": ("top_k", "truncation"),
     "vllm": ("use_activation", "truncate_prompt_tokens"),
 }
-"""Fields that one protocol alone has; the first protocol of which a body has one, and not null, is its own."""
+"""Fields of only one protocol. The first protocol with a field that is present and not null is chosen."""
 
 
 class _ByMarks:
-    """Of a union of bodies: says in its JSON schema what tells them apart."""
+    """Adds the rule of the detection to the JSON schema of a union of bodies."""
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         described = handler(schema)

@@ -1,4 +1,4 @@
-"""What every route does: take a request in, have it ranked, and give up when nobody waits for the answer."""
+"""The work of the routes: admission, scoring, timeouts and client disconnects, and the state of the model."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 UNNAMED = "rerank"
-"""What the model is called in front of an endpoint where none was named."""
+"""Name of the model of an endpoint for which no model was set."""
 PARSED_AT_ONCE = 2
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
-"""Seconds between attempts to load the model: the first, and the longest as they double."""
+"""Seconds between attempts to load the model; they double from the first to the longest."""
 CLIENT_CLOSED_REQUEST = 499
-"""nginx's status of a request whose client has gone; it reaches the metrics alone."""
+"""nginx's status of a request whose client has disconnected; only the metrics show it."""
 
 
 class ClientGoneError(Exception):
-    """The client closed the connection before its answer was there."""
+    """The client closed the connection before the response."""
 
 
 class Service:
@@ -52,13 +52,13 @@ class Service:
 
     Attributes:
         settings: names, keys and limits.
-        metrics: what is counted.
-        created: when the service began, in seconds since 1970.
-        in_flight: how many requests are admitted: their bodies arrive, or they wait or run.
-        held_bytes: how many bytes of bodies these have sent.
-        parsing: lets few long bodies be parsed at once.
-        draining: whether the server is on its way down: it takes no new requests.
-        failure: why the model cannot be used, or None.
+        metrics: the Prometheus metrics.
+        created: start of the service, in seconds since 1970.
+        in_flight: number of admitted requests: receiving their bodies, waiting or running.
+        held_bytes: bytes of their bodies received so far.
+        parsing: limits how many long bodies are parsed at once.
+        draining: whether the server is shutting down and refuses new requests.
+        failure: the error that makes the model unusable, or None.
 
     """
 
@@ -80,7 +80,7 @@ class Service:
 
     @property
     def model_id(self) -> str:
-        """What the model is called in replies and in the list of models: no path and no address."""
+        """Name of the model in replies and in the list of models: no path and no address."""
         if self.settings.model_id:
             return self.settings.model_id
         if isinstance(self._reranker, RemoteReranker) and self._reranker.model is None:
@@ -90,7 +90,7 @@ class Service:
 
     @property
     def not_ready(self) -> str | None:
-        """Why requests should go elsewhere; None when they are welcome."""
+        """The reason why the server is not ready; None when it is."""
         if self.draining:
             return "Service is shutting down."
         if self.failure is not None:
@@ -98,10 +98,10 @@ class Service:
         return None if self._loaded else "Service is loading the model."
 
     async def warmup(self) -> None:
-        """Load the model by scoring one short pair, again and again while what stops it may pass.
+        """Load the model by scoring one short pair; repeat it after temporary errors.
 
         Raises:
-            Exception: the model cannot be used; `failure` holds the same.
+            Exception: the model is unusable; `failure` is set to it.
 
         """
         pause = FIRST_PAUSE
@@ -109,7 +109,7 @@ class Service:
             try:
                 await self._reranker.ascore_pairs([("warm", "up")])
             except Exception as error:
-                if not may_pass(error):
+                if not is_temporary(error):
                     self.failure = error
                     raise
                 logger.warning("not ready (%s); trying again in %g s", error, pause)
@@ -121,10 +121,10 @@ class Service:
 
     @contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request from its headers to its answer.
+        """Count a request as in flight.
 
         Raises:
-            HTTPException: there are too many requests, or the server is on its way down.
+            HTTPException: there are too many requests, or the server is shutting down.
 
         """
         if self.draining:
@@ -137,36 +137,40 @@ class Service:
         finally:
             self.in_flight -= 1
 
-    async def rerank(self, asked: RerankRequest, request: Request) -> RerankReply:
+    async def rerank(self, rerank_request: RerankRequest, request: Request) -> RerankReply:
         """Rank the passages of a request.
 
         Raises:
-            HTTPException: the model is another, there are too many passages, or time is over.
-            RerankError: the reranker's own.
-            ClientGoneError: nobody waits any more.
+            HTTPException: unknown model, too many passages, or timeout.
+            RerankError: from the reranker.
+            ClientGoneError: the client has disconnected.
 
         """
-        self._check(asked.model, len(asked.passages))
-        overflow = _overflow(asked.truncate)
+        self._check(rerank_request.model, len(rerank_request.passages))
+        overflow = _overflow(rerank_request.truncate)
 
         async def rank() -> list[RankedPassage]:
-            return await self._reranker.arank(asked.query, asked.passages, overflow=overflow)
+            return await self._reranker.arank(rerank_request.query, rerank_request.passages, overflow=overflow)
 
         async def traced() -> list[RankedPassage]:
             with rerank_span(
-                asked.query, asked.passages, model=self.model_id, top_n=asked.top_n, content=False
+                rerank_request.query,
+                rerank_request.passages,
+                model=self.model_id,
+                top_n=rerank_request.top_n,
+                content=False,
             ) as report:
                 ranking = await rank()
-                report(ranking[: asked.top_n])
+                report(ranking[: rerank_request.top_n])
                 return ranking
 
         ranking = await self._while_connected(traced() if self.settings.telemetry else rank(), request)
-        tokens = sum(place.score.tokens for place in ranking)
+        tokens = sum(ranked.score.tokens for ranked in ranking)
         self.metrics.prompt_tokens.inc(tokens)
-        return RerankReply(tuple(ranking[: asked.top_n]), self.model_id, uuid.uuid4().hex, tokens)
+        return RerankReply(tuple(ranking[: rerank_request.top_n]), self.model_id, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
-        """Score the pairs of a request, in its order; errors as `rerank`'s."""
+        """Score the pairs of a request, in its order; errors as for `rerank`."""
         pairs = body.pairs()
         self._check(body.model, len(pairs))
         overflow = _overflow(body.truncate_prompt_tokens is not None)
@@ -190,54 +194,54 @@ class Service:
         )
 
     async def _while_connected(self, work: Coroutine[Any, Any, T], request: Request) -> T:
-        """Wait for work as long as its client does; work that is given up leaves the reranker's queue."""
-        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+        """Await the work until the timeout or until the client disconnects; then cancel it in the reranker's queue."""
+        task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
         try:
             done, _ = await asyncio.wait(
-                {task, gone}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED
+                {task, disconnected}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED
             )
             if task in done:
                 return task.result()
-            if gone in done:
+            if disconnected in done:
                 self.metrics.rejections.labels("disconnected").inc()
                 raise ClientGoneError
             seconds = f"{self.settings.timeout:g}"
             raise self.rejection("timeout", 504, f"no answer within {seconds} s; send fewer passages, or try again")
         finally:
             task.cancel()
-            gone.cancel()
+            disconnected.cancel()
 
-    def check_model(self, asked: str | None) -> None:
-        """Refuse a name that is not the model's.
+    def check_model(self, name: str | None) -> None:
+        """Refuse the name of another model.
 
         Raises:
             HTTPException: 404.
 
         """
         known = (self.model_id, *self.settings.aliases)
-        if asked is not None and asked not in known:
+        if name is not None and name not in known:
             raise self.rejection("model", 404, f"no such model; there is {', '.join(known)}")
 
     def rejection(self, reason: str, status: int, message: str, *, close: bool = False) -> HTTPException:
-        """Count a refusal; gives what to raise. `close` ends the connection, whose body is not read to its end."""
+        """Count a refusal, and make its exception. `close` closes the connection, because the body is not read."""
         self.metrics.rejections.labels(reason).inc()
         headers = ({"Retry-After": "1"} if status == 503 else {}) | ({"Connection": "close"} if close else {})
         return HTTPException(status, message, headers or None)
 
     def _check(self, model: str | None, passages: int) -> None:
         self.check_model(model)
-        most = self.settings.max_passages
-        if passages > most:
-            raise self.rejection("passages", 422, f"send at most {most} passages at once, not {passages}")
+        limit = self.settings.max_passages
+        if passages > limit:
+            raise self.rejection("passages", 422, f"send at most {limit} passages at once, not {passages}")
 
 
-def may_pass(error: BaseException | None) -> bool:
-    """Whether what stopped a model from loading, or an endpoint from answering, may be over after a while."""
+def is_temporary(error: BaseException | None) -> bool:
+    """Whether an error of loading a model, or of an endpoint, may not occur again later."""
     while error is not None:
         if isinstance(error, RemoteError):
             return is_retryable(error) or isinstance(error, DeadlineExceededError)
         if type(error).__name__ == "OfflineModeIsEnabled":
-            return False  # the model hub's client was told not to use the network
+            return False  # the model hub's client may not use the network
         if isinstance(error, ConnectionError | TimeoutError | MemoryError | httpx.TransportError):
             return True
         if getattr(getattr(error, "response", None), "status_code", None) in RETRYABLE:
@@ -249,7 +253,7 @@ def may_pass(error: BaseException | None) -> bool:
 
 
 def _overflow(truncate: bool) -> Overflow | None:
-    return None if truncate else "error"  # None: as whoever runs the server chose
+    return None if truncate else "error"  # None: the reranker's setting
 
 
 async def _disconnected(request: Request) -> None:

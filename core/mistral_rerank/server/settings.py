@@ -1,56 +1,59 @@
-"""What whoever runs a server decides."""
+"""Settings of the server, from arguments or environment variables."""
 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from mistral_rerank.server.keys import fault_of
-from mistral_rerank.settings import environment_field, warn_of_unknown_variables
-
-ENV_PREFIX = "MISTRAL_RERANK_SERVER_"
+from mistral_rerank.settings import read_environment, warn_of_unknown_variables
 
 
-def _setting(name: str, default: object, description: str, **constraints: Any) -> Any:
-    return environment_field(ENV_PREFIX + name.upper(), default, description, **constraints)
-
-
-class ServerSettings(BaseModel):
-    """Names, keys and limits of a server; each can be set as `MISTRAL_RERANK_SERVER_<NAME>` too."""
+class EnvironmentSettings(BaseModel):
+    """Settings whose missing values come from environment variables that begin with `env_prefix`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), hide_input_in_errors=True)
 
-    model_id: str | None = _setting("model_id", None, "what clients call the model; default: its own name")
-    aliases: tuple[str, ...] = _setting("aliases", (), "further names that requests may give the model")
-    api_keys: tuple[SecretStr, ...] = Field(
-        default_factory=lambda: os.environ.get(
-            f"{ENV_PREFIX}API_KEYS", ()
-        ),  # set and empty is a mistake, refused below
-        validate_default=True,
-        description="who sends one of them may rerank; none: everybody",
-    )
-    cors_origins: tuple[str, ...] = _setting("cors_origins", (), "origins whose pages may call the server")
-    max_body_bytes: int = _setting("max_body_bytes", 8_000_000, "longest body of a request", ge=1)
-    max_passages: int = _setting("max_passages", 1000, "most passages of a request", ge=1)
-    max_requests: int = _setting("max_requests", 256, "most requests waiting or running; others get a 503", ge=1)
-    max_connections: int = _setting(
-        "max_connections", 512, "most open connections; the longest idle one gives way", ge=1
-    )
-    max_held_bytes: int = _setting("max_held_bytes", 64_000_000, "most bytes of bodies of all requests together", ge=1)
-    timeout: float = _setting("timeout", 120.0, "seconds after which a request gets a 504", gt=0)
-    transfer_timeout: float = _setting(
-        "transfer_timeout", 30.0, "seconds in which a body must arrive, and a reply be taken", gt=0
-    )
-    telemetry: bool = _setting("telemetry", False, "an OpenTelemetry span of each request and ranking, without texts")
-    strict: bool = _setting("strict", False, "refuse fields that the protocol does not name, as NIM 2 does")
+    env_prefix: ClassVar[str]
 
     @model_validator(mode="before")
     @classmethod
-    def _read_environment(cls, values: object) -> object:
-        warn_of_unknown_variables(ENV_PREFIX, cls.model_fields)
-        return values
+    def _read_environment(cls, values: Any) -> Any:
+        warn_of_unknown_variables(cls.env_prefix, cls.model_fields)
+        return read_environment(cls.env_prefix, cls.model_fields) | values if isinstance(values, dict) else values
+
+
+class ServerSettings(EnvironmentSettings):
+    """Names, keys and limits of a server; each can be set as `MISTRAL_RERANK_SERVER_<NAME>` too."""
+
+    env_prefix = "MISTRAL_RERANK_SERVER_"
+
+    model_id: str | None = Field(None, description="name of the model for clients; default: its own")
+    aliases: tuple[str, ...] = Field((), description="further names of the model for clients")
+    api_keys: tuple[SecretStr, ...] = Field((), description="keys of which a client must send one; default: no key")
+    cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the server")
+    max_body_bytes: int = Field(8_000_000, ge=1, description="most bytes of a request's body")
+    max_passages: int = Field(1000, ge=1, description="most passages of a request")
+    max_requests: int = Field(256, ge=1, description="most requests waiting or running; others get a 503")
+    max_connections: int = Field(
+        512, ge=1, description="most open connections; over it, the longest idle one is closed"
+    )
+    max_held_bytes: int = Field(64_000_000, ge=1, description="most bytes of the bodies of all requests together")
+    timeout: float = Field(120.0, gt=0, description="seconds after which a request gets a 504")
+    transfer_timeout: float = Field(
+        30.0, gt=0, description="seconds within which a body must arrive, and a reply be read"
+    )
+    telemetry: bool = Field(False, description="an OpenTelemetry span of each request and ranking, without texts")
+    strict: bool = Field(False, description="refuse fields that the protocol does not name, as NIM 2 does")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_empty_keys(cls, values: Any) -> Any:
+        """Let `_can_match` refuse an empty variable of keys, which else would leave the server open."""
+        keys = os.environ.get(f"{cls.env_prefix}API_KEYS")
+        return {"api_keys": keys} | values if keys is not None and isinstance(values, dict) else values
 
     @field_validator("aliases", "api_keys", "cors_origins", mode="before")
     @classmethod
@@ -62,9 +65,9 @@ class ServerSettings(BaseModel):
 
     @field_validator("aliases", "cors_origins")
     @classmethod
-    def _hold_something(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+    def _not_blank(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         if not all(value.strip() for value in values):
-            raise ValueError("one of them is blank; give them separated by commas, or leave the setting out")
+            raise ValueError("one of the values is blank; give them separated by commas, or leave the setting out")
         return values
 
     @field_validator("api_keys")

@@ -12,11 +12,9 @@ import random
 import shutil
 import sys
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from mistral_rerank.data_files.atomic import check_resume_settings
 from mistral_rerank.errors import (
@@ -45,7 +43,6 @@ from mistral_rerank.local.model.nf4 import import_bitsandbytes
 from mistral_rerank.local.model.rotary import forget_lengths
 from mistral_rerank.local.model.transformer import is_known
 from mistral_rerank.templates import DEFAULT_TEMPLATE, Template
-from mistral_rerank.training.losses import Loss
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.model_card import TrainingRecord, write_checkpoint
 from mistral_rerank.training.sources import load_groups
@@ -67,53 +64,17 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from peft import PeftModel
 
     from mistral_rerank.local.model.pooling import PoolingConfig
     from mistral_rerank.training.groups import Group
+    from mistral_rerank.training.settings import TrainSettings
 
 logger = logging.getLogger(__name__)
 
 LORA_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class TrainSettings(BaseModel):
-    """Settings of a training run; the same settings and data give the same weights on one thread."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    base: str | None = Field(default=None, description="a folder, a hub id, or smollm2-135m")
-    layers: int | None = Field(default=None, ge=1, description="keep only the first N layers of the base")
-    init: str | None = Field(default=None, description="instead of a base: go on from this adapter, or mini")
-    data: tuple[Path, ...] = Field(min_length=1, description="BEIR folders, or .jsonl files of groups")
-    validation: tuple[Path, ...] = Field(default=(), description="data sets ranked after every save_steps")
-    max_queries: int | None = Field(default=None, ge=1, description="questions of each data set at most")
-    patience: int | None = Field(default=None, ge=1, description="validations in a row without a better one, to stop")
-    loss: Loss = Field(default="bce+infonce", description=" | ".join(get_args(Loss)))
-    distill: float = Field(default=1.0, ge=0, description="weight of the teacher's order, in groups that hold one")
-    questions: int = Field(default=1, ge=1, description="questions of a group, all compared with its passages")
-    negatives: int = Field(default=4, ge=0, description="passages of a group judged 0, or else from BM25")
-    random_negatives: int = Field(default=1, ge=0, description="random negatives in a group")
-    max_length: int = Field(default=512, ge=16, description="tokens of a pair while training")
-    template: str | None = Field(default=None, description="the prompt; None for NVIDIA's, or that of `init`")
-    bidirectional: bool = Field(default=False, description="tokens look ahead too, and the mean of all is pooled")
-    frozen_layers: int = Field(default=0, ge=0, description="lower layers without LoRA: no backward pass there")
-    lora_rank: int = Field(default=16, ge=1)
-    lora_alpha: int = Field(default=32, ge=1)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    learning_rate: float = Field(default=3e-4, gt=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps with a rising learning rate")
-    weight_decay: float = Field(default=0.01, ge=0)
-    epochs: float = Field(default=1.0, gt=0)
-    groups_per_step: int = Field(default=32, ge=1, description="groups of one optimizer step")
-    groups_per_forward: int = Field(default=4, ge=1, description="groups whose activations are held at once")
-    batch_tokens: int = Field(default=4096, ge=1, description="tokens of one row")
-    four_bit: bool = Field(default=False, description="keep the base in 4 bits while training (QLoRA)")
-    activation_checkpointing: bool = Field(default=False, description="less memory for a third more time")
-    save_steps: int = Field(default=50, ge=1, description="optimizer steps between resumable checkpoints")
-    device: str = "auto"
-    seed: int = 0
 
 
 def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None] = logger.info) -> Path:

@@ -6,14 +6,14 @@ NaN for an unjudged one, which counts only in the distillation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch.nn import functional
 
 if TYPE_CHECKING:
     import torch
 
-Loss = Literal["bce", "infonce", "bce+infonce"]
+    from mistral_rerank.training.settings import Loss
 
 FAR_BELOW = -1e4
 """Masks a passage in a softmax. With minus infinity, a row of only such passages would have a NaN gradient."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState
 
     from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig
-    from mistral_rerank.training.finetune import TrainSettings
+    from mistral_rerank.training.settings import TrainSettings
 
 CARD = "README.md"
 SMOOTHED = 40

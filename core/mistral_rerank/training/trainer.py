@@ -15,7 +15,7 @@ from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig
 from mistral_rerank.local.model.rerank_model import apply_head
 from mistral_rerank.local.model.rotary import same_frequencies
 from mistral_rerank.local.model.transformer import window_of
-from mistral_rerank.training.losses import Loss, group_loss
+from mistral_rerank.training.losses import group_loss
 from mistral_rerank.training.validation import ndcg
 
 try:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.training.groups import Group
+    from mistral_rerank.training.settings import Loss
 
 logger = logging.getLogger(__name__)
 

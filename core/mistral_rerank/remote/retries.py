@@ -1,0 +1,81 @@
+"""Retries of failed requests, with exponential backoff, jitter and `Retry-After`."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from mistral_rerank.errors import DeadlineExceededError, RemoteError
+from mistral_rerank.remote.error_mapping import is_retryable
+from mistral_rerank.remote.session import Sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mistral_rerank.remote.session import Session
+
+T = TypeVar("T")
+
+CLOCK_SLACK = 0.005
+"""A timeout that ends this many seconds before the deadline is attributed to the deadline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retries:
+    """Number of retries, and the waits before them.
+
+    Attributes:
+        most: attempts after the first.
+        first_wait: seconds before the second attempt; doubled for each further one.
+        longest_wait: most seconds of a wait without `Retry-After`.
+        longest_retry_after: most seconds of an endpoint's `Retry-After`; a longer one fails the call at once.
+
+    """
+
+    most: int = 2
+    first_wait: float = 0.5
+    longest_wait: float = 8.0
+    longest_retry_after: float = 60.0
+
+    def wait(self, attempt: int, retry_after: float | None) -> float | None:
+        """Give the seconds to wait after attempt 0, 1, ...; None to give up."""
+        if attempt >= self.most:
+            return None
+        if retry_after is not None:
+            return retry_after if retry_after <= self.longest_retry_after else None
+        wait = min(self.first_wait * 2.0**attempt, self.longest_wait)
+        return wait * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
+
+
+def with_retries(attempt: Callable[[], Session[T]], retries: Retries, *, deadline: float = math.inf) -> Session[T]:
+    """Repeat an attempt whose error may be temporary.
+
+    Args:
+        attempt: starts the session of one attempt.
+        retries: number and waits.
+        deadline: of all attempts together, on `time.monotonic`'s clock.
+
+    Raises:
+        DeadlineExceededError: the deadline has passed.
+        RemoteError: of the last attempt.
+
+    """
+    attempts = 0
+    while True:
+        try:
+            return (yield from attempt())
+        except DeadlineExceededError:
+            raise
+        except RemoteError as error:
+            if time.monotonic() >= deadline - CLOCK_SLACK:
+                raise DeadlineExceededError(
+                    f"the time of the call is over; last: {error}", status=error.status, request_id=error.request_id
+                ) from error
+            wait = retries.wait(attempts, error.retry_after) if is_retryable(error) else None
+            if wait is None or time.monotonic() + wait >= deadline:
+                raise
+        yield Sleep(wait)
+        attempts += 1
