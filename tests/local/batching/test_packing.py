@@ -10,16 +10,9 @@ from support import plain_logits, tiny_config
 from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification
 
 from mistral_rerank.local.batching import packing
-from mistral_rerank.local.batching.packing import (
-    PackedCost,
-    PrefixGroup,
-    bucket_capacity,
-    bucket_length,
-    find_prefix_groups,
-    pack,
-    packed_cost,
-    plan_packs,
-)
+from mistral_rerank.local.batching.packing import bucket_capacity, bucket_length, pack
+from mistral_rerank.local.batching.planning import PackedCost, packed_cost, plan_packs
+from mistral_rerank.local.batching.prefix_groups import PrefixGroup, find_prefix_groups
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import span_masks
 from mistral_rerank.local.model.rerank_model import RerankModel

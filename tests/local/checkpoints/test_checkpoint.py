@@ -12,7 +12,8 @@ from transformers import (
 )
 
 from mistral_rerank import CheckpointError, LocalReranker
-from mistral_rerank.local.checkpoints.checkpoint import load_classifier, open_checkpoint, read_config, summary
+from mistral_rerank.local.checkpoints.config import read_config
+from mistral_rerank.local.checkpoints.loading import load_classifier, open_checkpoint, summary
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.templates import Template
 

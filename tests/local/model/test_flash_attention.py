@@ -10,11 +10,13 @@ from support import plain_logits, tiny_config
 from torch.nn.attention import varlen
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local.batching.packing import group_by_prefix, pack
+from mistral_rerank.local.batching.packing import pack
+from mistral_rerank.local.batching.prefix_groups import group_by_prefix
 from mistral_rerank.local.model import rerank_model as models
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
-from mistral_rerank.local.model.rerank_model import apply_head, row_attention
+from mistral_rerank.local.model.pooling import apply_head
+from mistral_rerank.local.model.rerank_model import row_attention
 from mistral_rerank.local.model.transformer import PackedBackbone
 
 CPU = torch.device("cpu")
@@ -149,7 +151,7 @@ def test_without_a_kernel_for_the_device_batches_are_padded(caplog):
 @pytest.mark.parametrize(("right", "expected"), [(True, FlashAttention), (False, None)])
 def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, right, expected):
     asked = []
-    monkeypatch.setattr(models, "agrees", lambda *shape: asked.append(shape) or right)
+    monkeypatch.setattr(models, "passes_self_check", lambda *shape: asked.append(shape) or right)
     backbone = MistralForSequenceClassification(tiny_config(100, head_dim=32)).to(torch.bfloat16).base_model
     cuda = torch.device("cuda")
     assert row_attention(backbone, cuda) is expected
