@@ -58,8 +58,6 @@ def _silence() -> ExitStack:
         hub_bars = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
         stack.callback(hub_bars)
         if transformers_logging.is_progress_bar_enabled():
-            stack.callback(
-                transformers_logging.enable_progress_bar
-            )  # it also enables the hub's, so the hub's are restored after it
+            stack.callback(transformers_logging.enable_progress_bar)  # enables the hub's too, which are restored later
         transformers_logging.disable_progress_bar()
         return stack.pop_all()

@@ -144,10 +144,7 @@ class _Row:
         self.cos, self.sin = rotary[0][0, :, None], rotary[1][0, :, None]
         self.buffer = torch.empty_like(hidden, dtype=torch.float32)
         self.normed, self.output = torch.empty_like(hidden), torch.empty_like(hidden)
-        self.gate, self.up = (
-            hidden.new_empty(len(hidden), intermediate_size),
-            hidden.new_empty(len(hidden), intermediate_size),
-        )
+        self.gate, self.up = (hidden.new_empty(len(hidden), intermediate_size) for _ in range(2))
         self.quantizer = ActivationQuantizer()
 
 
