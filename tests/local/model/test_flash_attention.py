@@ -62,8 +62,8 @@ def test_it_gives_what_a_call_for_each_span_gives(window, causal):
     packed = pack(SEQUENCES, group_by_prefix(SEQUENCES, share=causal), causal=causal).padded_to_bucket()
     query, key, value = states(packed)
     ours, expected = (kind(packed, window, CPU) for kind in (FlashAttention, SpanAttention))
-    for way, asked in (("everywhere", query), ("at_the_ends", query[:, :, packed.last])):
-        if way == "everywhere" or causal:
+    for way, asked in (("all_tokens", query), ("last_tokens", query[:, :, packed.last])):
+        if way == "all_tokens" or causal:
             found, usual = (getattr(kind, way)(asked, key, value, 0.3) for kind in (ours, expected))
             torch.testing.assert_close(found, usual, atol=1e-5, rtol=0)
 
