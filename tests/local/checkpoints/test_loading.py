@@ -35,6 +35,7 @@ def test_the_settings_of_a_checkpoint_decide_prompt_end_token_limit_and_calibrat
         max_length=64,
         calibration={"scale": 0.5, "bias": -1.0},
     )
+    pairs = [pair for pair in pairs if pair[1].strip()]  # blank passages are not scored by the model
     prompt = Template("query: {query} document: {passage}")
     encoded = PairTokenizer(tokenizer, prompt, append_eos=False, max_length=64).encode(pairs[:20])
     model = MistralForSequenceClassification.from_pretrained(folder).eval()
