@@ -60,9 +60,9 @@ def write_random_model(folder: str) -> None:
     """Write a Mistral of 2 layers of 64 with random weights, and mini's tokenizer."""
     from transformers import MistralConfig, MistralForSequenceClassification
 
-    from mistral_rerank.local.checkpoints import checkpoint as checkpoints
+    from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 
-    tokenizer = checkpoints.load_tokenizer(checkpoints.open_checkpoint("mini"))
+    tokenizer = load_tokenizer(open_checkpoint("mini"))
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=len(tokenizer),

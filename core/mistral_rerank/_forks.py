@@ -1,11 +1,11 @@
 """Locks, threads and sockets across `os.fork`.
 
 A forked child has a copy of the parent's memory and none of its threads. A lock that another thread held stays locked
-for ever, and imports and native libraries (OpenMP, oneDNN, tokenizers) hold locks of their own. So a fork waits until
-every `ForkLock` is free, and the child starts with free ones. What holds threads, sockets or other locks registers a
-method with `after_fork`, which replaces them in the child.
+forever in the child, and imports and native libraries (OpenMP, oneDNN, tokenizers) have locks too. So a fork waits
+until every `ForkLock` is free, and in the child all are free. Objects with threads, sockets or other locks register a
+method with `after_fork` that replaces them in the child.
 
-Where the platform cannot fork, nothing here does anything.
+On platforms without fork this module does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 LONGEST_WAIT = 60.0
-"""Seconds that a fork waits in all: longer than a batch; a model that takes longer to load is loaded by the child."""
+"""The most seconds that a fork waits for all locks: longer than a batch takes, not always longer than a load."""
 
 _TOKENIZERS_VARIABLE = "TOKENIZERS_PARALLELISM"
 
@@ -36,12 +36,12 @@ _variable_was_unset = False
 class ForkLock:
     """A lock that a fork in another thread waits for. Hold it around native code and imports; never hold two.
 
-    A second lock is the gate to the first. A fork that waits holds the gate, so a thread that takes the lock again
-    and again cannot starve it.
+    A second lock, the gate, is taken before the first. A waiting fork holds the gate, so a thread that takes the lock
+    in a loop cannot starve the fork.
     """
 
     def __init__(self) -> None:
-        self._make_free()
+        self._reset()
         key = id(self)
         _locks[key] = weakref.ref(self, lambda _: _locks.pop(key, None))
 
@@ -55,31 +55,31 @@ class ForkLock:
     ) -> None:
         self._lock.release()
 
-    def _acquire_until(self, moment: float) -> bool:
-        if not self._gate.acquire(timeout=max(0.0, moment - time.monotonic())):
+    def _acquire_until(self, deadline: float) -> bool:
+        if not self._gate.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return False
         try:
-            return self._lock.acquire(timeout=max(0.0, moment - time.monotonic()))
+            return self._lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
         finally:
             self._gate.release()
 
-    def _make_free(self) -> None:
+    def _reset(self) -> None:
         self._gate, self._lock = threading.Lock(), threading.Lock()
 
 
 def after_fork(method: Callable[[], None]) -> None:
-    """Run a bound method in every child that is forked from now on, as long as its object lives."""
-    _methods[:] = [known for known in _methods if known() is not None]
+    """Register a bound method to run in forked children, as long as its object lives."""
+    _methods[:] = [reference for reference in _methods if reference() is not None]
     _methods.append(weakref.WeakMethod(method))
 
 
 def _before() -> None:
     global _variable_was_unset
     _forking.acquire()
-    moment = time.monotonic() + LONGEST_WAIT
+    deadline = time.monotonic() + LONGEST_WAIT
     for reference in list(_locks.values()):
         lock = reference()
-        if lock is not None and lock._acquire_until(moment):
+        if lock is not None and lock._acquire_until(deadline):
             _held.append(lock)
     # tokenizers prints a warning in the child unless the variable is set before the fork
     _variable_was_unset = "tokenizers" in sys.modules and _TOKENIZERS_VARIABLE not in os.environ
@@ -99,13 +99,13 @@ def _in_child() -> None:
     global _forking
     _forking = threading.Lock()
     if "tokenizers" in sys.modules:
-        os.environ[_TOKENIZERS_VARIABLE] = "false"  # its threads are the parent's; on them a batch would wait for ever
+        os.environ[_TOKENIZERS_VARIABLE] = "false"  # its thread pool is the parent's; a batch would wait for it forever
     _held.clear()
     for reference in list(_locks.values()):
         if (lock := reference()) is not None:
-            lock._make_free()
-    for known in _methods:
-        if (method := known()) is not None:
+            lock._reset()
+    for method_reference in _methods:
+        if (method := method_reference()) is not None:
             method()
 
 

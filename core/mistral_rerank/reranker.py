@@ -1,8 +1,7 @@
-"""The one interface of every reranker, and the values it gives.
+"""The interface of all rerankers, and the values that they return.
 
-A reranker scores (question, passage) pairs. Ordering, cutting and thresholds follow from the scores and are
-written here once, so that a local model, a remote endpoint and a test's stand-in all rank alike. This module
-knows no model, no transport and no framework.
+A reranker scores (question, passage) pairs. Ordering, `top_n` and `min_score` follow from the scores and are defined
+here for all rerankers. This module knows no model, no transport and no framework.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ Pair = tuple[str, str]
 """A question and a passage."""
 
 Overflow = Literal["truncate", "chunk", "error"]
-"""What happens to a pair over the model's limit: the passage is cut, scored in pieces, or refused."""
+"""What happens to a pair over the model's limit: the passage is truncated, scored in chunks, or rejected."""
 
 Quantization = Literal["int8", "nf4"]
-"""How the linears of a model on this machine may be rounded."""
+"""The quantization of a local model's linears."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the model says of one pair.
+    """The score of one pair.
 
     Attributes:
         logit: the raw output of the binary head, or an estimate of it (see `cascade_depth` of `LocalReranker`); higher
             is more relevant; unbounded.
         probability: sigmoid of the (calibrated) logit, in [0, 1].
-        tokens: how many the model read for it; 0 where that is not known. Equal scores may differ in it.
+        tokens: number of tokens that the model read; 0 if unknown. It does not count in comparisons.
 
     Raises:
         ScoringError: the logit is not finite.
@@ -56,17 +55,17 @@ class Score:
 
     @classmethod
     def from_logit(cls, logit: float, *, scale: float = 1.0, bias: float = 0.0, tokens: int = 0) -> Score:
-        """Make a score of a raw logit; `scale` and `bias` are the calibration, probability's alone."""
+        """Make a score of a raw logit; the calibration, `scale` and `bias`, changes the probability only."""
         return cls(float(logit), sigmoid(scale * logit + bias), tokens)
 
 
 BLANK_SCORE = Score(-1e4, 0.0)
-"""Of every passage without text: under any logit that a model gives, and a number that JSON and float16 can hold."""
+"""The score of a passage without text: below any logit of a model, and finite in JSON and float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankedPassage:
-    """A passage in its new place; `index` is its position in the input."""
+    """A passage of a ranking; `index` is its position in the input."""
 
     index: int
     text: str
@@ -74,29 +73,28 @@ class RankedPassage:
 
 
 def sigmoid(x: float) -> float:
-    """1 / (1 + exp(-x)), without overflow at either end."""
+    """1 / (1 + exp(-x)), without overflow."""
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
 class Observer:
-    """Is told what goes on inside a reranker, on whatever thread it happens; here it takes no notice."""
+    """Receives engine events, on the engine's threads. The default implementation ignores them."""
 
     def tokenized(self, seconds: float) -> None:
-        """Note that the texts of a call became tokens."""
+        """Note that a call was tokenized in so many seconds."""
 
     def started(self, waited: float) -> None:
-        """Note that the first batch of a call begins, so many seconds after the call came."""
+        """Note that a call's first batch starts, so many seconds after the call was submitted."""
 
     def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:
-        """Note that a forward of so many sequences and padded tokens has run."""
+        """Note that a batch ran; `tokens` includes padding."""
 
 
 class Reranker(ABC):
-    """Scores pairs and ranks passages; safe to use from many threads and tasks at once.
+    """Scores pairs and ranks passages. Thread-safe, and usable as a context manager, synchronous or asynchronous.
 
-    Subclasses write `score_pairs` and `ascore_pairs`, both in input order; the rest follows from them.
-    Usable as a context manager, synchronous or asynchronous. A deep copy of something that holds a reranker
-    holds the same one: its weights and connections are not doubled.
+    Subclasses implement `score_pairs` and `ascore_pairs`. A deep copy returns the same reranker, so that weights and
+    connections are not duplicated.
     """
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
@@ -105,7 +103,7 @@ class Reranker(ABC):
     @property
     @abstractmethod
     def model_name(self) -> str:
-        """What to call the model in traces and reports."""
+        """The name of the model in traces and reports."""
 
     @abstractmethod
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
@@ -114,18 +112,18 @@ class Reranker(ABC):
         A passage that is empty or blank is not scored: it gets `BLANK_SCORE`, whose probability is 0.
 
         Args:
-            pairs: questions with passages; a generator will do.
-            overflow: what happens to over-long ones in this call; None for the reranker's own choice.
+            pairs: questions with passages; any iterable.
+            overflow: what happens to pairs over the limit in this call; None for the reranker's default.
 
         Raises:
             InvalidInputError: a text is not a string, a question is blank, or an input is too long.
-            ScoringError: the model gave no usable score. There is never a partial result.
+            ScoringError: the model returned no usable score. There is never a partial result.
 
         """
 
     @abstractmethod
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
-        """`score_pairs` without blocking the event loop; cancelling frees the place in the queue."""
+        """`score_pairs` without blocking the event loop; cancelling drops the call from the queue."""
 
     def rank(
         self,
@@ -140,10 +138,10 @@ class Reranker(ABC):
 
         Args:
             query: the question.
-            passages: the candidates; equal texts stay apart, told by their index. Blank ones come last, with
-                probability 0. A generator will do.
-            top_n: how many to return at most; None for all. 0 gives an empty list without scoring.
-            min_score: leave out passages under this probability, before `top_n` counts.
+            passages: the candidates; any iterable. Duplicates are kept and differ in their index. Blank passages rank
+                last, with probability 0.
+            top_n: the most passages to return; None for all. 0 returns an empty list without scoring.
+            min_score: drop passages below this probability, before `top_n` is applied.
             overflow: as in `score_pairs`.
 
         Returns:
@@ -177,11 +175,11 @@ class Reranker(ABC):
         scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
-    def observe(self, observer: Observer) -> None:  # noqa: B027 - only a model on this machine has batches
-        """Tell `observer` from now on what goes on inside."""
+    def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
+        """Send engine events to `observer` from now on."""
 
-    def close(self) -> None:  # noqa: B027 - most rerankers of a test hold nothing
-        """Free what the reranker holds; calling it twice is harmless."""
+    def close(self) -> None:  # noqa: B027 - many rerankers hold no resources
+        """Free the reranker's resources; calling it twice is harmless."""
 
     async def aclose(self) -> None:
         """`close` for asynchronous code."""
@@ -205,13 +203,13 @@ class Reranker(ABC):
 
 
 class TextPairs:
-    """The pairs of a call that have a passage to score; blank passages are neither scored nor sent.
+    """The pairs of a call without those whose passages are blank.
 
     Args:
         pairs: questions with passages.
 
     Attributes:
-        pairs: those whose passages hold text, in order.
+        pairs: those whose passages are not blank, in order.
 
     Raises:
         InvalidInputError: as `check_pairs`.
@@ -224,15 +222,15 @@ class TextPairs:
         self.pairs = [pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text]
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Take the scores of `pairs` and give those of all."""
+        """Return the scores of all pairs, given those of `self.pairs`."""
         if len(scores) != len(self.pairs):
             raise ScoringError(f"{len(self.pairs)} pairs were scored, and {len(scores)} scores came")
-        new = iter(scores)
-        return [next(new) if has_text else BLANK_SCORE for has_text in self._has_text]
+        remaining = iter(scores)
+        return [next(remaining) if has_text else BLANK_SCORE for has_text in self._has_text]
 
 
 def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Give the pairs as a list of tuples; refuse what no reranker can score, naming the position and never the text.
+    """Validate pairs and return them as a list. Errors name the position of a pair, never its text.
 
     Raises:
         InvalidInputError: a text is not a string, or a question is blank.
@@ -242,12 +240,12 @@ def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
     for position, pair in enumerate(_listed(pairs, "pairs", "a list of (question, passage)")):
         if isinstance(pair, str) or not _has_two(pair):
             raise InvalidInputError(
-                f"pair {position} must be two strings (question, passage), got {_kind(pair)}; "
+                f"pair {position} must be two strings (question, passage), got {_type_name(pair)}; "
                 "the call is score_pairs([(question, passage), ...])"
             )
         query, passage = pair
         if not isinstance(query, str) or not isinstance(passage, str):
-            kind = _kind(passage if isinstance(query, str) else query)
+            kind = _type_name(passage if isinstance(query, str) else query)
             raise InvalidInputError(f"pair {position} must be two strings (question, passage), got {kind}")
         if not query.strip():
             raise InvalidInputError(f"the question of pair {position} is empty; give it some text")
@@ -256,30 +254,30 @@ def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def check_query(query: str) -> None:
-    """Refuse a question that is no text or blank.
+    """Validate a question.
 
     Raises:
-        InvalidInputError: saying so.
+        InvalidInputError: it is not a string, or blank.
 
     """
     if query is not None and not isinstance(query, str):
         raise InvalidInputError(
-            f"the question must be a string, got {_kind(query)}; the question comes before the passages"
+            f"the question must be a string, got {_type_name(query)}; the question comes before the passages"
         )
     if not query or query.isspace():
         raise InvalidInputError("the question is empty; give the text to rank the passages by")
 
 
 def check_passages(query: str, passages: Iterable[str]) -> list[str]:
-    """Give the passages as a list, after a look at both arguments.
+    """Validate the arguments of `rank` and return the passages as a list.
 
     Raises:
-        InvalidInputError: one of them is of another kind, or they are swapped.
+        InvalidInputError: one of them has the wrong type, or they are swapped.
 
     """
     if isinstance(passages, str) and not isinstance(query, str):
         raise InvalidInputError(
-            f"the question is {_kind(query)} and passages is one string; they look swapped: "
+            f"the question is {_type_name(query)} and passages is one string; they look swapped: "
             "the call is rank(question, passages)"
         )
     check_query(query)
@@ -287,7 +285,7 @@ def check_passages(query: str, passages: Iterable[str]) -> list[str]:
 
 
 def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
-    """Refuse arguments that make no sense; False when the result is empty whatever the scores."""
+    """Validate `top_n` and `min_score`; return False if the result is empty for any scores."""
     if top_n is not None and top_n < 0:
         raise InvalidInputError(f"top_n is {top_n}; give 0 or more, or None for all passages")
     if min_score is not None and not 0.0 <= min_score <= 1.0:
@@ -295,20 +293,20 @@ def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: floa
     return len(passages) > 0 and top_n != 0
 
 
-def _listed(given: Iterable[Any], name: str, expected: str) -> list[Any]:
-    """Read an argument that may be a generator, once."""
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
-        raise InvalidInputError(f"{name} is {_kind(given)}; give {expected}")
-    return list(given)
+def _listed(argument: Iterable[Any], name: str, expected: str) -> list[Any]:
+    """Make a list of an argument, which may be a generator."""
+    if isinstance(argument, str | bytes | Mapping) or not isinstance(argument, Iterable):
+        raise InvalidInputError(f"{name} is {_type_name(argument)}; give {expected}")
+    return list(argument)
 
 
 def _has_two(pair: object) -> bool:
     return isinstance(pair, Sequence) and len(pair) == 2
 
 
-def _kind(given: object) -> str:
-    """Name the type of an argument, and never its text."""
-    return "one string" if isinstance(given, str) else f"a {type(given).__name__}"
+def _type_name(argument: object) -> str:
+    """Name the type of an argument for an error message, without its text."""
+    return "one string" if isinstance(argument, str) else f"a {type(argument).__name__}"
 
 
 def order(

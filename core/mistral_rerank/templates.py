@@ -1,7 +1,6 @@
-"""How a question and a passage become the one text that the model reads.
+"""Prompt templates: how a question and a passage become one text.
 
-A prompt knows where the passage lies in that text, and nothing of tokens: `local.tokens` uses the span to
-cut an over-long passage without touching anything else.
+A rendered pair says where in the text the passage is. The tokenizer uses that to truncate the passage and nothing else.
 """
 
 import re
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 from mistral_rerank.errors import SettingsError
 
 DEFAULT_TEMPLATE = "question:{query} \n \n passage:{passage}"
-"""The format that NVIDIA documents for its later rerankers (llama-nemotron-rerank-1b-v2 model card)."""
+"""The format of NVIDIA's later rerankers (llama-nemotron-rerank-1b-v2 model card)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +23,10 @@ class RenderedPair:
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """A template with `{query}` and `{passage}` once each, in either order.
+    """A prompt template with `{query}` and `{passage}` once each, in either order.
 
     Attributes:
-        parts: the template's text and placeholders in turn, such as ("question:", "{query}", " ", "{passage}", "").
+        parts: text and placeholders in turn, such as ("question:", "{query}", " ", "{passage}", "").
 
     Raises:
         SettingsError: a placeholder is missing or repeated.
@@ -49,7 +48,7 @@ class Template:
         return self.parts[1] == "{passage}"
 
     def format(self, query: str, passage: str) -> RenderedPair:
-        """Fill the template; braces inside the texts are ordinary characters."""
+        """Render a pair; braces in its texts are ordinary characters."""
         before, _, between, _, after = self.parts
         if self.passage_first:
             return RenderedPair(f"{before}{passage}{between}{query}{after}", len(before), len(before) + len(passage))

@@ -8,7 +8,7 @@ from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.templates import Template
 

@@ -11,9 +11,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification, MistralModel
 
 from mistral_rerank import CheckpointError, LocalReranker, ScoringError
-from mistral_rerank.local.checkpoints.checkpoint import Checkpoint, CheckpointConfig, load_model, open_checkpoint
+from mistral_rerank.local.checkpoints.config import CheckpointConfig
+from mistral_rerank.local.checkpoints.loading import Checkpoint, load_model, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
-from mistral_rerank.local.model.rerank_model import pad, pooled_logits
+from mistral_rerank.local.model.pooling import pooled_logits
+from mistral_rerank.local.model.rerank_model import pad
 from mistral_rerank.templates import Template
 
 PAIRS = [("who?", "me"), ("where is the river?", "In the valley, under the old glacier, far from the sea.")]

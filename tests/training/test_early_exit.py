@@ -24,7 +24,7 @@ def model(tiny):
         quantization=None,
         max_length=None,
         overflow="truncate",
-        states=True,
+        resumable=True,
     )
 
 

@@ -18,7 +18,8 @@ from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
 from mistral_rerank.evaluation.datasets import load_beir
-from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint, read_config
+from mistral_rerank.local.checkpoints.config import read_config
+from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.pooling import PoolingConfig
 from mistral_rerank.templates import Template
@@ -294,7 +295,7 @@ def test_the_passage_may_come_first_and_questions_may_share_it(settings, tmp_pat
 def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, nine_groups, tmp_path):
     changes = {"bidirectional": True, "validation": (nine_groups,), "save_steps": 15}
     out = finetune(settings.model_copy(update=changes), tmp_path / "out")
-    assert read_config(out).reading == PoolingConfig(bidirectional=True, mean=True)
+    assert read_config(out).pooling_config == PoolingConfig(bidirectional=True, mean=True)
     record = json.loads((out / "training.json").read_text())
     assert sum(record["loss"][-5:]) / 5 < 0.9 * record["loss"][0]
     assert list(record["validation"]) == ["15"]

@@ -4,7 +4,8 @@ from peft import LoraConfig, get_peft_model
 from support import tiny_config
 from transformers import MistralConfig, MistralForSequenceClassification
 
-from mistral_rerank.local.batching.packing import find_prefix_groups, pack
+from mistral_rerank.local.batching.packing import pack
+from mistral_rerank.local.batching.prefix_groups import find_prefix_groups
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN
 from mistral_rerank.training.finetune import LORA_TARGETS

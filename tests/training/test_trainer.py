@@ -8,7 +8,8 @@ import torch
 from support import plain_logits, tiny_config
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local.batching.packing import find_prefix_groups, pack
+from mistral_rerank.local.batching.packing import pack
+from mistral_rerank.local.batching.prefix_groups import find_prefix_groups
 from mistral_rerank.local.model import attention
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig, read_config
+from mistral_rerank.local.checkpoints.config import CheckpointConfig, read_config
 from mistral_rerank.templates import Template
 
 if TYPE_CHECKING:

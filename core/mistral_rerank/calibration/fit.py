@@ -19,7 +19,7 @@ from mistral_rerank.calibration.optimizer import minimize
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.evaluation.reliability import Reliability, reliability
 from mistral_rerank.evaluation.report import render
-from mistral_rerank.local.checkpoints.checkpoint import Calibration
+from mistral_rerank.local.checkpoints.config import Calibration
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

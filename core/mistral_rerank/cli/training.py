@@ -127,7 +127,7 @@ def early_exit(
         quantization=None,
         max_length=max_length,
         overflow="truncate",
-        states=True,
+        resumable=True,
     )
     layer = layer or max(1, loaded.layers * 3 // 8)
     with progress_bars() as notify:

@@ -1,6 +1,6 @@
-"""The model on this machine: checkpoint -> tokens -> batches -> forward -> logits."""
+"""The local backend: checkpoints, model, batching and engine."""
 
 import logging
 
-# PEFT imports bitsandbytes, which warns that it found no kernel of the hub's; nothing here would use it
+# PEFT imports bitsandbytes, which warns about a missing kernel that is not used here
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

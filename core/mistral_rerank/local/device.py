@@ -1,4 +1,4 @@
-"""Which device and which number format to use when the user says "auto"."""
+"""The device and the dtype, and what "auto" means for them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.bases import cache_dir
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Probed = Literal["bfloat16", "float32"]
-_ANSWERS = TypeAdapter(dict[str, Probed])
+FasterDtype = Literal["bfloat16", "float32"]
+_DTYPES_FILE = TypeAdapter(dict[str, FasterDtype])
 
 
 def pick_device(name: str) -> torch.device:
-    """Give the device of that name; "auto" is CUDA, else MPS, else CPU.
+    """Return the device of a name; "auto" is CUDA, else MPS, else CPU.
 
     Raises:
-        SettingsError: no such device, or not on this machine.
+        SettingsError: there is no such device on this machine.
 
     """
     if name == "auto":
@@ -42,54 +42,55 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Give the dtype of that name; "auto" is bfloat16 where the hardware multiplies it, else float32.
+    """Return the dtype of a name; "auto" is bfloat16 if the hardware multiplies it, else float32.
 
-    A CPU must also be faster in it.
+    On a CPU, bfloat16 must also be faster than float32.
 
     Raises:
-        SettingsError: no such dtype.
+        SettingsError: there is no such dtype.
 
     """
     if name == "auto":
         if not multiplies_bfloat16(device):
             return torch.float32
-        return DTYPES[_faster_on_cpu()] if device.type == "cpu" else torch.bfloat16
+        return DTYPES[_faster_dtype()] if device.type == "cpu" else torch.bfloat16
     if name not in DTYPES:
         raise SettingsError(f"dtype {name!r} is not known; give 'auto', {', '.join(map(repr, DTYPES))}")
     return DTYPES[name]
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Tell whether `device` has instructions that multiply bfloat16, not only an emulation."""
+    """Tell whether a device has instructions for products in bfloat16."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if device.type == "cpu":
-        able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-        return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+        capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return device.type == "mps"
 
 
-def _faster_on_cpu() -> str:
-    """Time a product in both dtypes, once for each processor and torch; the cache folder keeps the answer."""
+def _faster_dtype() -> str:
+    """Return the faster dtype of this CPU; it is measured once for each processor and PyTorch, and cached in a file."""
     file = cache_dir() / "dtypes.json"
-    able = torch.cpu.get_capabilities()
-    here = f"{able.get('cpu_name', able.get('architecture'))}, torch {torch.__version__}"
-    kept: dict[str, Probed] = {}
-    with suppress(OSError, ValueError):  # not there yet, or damaged: it is timed and written anew
-        kept = _ANSWERS.validate_json(file.read_bytes())
-    if here not in kept:
-        kept[here] = _faster()
-        with suppress(OSError):  # a folder that cannot be written: it is timed again next time
+    capabilities = torch.cpu.get_capabilities()
+    key = f"{capabilities.get('cpu_name', capabilities.get('architecture'))}, torch {torch.__version__}"
+    measured: dict[str, FasterDtype] = {}
+    with suppress(OSError, ValueError):  # no file yet, or a damaged one: measure again
+        measured = _DTYPES_FILE.validate_json(file.read_bytes())
+    if key not in measured:
+        measured[key] = _measure_faster_dtype()
+        with suppress(OSError):  # a read-only cache: measure again next time
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_json(file, kept)
-    return kept[here]
+            write_json(file, measured)
+    return measured[key]
 
 
-def _faster() -> Probed:
-    best: dict[Probed, float] = {"bfloat16": math.inf, "float32": math.inf}
+def _measure_faster_dtype() -> FasterDtype:
+    """Time a matrix product in both dtypes."""
+    best: dict[FasterDtype, float] = {"bfloat16": math.inf, "float32": math.inf}
     factors = {name: torch.ones(1024, 1024, dtype=DTYPES[name]) for name in best}
     for _ in range(6):
-        for name, factor in factors.items():  # in turn, so that what else the machine does meets both
+        for name, factor in factors.items():  # alternating, so that other load on the machine affects both
             start = time.perf_counter()
             torch.mm(factor, factor)
             best[name] = min(best[name], time.perf_counter() - start)

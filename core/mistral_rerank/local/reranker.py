@@ -1,4 +1,4 @@
-"""The reranker on this machine."""
+"""The local reranker: from settings to a checkpoint, and to an engine that scores with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mistral_rerank.templates import Template
 try:
     import torch
 
-    from mistral_rerank.local.checkpoints import checkpoint as checkpoints
+    from mistral_rerank.local.checkpoints.loading import MINI, load_model, load_tokenizer, open_checkpoint
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
     from mistral_rerank.local.engine.tokenizer import EncodedPair, PairTokenizer
@@ -34,50 +34,49 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from os import PathLike
 
-    from mistral_rerank.local.batching.packing import PackedCost
-    from mistral_rerank.local.batching.padding import PaddedCost
     from mistral_rerank.local.model.rerank_model import PartialStates
 
 logger = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 16384}
-"""Computed tokens of a batch that fill a device of this kind, when the user does not say."""
+"""The default of `batch_tokens` for each type of device."""
 
 
 class LocalReranker(Reranker):
     """Scores pairs with a model on this machine.
 
-    Nothing is loaded or fetched until the first pair is scored, or `warmup` is called. A pickle holds the
-    settings alone.
+    Nothing is loaded or downloaded until the first pair is scored, or `warmup` is called. A pickle holds the settings
+    only.
 
     Args:
         model: "mini", a checkpoint folder or a hub id.
-        base: the base under an adapter: a folder or a hub id. It is needed where the adapter was trained on a folder,
-            because a checkpoint may not name one; elsewhere it replaces the base that the adapter names.
+        base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
+            because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
-        quantization: of the linears: "int8" for weights and inputs in bytes, faster on a CPU with VNNI instructions;
-            "nf4" for weights in 4 bits, for less memory (extra `nf4`); with either the scores are not quite
-            the same. None for neither.
-        max_length: the most tokens of a pair; None for the checkpoint's own limit.
-        overflow: a passage over the limit is cut ("truncate"), scored in pieces of which the best counts
-            ("chunk"), or refused ("error"). The question is never cut.
-        batch_tokens: the most tokens that a batch computes, padding included; None for a size that suits the device.
+        quantization: of the linears: "int8" for weights and activations in 8 bits, faster on a CPU with VNNI
+            instructions; "nf4" for weights in 4 bits, for less memory (extra `nf4`). Both change the scores a little.
+            None for no quantization.
+        max_length: the most tokens of a pair; None for the checkpoint's limit.
+        overflow: a passage over the limit is truncated ("truncate"), scored in chunks of which the best counts
+            ("chunk"), or rejected ("error"). The question is never truncated.
+        batch_tokens: the most tokens that a batch computes, padding included; None for the device's default.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
-        cascade_depth: how many passages of a question are read to the end, where it has more: those that the lower
-            layers take for the best of a call. The others come after them, with estimated scores. None for all.
-        cache_size: keep the scores of so many pairs for the next time they are asked for; 0 for none.
+        cascade_depth: the number of passages of a question that reach the cascade's second pass: the best of a call by
+            the estimates of the first pass, which runs the lower layers only. The others rank below, with estimated
+            scores. None for no cascade.
+        cache_size: the number of pairs whose scores are cached; 0 for no cache.
 
     Raises:
-        SettingsError: the device is not here, the dtype is not known, or the quantization cannot be done here.
+        SettingsError: the device is not available, the dtype is unknown, or the quantization does not work here.
         MissingDependencyError: the extra of the quantization is not installed.
 
     """
 
     def __init__(
         self,
-        model: str | PathLike[str] = checkpoints.MINI,
+        model: str | PathLike[str] = MINI,
         *,
         base: str | PathLike[str] | None = None,
         device: str | torch.device = "auto",
@@ -133,15 +132,15 @@ class LocalReranker(Reranker):
                 "instead of 'fork', or open the reranker after the fork and use no such device before it"
             ),
         )
-        weakref.finalize(self, self._engine.close)  # a reranker that is forgotten frees its thread and weights
+        weakref.finalize(self, self._engine.close)  # garbage collection frees threads and weights
 
     def __reduce__(self) -> tuple[functools.partial[LocalReranker], tuple[str]]:
-        """Pickle the settings, never the weights."""
+        """Pickle the settings, not the weights."""
         return functools.partial(LocalReranker, **self._options), (self._model_name,)  # type: ignore[arg-type]
 
     @property
     def model_name(self) -> str:
-        """The model as the user named it."""
+        """The name of the model, as the user gave it."""
         return self._model_name
 
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
@@ -163,27 +162,27 @@ class LocalReranker(Reranker):
         self._engine.observer = observer
 
     def warmup(self) -> None:
-        """Load the model and score one short pair, so that the first real one does not wait."""
+        """Load the model and score a short pair, so that the first real call does not wait."""
         self.score_pairs([("warm", "up")])
 
     def close(self) -> None:
-        """Free the model; what other threads still wait for fails with RerankerClosedError."""
+        """Free the model; calls that are still waiting fail with RerankerClosedError."""
         self._engine.close()
         self._cache.clear()
 
     async def aclose(self) -> None:
-        """`close` without blocking the event loop while a batch, or the model's load, comes to its end."""
+        """`close` without blocking the event loop while a batch or the load of the model ends."""
         await asyncio.wrap_future(self._engine.stop())
         self._cache.clear()
 
 
 class _Call:
-    """One call: blank passages are left out, then scores that are cached; the cascade may choose before that.
+    """One call: it skips blank passages, and pairs with cached scores; a cascade's first pass comes before the cache.
 
     Attributes:
         overflow: as in `score_pairs`.
-        over_depth: the pairs whose scores are estimated first.
-        missing: the pairs that the engine needs.
+        over_depth: the pairs that the first pass estimates.
+        missing: the pairs for the engine.
 
     """
 
@@ -198,17 +197,17 @@ class _Call:
         self.missing: Sequence[Pair] = self._texts.pairs if self.over_depth else self.choose([])
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
-        """Take the estimates and give the pairs to score."""
+        """Choose the pairs to score from the estimates of the first pass."""
         self._lookup = self._cache.look_up(self._cascade.choose(estimates), self.overflow)
         return self._lookup.missing
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Take the scores and give those of all pairs."""
+        """Return the scores of all pairs, from those of the second pass."""
         return self._texts.complete(self._cascade.complete(self._lookup.complete(scores)))
 
 
 class LoadedCheckpoint:
-    """A checkpoint's tokenizer, model and calibration together: what the engine's worker holds.
+    """A checkpoint's tokenizer, model and calibration; the engine's `Scorer`.
 
     Args:
         model: as in `LocalReranker`, like the next ones.
@@ -216,16 +215,18 @@ class LoadedCheckpoint:
         device: where to run.
         dtype: of the backbone.
         quantization: of its linears.
-        max_length: None for the checkpoint's own.
-        overflow: what `encode` does where its call does not say.
-        early_exit: whether `estimates` will be asked for.
-        states: whether `states` will be asked for.
+        max_length: None for the checkpoint's limit.
+        overflow: the default of `encode`.
+        early_exit: whether to load the early exit, for `estimates`.
+        resumable: whether `RerankModel.states` is needed, which `early_exit` includes.
 
     Attributes:
-        layers: how many it has.
+        model: the model.
+        layers: the number of its layers.
+        state_bytes: bytes of a partial hidden state, for one token.
 
     Raises:
-        CheckpointError: the checkpoint cannot be found, fetched or read, or has no early exit.
+        CheckpointError: the checkpoint cannot be found, downloaded or read, or has no early exit.
 
     """
 
@@ -240,9 +241,9 @@ class LoadedCheckpoint:
         max_length: int | None,
         overflow: Overflow,
         early_exit: bool = False,
-        states: bool = False,
+        resumable: bool = False,
     ) -> None:
-        checkpoint = checkpoints.open_checkpoint(model, base=base)
+        checkpoint = open_checkpoint(model, base=base)
         config = checkpoint.config
         exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
         if early_exit and exit_config is None:
@@ -250,25 +251,25 @@ class LoadedCheckpoint:
                 f"{model} has no early exit, which a cascade needs; fit one with `mistral-rerank early-exit`, "
                 "or leave cascade_depth out"
             )
-        loaded = checkpoints.load_model(checkpoint, dtype=dtype)
+        loaded = load_model(checkpoint, dtype=dtype)
         self.layers: int = loaded.config.num_hidden_layers
         limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", config.max_length))
         self._tokenizer = PairTokenizer(
-            checkpoints.load_tokenizer(checkpoint),
+            load_tokenizer(checkpoint),
             Template(config.template),
             append_eos=config.append_eos,
             max_length=min(limit, max_length or limit),
             overflow=overflow,
         )
-        self._model = RerankModel(
+        self.model = RerankModel(
             loaded.base_model,
             loaded.score,
             device,
-            reading=config.reading,
+            pooling=config.pooling_config,
             quantization=quantization,
-            estimates=early_exit or states,
+            resumable=early_exit or resumable,
         )
-        self._state_bytes: int = loaded.config.hidden_size * torch.float32.itemsize
+        self.state_bytes: int = loaded.config.hidden_size * torch.float32.itemsize
         self._calibration = config.calibration
         self._early_exit: tuple[EarlyExit, int] | None = None
         if exit_config is not None:
@@ -276,14 +277,9 @@ class LoadedCheckpoint:
                 raise CheckpointError(
                     f"{model} has {self.layers} layers, and its early exit is after {exit_config.layer}"
                 )
-            fitted = read_early_exit(checkpoint.folder, loaded.config.hidden_size)
-            self._early_exit = fitted.to(device), exit_config.layer
+            weights = read_early_exit(checkpoint.folder, loaded.config.hidden_size)
+            self._early_exit = weights.to(device), exit_config.layer
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)
-
-    @property
-    def state_bytes(self) -> int:
-        """What a hidden state takes that `estimates` keeps."""
-        return self._state_bytes
 
     def encode(
         self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
@@ -294,26 +290,14 @@ class LoadedCheckpoint:
     def slices(
         self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
     ) -> Iterator[list[EncodedPair]]:
-        """Tokenize pairs step by step, and say in the log how many passages had to be cut."""
-        cut = done = 0
+        """See `PairTokenizer.slices`; also logs how many passages were truncated."""
+        truncated = done = 0
         for encoded in self._tokenizer.slices(pairs, overflow, locate=locate):
-            cut += sum(pair.tokens_left_out > 0 for pair in encoded)
+            truncated += sum(pair.tokens_left_out > 0 for pair in encoded)
             done += len(encoded)
-            if cut and encoded and done == len(pairs):
-                logger.info("%d of %d passages were over the limit and were cut", cut, len(pairs))
+            if truncated and encoded and done == len(pairs):
+                logger.info("%d of %d passages were over the limit and were cut", truncated, len(pairs))
             yield encoded
-
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-        """See `RerankModel.plan`."""
-        return self._model.plan(sequences, budget)
-
-    def cost(self, sequences: Sequence[Sequence[int]]) -> PackedCost | PaddedCost:
-        """See `RerankModel.cost`."""
-        return self._model.cost(sequences)
-
-    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates] = ()) -> list[float]:
-        """See `RerankModel.logits`."""
-        return self._model.logits(sequences, partial_states)
 
     def estimates(
         self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
@@ -321,13 +305,9 @@ class LoadedCheckpoint:
         """See `RerankModel.estimates`, with the checkpoint's early exit."""
         if self._early_exit is None:
             raise CheckpointError("the early exit was not loaded")
-        return self._model.estimates(*self._early_exit, sequences, passages)
-
-    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[PartialStates]:
-        """See `RerankModel.states`."""
-        return self._model.states(sequences, layer)
+        return self.model.estimates(*self._early_exit, sequences, passages)
 
     def score(self, logit: float, tokens: int) -> Score:
-        """Apply the calibration."""
+        """Make a score of a logit with the checkpoint's calibration."""
         calibration = self._calibration
         return Score.from_logit(logit, scale=calibration.scale, bias=calibration.bias, tokens=tokens)

@@ -116,7 +116,7 @@ def fit_early_exit(
     """Fit an early exit on questions with passages.
 
     Args:
-        model: loaded with `states=True`.
+        model: loaded with `resumable=True`.
         questions: as `draw_questions` gives them.
         layer: number of layers that the estimates use.
         epochs: passes over the questions.
@@ -179,10 +179,10 @@ def _read(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> 
     sequences, passages = [pair.sequences[0] for pair in pairs], [pair.passages[0] for pair in pairs]
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     logits = [0.0] * len(sequences)
-    for batch in model.plan(sequences, BATCH_TOKENS["cpu"]):
+    for batch in model.model.plan(sequences, BATCH_TOKENS["cpu"]):
         row = [sequences[index] for index in batch]
-        partial = model.states(row, layer)
-        for index, hidden, logit in zip(batch, partial, model.logits(row, partial), strict=True):
+        partial = model.model.states(row, layer)
+        for index, hidden, logit in zip(batch, partial, model.model.logits(row, partial), strict=True):
             states[index], logits[index] = normalized(hidden.states).cpu(), logit
     return _Example(states, passages, torch.tensor(logits))
 

@@ -24,16 +24,21 @@ from mistral_rerank.errors import (
     MissingDependencyError,
     SettingsError,
 )
-from mistral_rerank.local.checkpoints.bases import PretrainedBase, WheelBase, base_folder, named_base
-from mistral_rerank.local.checkpoints.checkpoint import (
+from mistral_rerank.local.checkpoints.bases import base_folder
+from mistral_rerank.local.checkpoints.config import (
     Calibration,
-    Checkpoint,
     CheckpointConfig,
+    PretrainedBase,
+    WheelBase,
+    named_base,
+    read_config,
+)
+from mistral_rerank.local.checkpoints.loading import (
+    Checkpoint,
     find_checkpoint,
     load_adapter,
     load_classifier,
     load_tokenizer,
-    read_config,
 )
 from mistral_rerank.local.checkpoints.trust import inner_folder, read_lora_config, read_model_config
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
@@ -117,7 +122,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         max_length=settings.max_length,
     )
     _check_questions(tokenizer, [*groups, *validation])
-    collator = GroupCollator(tokenizer, settings.batch_tokens, config.reading, config=shape)
+    collator = GroupCollator(tokenizer, settings.batch_tokens, config.pooling_config, config=shape)
     check_resume_settings(state / "settings.json", settings.model_dump(mode="json"), holder=state)
     transformers.set_seed(settings.seed)
     memory = estimate(
@@ -136,7 +141,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         folder,
         base.layers,
         init or lora,
-        reading=config.reading,
+        reading=config.pooling_config,
         dtype=dtype,
         quantization=_four_bits(dtype) if settings.four_bit else None,
         device=device,
@@ -182,7 +187,7 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     inherited = {
         "template": before.template,
         "layers": before.base.layers,
-        "bidirectional": before.reading.bidirectional,
+        "bidirectional": before.pooling_config.bidirectional,
     }
     for name, value in inherited.items():
         if getattr(settings, name) not in (None, False, value):
@@ -198,7 +203,7 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
 def _base_folder(settings: TrainSettings, init: Path | None) -> Path:
     """Give the folder of the base to train on: the one that is given, else that of `init`."""
     named = read_config(init).base if init is not None else None
-    return base_folder(named or PretrainedBase(), given=settings.base, checkpoint=init)
+    return base_folder(named or PretrainedBase(), override=settings.base, checkpoint=init)
 
 
 def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.evaluation.plots import line_plot
-from mistral_rerank.local.checkpoints.checkpoint import RERANK_JSON
+from mistral_rerank.local.checkpoints.config import RERANK_JSON
 from mistral_rerank.training.trainer import VALIDATION_METRIC
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState
 
-    from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig
+    from mistral_rerank.local.checkpoints.config import CheckpointConfig
     from mistral_rerank.training.settings import TrainSettings
 
 CARD = "README.md"

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.batching.packing import Pack, pack, plan_packs, sequence_means
-from mistral_rerank.local.model.attention import span_masks
-from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig
-from mistral_rerank.local.model.rerank_model import apply_head
+from mistral_rerank.local.batching.packing import Pack, pack
+from mistral_rerank.local.batching.planning import plan_packs
+from mistral_rerank.local.model.attention import span_masks, window_of
+from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig, apply_head, sequence_means
 from mistral_rerank.local.model.rotary import same_frequencies
-from mistral_rerank.local.model.transformer import window_of
 from mistral_rerank.training.losses import group_loss
 from mistral_rerank.training.validation import ndcg
 

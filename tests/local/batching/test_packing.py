@@ -1,4 +1,4 @@
-"""Rows without padding and shared prefixes: the plan by value, the scores against transformers' own loop."""
+"""Packed rows: the layout by value, and the scores against transformers' forward of each sequence alone."""
 
 import copy
 
@@ -10,26 +10,14 @@ from support import plain_logits, tiny_config
 from transformers import AutoModelForSequenceClassification, MistralForSequenceClassification
 
 from mistral_rerank.local.batching import packing
-from mistral_rerank.local.batching.packing import (
-    PackedCost,
-    PrefixGroup,
-    bucket_capacity,
-    bucket_length,
-    find_prefix_groups,
-    pack,
-    packed_cost,
-    plan_packs,
-)
+from mistral_rerank.local.batching.packing import bucket_capacity, bucket_length, pack
+from mistral_rerank.local.batching.prefix_groups import PrefixGroup, find_prefix_groups
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import span_masks
 from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.templates import Template
 
 QUESTION = list(range(10, 22))
-
-
-def tokens(groups, sequences):
-    return sum(group.prefix + sum(len(sequences[i]) - group.prefix for i in group.members) for group in groups)
 
 
 @pytest.fixture(scope="module", params=[None, 24], ids=["full", "window"])
@@ -42,68 +30,6 @@ def models(request):
     return reference, RerankModel(ours.base_model, ours.score, torch.device("cpu"))
 
 
-def test_sequences_that_begin_alike_share_a_tree():
-    sequences = [[*QUESTION, 1], [5, 6, 7], [*QUESTION, 2, 3], [*QUESTION, 1]]
-    assert find_prefix_groups(sequences) == [PrefixGroup(0, (1,)), PrefixGroup(12, (0, 3, 2))]
-
-
-@pytest.mark.parametrize("word", [1, 99], ids=["before", "after"])
-def test_a_tree_is_not_spoilt_by_a_stranger_with_the_same_first_words(word):
-    sequences = [[*QUESTION, *QUESTION, i] for i in range(3)] + [[*QUESTION[:9], word]]
-    assert sorted(find_prefix_groups(sequences), key=lambda group: group.prefix) == [
-        PrefixGroup(0, (3,)),
-        PrefixGroup(24, (0, 1, 2)),
-    ]
-
-
-def test_single_ones_share_a_short_beginning_beside_a_tree_with_a_longer_one():
-    sequences = [
-        [*QUESTION, 1],
-        [*QUESTION, *QUESTION, 5],
-        [*QUESTION, *QUESTION, 6],
-        [*QUESTION, 90],
-        [*QUESTION, 91],
-    ]
-    assert sorted(find_prefix_groups(sequences), key=lambda group: group.prefix) == [
-        PrefixGroup(12, (0, 3, 4)),
-        PrefixGroup(24, (1, 2)),
-    ]
-
-
-def test_every_sequence_keeps_a_token_of_its_own():
-    assert find_prefix_groups([QUESTION, QUESTION]) == [PrefixGroup(11, (0, 1))]
-    assert find_prefix_groups([QUESTION, [*QUESTION, 1]]) == [PrefixGroup(11, (0, 1))]
-
-
-def test_a_prefix_too_short_to_pay_is_not_shared():
-    assert find_prefix_groups([[1, 2, 3], [1, 2, 4]]) == [PrefixGroup(0, (0,)), PrefixGroup(0, (1,))]
-
-
-@settings(deadline=None)
-@given(st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=40), max_size=30), st.integers(1, 100))
-def test_a_plan_holds_every_sequence_once_within_its_budget_and_saves_tokens(sequences, budget):
-    plan = plan_packs(sequences, budget)
-    groups = [group for groups in plan for group in groups]
-    assert sorted(i for group in groups for i in group.members) == list(range(len(sequences)))
-    assert tokens(groups, sequences) <= sum(map(len, sequences))
-    whole = PackedCost(0)
-    for row in plan:
-        cost = packed_cost([sequences[i] for group in row for i in group.members])
-        assert cost.real <= tokens(row, sequences), "what is planned is not exceeded by what is run"
-        whole += cost
-        alone = len(row) == 1 and len(row[0].members) == 1
-        assert alone or tokens(row, sequences) <= max(budget, 1)
-    assert packed_cost(sequences).real <= whole.real, "one row of all computes no more"
-    for group in groups:
-        assert len({tuple(sequences[i][: group.prefix]) for i in group.members}) == 1
-        assert all(len(sequences[i]) > group.prefix for i in group.members)
-
-
-def test_a_tree_over_the_budget_is_cut_and_its_prefix_repeated():
-    sequences = [[*QUESTION, i, i] for i in range(5)]
-    assert plan_packs(sequences, 17) == [[PrefixGroup(12, (0, 1))], [PrefixGroup(12, (2, 3))], [PrefixGroup(0, (4,))]]
-
-
 def test_a_row_has_no_padding_and_each_prefix_once():
     sequences = [[*QUESTION, 1], [5, 6, 7], [*QUESTION, 2, 3]]
     packed = pack(sequences, find_prefix_groups(sequences))
@@ -113,7 +39,7 @@ def test_a_row_has_no_padding_and_each_prefix_once():
     assert packed.last.tolist() == [2, 15, 17]
 
 
-def test_rows_have_few_lengths_and_little_to_fill_them_up():
+def test_rows_are_padded_to_few_buckets():
     lengths = [bucket_length(tokens) for tokens in range(1, 4097)]
     assert all(0 <= length - tokens < max(8, tokens / 32) for tokens, length in enumerate(lengths, 1))
     assert sum(lengths) / sum(range(1, 4097)) < 1.02
@@ -121,10 +47,10 @@ def test_rows_have_few_lengths_and_little_to_fill_them_up():
     assert all(bucket_length(bucket_capacity(budget)) <= budget for budget in range(8, 4097))
     assert all(bucket_length(bucket_capacity(budget) + 1) > budget for budget in range(8, 4097))
     packed = pack([[1, 2], [3, 4, 5]], [PrefixGroup(0, (0,)), PrefixGroup(0, (1,))])
-    padded_to_bucket = packed.padded_to_bucket()
-    assert padded_to_bucket.ids.tolist() == [[3, 4, 5, 1, 2, 0, 0, 0]]
-    assert padded_to_bucket.spans == (*packed.spans, packing.Span(5, 8))
-    assert padded_to_bucket.padded_to_bucket() is padded_to_bucket
+    padded = packed.padded_to_bucket()
+    assert padded.ids.tolist() == [[3, 4, 5, 1, 2, 0, 0, 0]]
+    assert padded.spans == (*packed.spans, packing.Span(5, 8))
+    assert padded.padded_to_bucket() is padded
 
 
 def test_sequences_of_one_length_attend_in_one_call():
@@ -163,7 +89,7 @@ def test_packed_scores_equal_transformers_own_one_at_a_time(models, data):
     ids = st.lists(st.integers(1, 99), min_size=1, max_size=40)
     prefixes = data.draw(st.lists(ids, min_size=1, max_size=3))
     suffixes = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
-    sequences = [prefix + rest for prefix, rest in suffixes]
+    sequences = [prefix + suffix for prefix, suffix in suffixes]
     found = [0.0] * len(sequences)
     for batch in ours.plan(sequences, data.draw(st.sampled_from([20, 100, 10_000]))):
         for member, logit in zip(batch, ours.logits([sequences[member] for member in batch]), strict=True):
@@ -188,7 +114,7 @@ def test_a_model_scores_alike_with_and_without_padding(tiny, tokenizer, pairs):
     assert found[0] == pytest.approx(found[1], abs=1e-4)
 
 
-def test_long_rests_attend_in_calls_of_bounded_size(monkeypatch):
+def test_suffixes_attend_in_calls_of_bounded_size(monkeypatch):
     monkeypatch.setattr(packing, "SPAN_TOKENS", 10)
     sequences = [[*QUESTION, *[i] * 4] for i in range(1, 6)]
     packed = pack(sequences, find_prefix_groups(sequences))

@@ -4,7 +4,8 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.checkpoints.bases import UNWANTED, WANTED, PretrainedBase, base_folder, named_base, pull
+from mistral_rerank.local.checkpoints.bases import UNWANTED, WANTED, base_folder, pull
+from mistral_rerank.local.checkpoints.config import PretrainedBase, named_base
 from mistral_rerank.local.checkpoints.wheels import SMOLLM2
 
 

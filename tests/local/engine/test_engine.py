@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
-from mistral_rerank.local.batching.padding import PaddedCost, plan_batches
+from mistral_rerank.local.batching.planning import PaddedCost, plan_padded
 from mistral_rerank.local.engine import engine as module
 from mistral_rerank.local.engine.batch_size import BatchSize
 from mistral_rerank.local.engine.engine import Engine
@@ -32,6 +32,10 @@ class Lengths:
 
     state_bytes = 1
 
+    @property
+    def model(self):
+        return self
+
     def slices(self, pairs, overflow=None, *, locate=False):
         self.tokenized += [passage for _, passage in pairs]
         if pairs[-1][1] == "open":
@@ -46,7 +50,7 @@ class Lengths:
         return [EncodedPair(parts, tuple(range(len(part) if locate else 0) for part in parts)) for parts in sequences]
 
     def plan(self, sequences, budget):
-        return plan_batches([len(ids) for ids in sequences], budget)
+        return plan_padded([len(ids) for ids in sequences], budget)
 
     def cost(self, sequences):
         return PaddedCost(len(sequences), max(map(len, sequences)))
@@ -305,10 +309,10 @@ def test_where_memory_stays_short_larger_batches_are_tried_ever_less_often():
     tries = []
     for step in range(3000):
         if size.tokens > 500:
-            size.ran_short(500)
+            size.out_of_memory(500)
             tries.append(step)
         else:
-            size.ran_well()
+            size.succeeded()
     assert [later - earlier for earlier, later in pairwise(tries)][:6] == [9, 17, 33, 65, 129, 257]
 
 

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from mistral_rerank import InputTooLongError
-from mistral_rerank.local.checkpoints.checkpoint import load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine import tokenizer as tokens
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.templates import Template

@@ -12,8 +12,9 @@ from support import tiny_config
 from transformers import GPT2Config, GPT2ForSequenceClassification, MistralForSequenceClassification
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError, open_reranker
-from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig, summary
+from mistral_rerank.local.checkpoints.config import CheckpointConfig
 from mistral_rerank.local.checkpoints.export import export_merged
+from mistral_rerank.local.checkpoints.loading import summary
 from mistral_rerank.local.model.early_exit import (
     EARLY_EXIT_FILE,
     EarlyExit,
@@ -54,7 +55,7 @@ def test_estimates_are_those_of_transformers_own_states(layer, reading):
     """Of sequences that share a beginning, of one that does not and has no passage; and what is begun is gone on from."""
     torch.manual_seed(0)
     model = MistralForSequenceClassification(tiny_config(100)).eval()
-    ours = RerankModel(copy.deepcopy(model).base_model, model.score, CPU, reading=reading, estimates=True)
+    ours = RerankModel(copy.deepcopy(model).base_model, model.score, CPU, pooling=reading, resumable=True)
     start = list(range(3, 15))
     sequences = [[*start, *range(20, 50)], [*start, *range(60, 75)], [7, 8, 9], [*start, *range(30, 60)]]
     passages = [range(14, 40), range(12, 20), range(2, 2), range(10, 42)]
@@ -147,7 +148,7 @@ def test_a_file_that_is_not_usable_is_refused(checkpoint, tmp_path):
 def test_other_architectures_have_none():
     model = GPT2ForSequenceClassification(GPT2Config(n_layer=2, n_head=2, n_embd=32, num_labels=1))
     with pytest.raises(CheckpointError, match="need a Mistral or a Llama"):
-        RerankModel(model.base_model, model.score, CPU, estimates=True)
+        RerankModel(model.base_model, model.score, CPU, resumable=True)
 
 
 def test_it_is_written_whole_read_as_it_was_and_told_of(checkpoint, tiny):

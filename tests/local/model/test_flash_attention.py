@@ -10,11 +10,13 @@ from support import plain_logits, tiny_config
 from torch.nn.attention import varlen
 from transformers import MistralForSequenceClassification
 
-from mistral_rerank.local.batching.packing import group_by_prefix, pack
+from mistral_rerank.local.batching.packing import pack
+from mistral_rerank.local.batching.prefix_groups import group_by_prefix
 from mistral_rerank.local.model import rerank_model as models
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
-from mistral_rerank.local.model.rerank_model import apply_head, row_attention
+from mistral_rerank.local.model.pooling import apply_head
+from mistral_rerank.local.model.rerank_model import row_attention
 from mistral_rerank.local.model.transformer import PackedBackbone
 
 CPU = torch.device("cpu")
@@ -60,8 +62,8 @@ def test_it_gives_what_a_call_for_each_span_gives(window, causal):
     packed = pack(SEQUENCES, group_by_prefix(SEQUENCES, share=causal), causal=causal).padded_to_bucket()
     query, key, value = states(packed)
     ours, expected = (kind(packed, window, CPU) for kind in (FlashAttention, SpanAttention))
-    for way, asked in (("everywhere", query), ("at_the_ends", query[:, :, packed.last])):
-        if way == "everywhere" or causal:
+    for way, asked in (("all_tokens", query), ("last_tokens", query[:, :, packed.last])):
+        if way == "all_tokens" or causal:
             found, usual = (getattr(kind, way)(asked, key, value, 0.3) for kind in (ours, expected))
             torch.testing.assert_close(found, usual, atol=1e-5, rtol=0)
 
@@ -149,7 +151,7 @@ def test_without_a_kernel_for_the_device_batches_are_padded(caplog):
 @pytest.mark.parametrize(("right", "expected"), [(True, FlashAttention), (False, None)])
 def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, right, expected):
     asked = []
-    monkeypatch.setattr(models, "agrees", lambda *shape: asked.append(shape) or right)
+    monkeypatch.setattr(models, "passes_self_check", lambda *shape: asked.append(shape) or right)
     backbone = MistralForSequenceClassification(tiny_config(100, head_dim=32)).to(torch.bfloat16).base_model
     cuda = torch.device("cuda")
     assert row_attention(backbone, cuda) is expected

@@ -9,8 +9,9 @@ from support import tiny_config
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank import CheckpointError, LocalReranker
-from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig, open_checkpoint
+from mistral_rerank.local.checkpoints.config import CheckpointConfig
 from mistral_rerank.local.checkpoints.export import export_merged
+from mistral_rerank.local.checkpoints.loading import open_checkpoint
 from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig
 from mistral_rerank.local.model.rerank_model import RerankModel
 
@@ -35,7 +36,7 @@ def test_scores_are_those_of_a_plain_loop(reading, packed, window):
     torch.manual_seed(0)
     model = MistralForSequenceClassification(tiny_config(100, sliding_window=window)).eval()
     expected = [plain(model, ids, reading, window) for ids in SEQUENCES]
-    ours = RerankModel(model.model, model.score, torch.device("cpu"), reading=reading, packed=packed)
+    ours = RerankModel(model.model, model.score, torch.device("cpu"), pooling=reading, packed=packed)
     assert ours.logits(SEQUENCES) == pytest.approx(expected, abs=1e-5)
     parts = ours.plan(SEQUENCES, 60)
     assert sorted(member for part in parts for member in part) == list(range(len(SEQUENCES)))
@@ -57,12 +58,10 @@ def test_they_score_otherwise():
 
 def test_a_checkpoint_says_how_it_reads(tiny, pairs, tmp_path):
     folder = tmp_path / "both"
-    folder.mkdir()
-    for file in tiny.iterdir():
-        shutil.copy(file, folder)
+    shutil.copytree(tiny, folder)
     config = CheckpointConfig(attention="bidirectional", pooling="mean")
     (folder / "rerank.json").write_text(config.model_dump_json())
-    assert open_checkpoint(str(folder)).config.reading == READINGS[0]
+    assert open_checkpoint(str(folder)).config.pooling_config == READINGS[0]
     found = {}
     for name in (tiny, folder):
         with LocalReranker(str(name), device="cpu", dtype="float32") as reranker:

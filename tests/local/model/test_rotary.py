@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForSequenceClassification,
 )
 
-from mistral_rerank.local.checkpoints.checkpoint import load_model, open_checkpoint
+from mistral_rerank.local.checkpoints.loading import load_model, open_checkpoint
 from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.local.model.rotary import same_frequencies
 
@@ -97,7 +97,7 @@ def test_scores_up_to_position_8192_are_those_of_transformers(kind, packed):
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
 def test_a_cascade_goes_on_with_the_same_frequencies(kind):
     model = made(kind)
-    reranker = ours(model, estimates=True)
+    reranker = ours(model, resumable=True)
     partial_states = reranker.states(SEQUENCES, 2)
     assert reranker.logits(SEQUENCES, partial_states) == pytest.approx(alone(model, SEQUENCES), abs=1e-4)
 

@@ -1,1 +1,1 @@
-"""From token ids to batches: packed rows with shared prefixes, or padded rows."""
+"""Batching: prefix groups, batch planning, and packing into rows without padding."""

@@ -1,1 +1,1 @@
-"""Checkpoint folders: what they say of themselves, where weights come from, loading, export."""
+"""Checkpoints: configuration, bases, what may be opened, loading, updating and export."""

@@ -1,6 +1,6 @@
-"""Silence of the libraries while a model is loaded: their progress bars, warnings and log lines.
+"""Silences progress bars, warnings and log lines of the libraries while a model is loaded.
 
-At log level INFO of `mistral_rerank`, which is `-v` on the command line, they speak.
+At log level INFO of `mistral_rerank`, which is `-v` on the command line, they are shown.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _restore = ExitStack()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence transformers, PEFT and the hub client inside, and leave their settings as they were.
+    """Silence transformers, PEFT and the hub client inside the block, and restore their settings after it.
 
-    These settings are the process's, so the first thread inside changes them and the last one out restores them.
+    The settings are global: the first thread to enter changes them, and the last to leave restores them.
     """
     global _inside, _restore
     if logging.getLogger("mistral_rerank").isEnabledFor(logging.INFO):
@@ -58,6 +58,6 @@ def _silence() -> ExitStack:
         hub_bars = disable_progress_bars if are_progress_bars_disabled() else enable_progress_bars
         stack.callback(hub_bars)
         if transformers_logging.is_progress_bar_enabled():
-            stack.callback(transformers_logging.enable_progress_bar)  # which enables the hub's too, hence before it
+            stack.callback(transformers_logging.enable_progress_bar)  # enables the hub's too, which are restored later
         transformers_logging.disable_progress_bar()
         return stack.pop_all()

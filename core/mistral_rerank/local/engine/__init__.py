@@ -1,1 +1,1 @@
-"""The queue in front of the model, its worker thread, the tokenizer stage, cascade and score cache."""
+"""The engine: queue, tokenizer stage, forward thread, cascade and score cache."""

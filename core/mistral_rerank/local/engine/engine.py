@@ -1,17 +1,17 @@
-"""Two threads that own the model, and the queues in front of them.
+"""The engine: a tokenizer thread and a forward thread, and the queues in front of them.
 
 Callers (threads, asyncio tasks, server requests) submit pairs and get a future. The tokenizer stage loads the model
-with the first job and turns texts into tokens; the forward thread runs the batches. Each goes round its waiting
-jobs, so a small job does not wait for a big one to finish; cancelled jobs are dropped before their next step.
+with the first job and tokenizes; the forward thread runs batches. Each takes waiting jobs in turn, so a small job does
+not wait for a large one. Cancelled jobs are dropped before their next step.
 
-With `share_batches` a batch is filled up with sequences of other waiting jobs. That keeps an accelerator busy,
-at the price that rounding depends on who else was waiting. Without it a job's batches
-depend on the job alone, and its scores are the same to the last bit whatever else goes on.
+With `share_batches` a batch is filled up with sequences of other jobs. That keeps an accelerator busy, but rounding
+then depends on the other jobs. Without it a job's batches depend on the job alone, and its scores are reproducible to
+the last bit.
 
-A call may take two passes: estimates, and scores of those that are chosen by them. What is kept in between is bounded
-over all calls: a call whose states do not fit waits for others to end.
+A call with a cascade takes two passes. The partial hidden states between them have one memory limit for all calls: a
+call whose states do not fit waits until others are done.
 
-The engine knows no checkpoint, tokenizer or device: it is given something that loads a `Scorer`.
+The engine knows no checkpoint, tokenizer or device. It is given a function that loads a `Scorer`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from mistral_rerank._forks import ForkLock, after_fork
 from mistral_rerank.errors import RerankerClosedError, ScoringError
 from mistral_rerank.local.engine.batch_size import BatchSize
-from mistral_rerank.local.engine.job import Batch, Job, batches
+from mistral_rerank.local.engine.job import Batch, Job, plan_batches
 from mistral_rerank.local.engine.tokenizer_stage import TokenizerStage
 from mistral_rerank.reranker import Observer
 
@@ -39,22 +39,22 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 STATE_BYTES = 512 * 1024**2
-"""What all calls together keep between estimates and scores: 230,000 tokens of mini, 32,768 of a Mistral-7B."""
+"""The memory for partial hidden states: 230,000 tokens of mini, 32,768 of a Mistral-7B."""
 
 
 class Engine:
     """Runs batches on one thread, and tokenizes on another.
 
-    After a fork the child has the model, threads and queues of its own, and none of the parent's jobs.
+    A forked child keeps the model, starts its own threads and queues, and has none of the parent's jobs.
 
     Attributes:
-        observer: is told of every call and batch.
+        observer: receives the events of calls and batches.
 
     Args:
-        load: makes the scorer; called once, or again if it failed.
+        load: loads the scorer; called again if it failed.
         batch_tokens: the most tokens that a batch computes.
         share_batches: whether sequences of several jobs may share a batch.
-        in_child: an error for calls in a forked child, where the model does not work there; None where it does.
+        in_child: the error of calls in a forked child, if the model does not work there; None if it does.
 
     """
 
@@ -72,21 +72,21 @@ class Engine:
         self._in_child = in_child
         self._refusal: RerankError | None = None
         self._stage = TokenizerStage(load, self._prepare)
-        self._turn = ForkLock()
+        self._fork_lock = ForkLock()
         self._make_queues()
-        after_fork(self._start_anew)
+        after_fork(self._reset_after_fork)
 
     def _make_queues(self) -> None:
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: deque[Job] = deque()
-        self._arrived: deque[Job] = deque()
+        self._pending: deque[Job] = deque()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopped: Future[None] = Future()
-        self._stopped.set_running_or_notify_cancel()  # nobody may cancel it
+        self._stopped.set_running_or_notify_cancel()  # so that it cannot be cancelled
 
-    def _start_anew(self) -> None:
-        """Leave the parent's jobs and threads to the parent."""
+    def _reset_after_fork(self) -> None:
+        """Drop the parent's jobs and threads."""
         self._stage.forget_jobs()
         self._make_queues()
         self._refusal = self._refusal or self._in_child
@@ -94,12 +94,12 @@ class Engine:
     def submit(
         self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, choice: Choice | None = None
     ) -> Future[list[Score]]:
-        """Queue pairs; the future gives one score a pair, in input order. Cancelling it frees its place.
+        """Queue pairs; the future's result is one score for each, in input order. Cancelling it drops the job.
 
         Args:
             pairs: questions with passages.
             overflow: as in `Scorer.slices`.
-            choice: of a call in two passes; the future then gives the scores of the pairs that it chooses.
+            choice: of a call with a cascade; the result is then the scores of the pairs that it chooses.
 
         Raises:
             RerankerClosedError: the engine was closed.
@@ -120,7 +120,7 @@ class Engine:
         return job.future
 
     def stop(self) -> Future[None]:
-        """Fail what is waiting and free the model; the future is done when what is running has ended."""
+        """Fail waiting jobs and free the model; the future is done when the running batch has ended."""
         with self._lock:
             is_first = self._refusal is None
             self._refusal = RerankerClosedError("the reranker is closed; open a new one")
@@ -132,7 +132,7 @@ class Engine:
         return self._stopped
 
     def close(self) -> None:
-        """`stop`, and wait until it is done."""
+        """Stop, and wait until it is done."""
         stopped = self.stop()
         if threading.current_thread() not in self._threads:
             stopped.result()
@@ -140,7 +140,7 @@ class Engine:
                 thread.join()
 
     def _tokenize(self) -> None:
-        self._stage.run(_closed_too_early)
+        self._stage.run(_closed_error)
         self._inbox.put(None)
 
     def _prepare(self, job: Job, scorer: Scorer) -> None:
@@ -149,46 +149,46 @@ class Engine:
         self._inbox.put(job)
 
     def _run(self) -> None:
-        while self._take_in():
-            with self._turn:
+        while self._receive():
+            with self._fork_lock:
                 self._admit()
                 if self._jobs and self._stage.scorer is not None:
                     self._step(self._stage.scorer)
         self._stage.scorer = None
-        for job in chain(self._jobs, self._arrived):
-            job.fail(_closed_too_early())
+        for job in chain(self._jobs, self._pending):
+            job.fail(_closed_error())
         self._jobs.clear()
-        self._arrived.clear()
+        self._pending.clear()
         self._stopped.set_result(None)
 
-    def _take_in(self) -> bool:
-        """Move what has arrived into the lists of jobs, waiting when there is none; False to stop."""
+    def _receive(self) -> bool:
+        """Move queued jobs to the lists of jobs, waiting if these are empty; False to stop."""
         while True:
-            is_idle = not self._jobs and not self._arrived
+            is_idle = not self._jobs and not self._pending
             try:
                 job = self._inbox.get(block=is_idle or self._refusal is not None)
             except queue.Empty:
                 return True
             if job is None:
                 return False
-            (self._arrived if job.estimating else self._jobs).append(job)
+            (self._pending if job.estimating else self._jobs).append(job)
 
     def _admit(self) -> None:
-        """Let calls in two passes begin, in the order in which they came, while there is room for their states."""
-        while self._arrived:
-            job = self._arrived[0]
+        """Start jobs with a cascade, in order of arrival, while there is memory for their partial hidden states."""
+        while self._pending:
+            job = self._pending[0]
             if not job.future.cancelled():
                 granted = min(job.need, STATE_BYTES)
                 if granted + sum(other.granted for other in self._jobs) > STATE_BYTES:
                     return
                 job.grant(granted)
                 self._jobs.append(job)
-            self._arrived.popleft()
+            self._pending.popleft()
 
     def _step(self, scorer: Scorer) -> None:
-        """Score one batch: the first job's next, and others' with it if batches are shared."""
+        """Run the first job's next batch, together with others' if batches are shared."""
         for job in [job for job in self._jobs if job.future.cancelled()]:
-            self._fail(job, _closed_too_early())
+            self._fail(job, _closed_error())
         self._advance(scorer)
         if not self._jobs:
             return
@@ -203,30 +203,30 @@ class Engine:
         self._advance(scorer)
 
     def _advance(self, scorer: Scorer) -> None:
-        """Begin the second pass of jobs, or resolve those that are done."""
+        """Start the second pass of jobs, or resolve those that are done."""
         for job in [job for job in self._jobs if not job.waiting]:
             if job.advance(scorer, self._size.tokens):
                 self._jobs.remove(job)
 
     def _score(self, scorer: Scorer, batch: Batch) -> None:
-        """Score a batch; where several jobs share one that fails, each is tried alone and answers for itself."""
+        """Score a batch. If it fails and several jobs share it, each is tried alone, and fails alone."""
         jobs = list({id(item.job): item.job for item in batch.items}.values())
-        partial_states = time.perf_counter()
+        start = time.perf_counter()
         try:
             for job in jobs:
-                if job.came is not None:
-                    self.observer.started(partial_states - job.came)
-                    job.came = None
-            logits = self._logits(scorer, batch.items, goes_on=batch.goes_on)
-            self._size.ran_well()
-            self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - partial_states)
+                if job.submitted is not None:
+                    self.observer.started(start - job.submitted)
+                    job.submitted = None
+            logits = self._logits(scorer, batch.items, resumes=batch.resumes)
+            self._size.succeeded()
+            self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - start)
         except BaseException as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
                 return
             for job in jobs:
-                own = [item for item in batch.items if item.job is job]
-                self._score(scorer, Batch(own, scorer.cost([item.ids for item in own]), batch.goes_on))
+                items = [item for item in batch.items if item.job is job]
+                self._score(scorer, Batch(items, scorer.model.cost([item.ids for item in items]), batch.resumes))
             return
         for item, logit in zip(batch.items, logits, strict=True):
             item.job.record(item, logit)
@@ -238,31 +238,31 @@ class Engine:
     def _next_batch(self, scorer: Scorer, job: Job) -> Batch:
         batch = job.waiting.popleft()
         budget = self._size.tokens
-        if len(batch.items) > 1 and batch.cost.tokens > budget:  # planned before memory ran short
-            batch, *later = batches(scorer, batch.items, budget, goes_on=batch.goes_on)
+        if len(batch.items) > 1 and batch.cost.tokens > budget:  # planned before the size was reduced
+            batch, *later = plan_batches(scorer.model, batch.items, budget, resumes=batch.resumes)
             job.waiting.extendleft(reversed(later))
         if not self._share:
             return batch
         items, cost = list(batch.items), batch.cost
         for other in list(self._jobs)[1:]:
             while other.waiting and other.waiting[0].kind == batch.kind and not other.future.cancelled():
-                together = cost + other.waiting[0].cost
-                if together.tokens > budget:
+                joint_cost = cost + other.waiting[0].cost
+                if joint_cost.tokens > budget:
                     break
                 items += other.waiting.popleft().items
-                cost = together
-        return Batch(items, cost, batch.goes_on)
+                cost = joint_cost
+        return Batch(items, cost, batch.resumes)
 
-    def _logits(self, scorer: Scorer, items: list[Item], *, goes_on: bool) -> list[float]:
-        """Score a batch. Where memory is short, states that are kept are freed, and then the batch is halved."""
+    def _logits(self, scorer: Scorer, items: list[Item], *, resumes: bool) -> list[float]:
+        """Score a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
         sequences = [item.ids for item in items]
         try:
             if not items[0].job.estimating:
-                partial_states = [item.job.states.get(item.ids) for item in items] if goes_on else []
-                return scorer.logits(sequences, [] if None in partial_states else partial_states)
+                partial_states = [item.job.states.get(item.ids) for item in items] if resumes else []
+                return scorer.model.logits(sequences, [] if None in partial_states else partial_states)
             estimates, partial_states = scorer.estimates(sequences, [item.passage for item in items])
-            for item, own in zip(items, partial_states, strict=True):
-                item.job.keep(item, own)
+            for item, partial in zip(items, partial_states, strict=True):
+                item.job.keep(item, partial)
             return estimates
         except MemoryError as error:
             has_freed = self._free_states()
@@ -272,18 +272,18 @@ class Engine:
                     "a smaller dtype or another device"
                 ) from error
         if has_freed:
-            return self._logits(scorer, items, goes_on=False)
+            return self._logits(scorer, items, resumes=False)
         half = (len(sequences) + 1) // 2
-        self._size.ran_short(scorer.cost(sequences[:half]).tokens)
-        return [logit for part in (items[:half], items[half:]) for logit in self._logits(scorer, part, goes_on=goes_on)]
+        self._size.out_of_memory(scorer.model.cost(sequences[:half]).tokens)
+        return [logit for part in (items[:half], items[half:]) for logit in self._logits(scorer, part, resumes=resumes)]
 
     def _free_states(self) -> bool:
-        """Free what calls keep for their second pass, which is then computed again; whether there was any."""
+        """Free the partial hidden states of all jobs, which are then recomputed; True if there were any."""
         holding = [job for job in self._jobs if job.states]
         for job in holding:
             job.drop_states()
         return bool(holding)
 
 
-def _closed_too_early() -> RerankError:
+def _closed_error() -> RerankError:
     return RerankerClosedError("the reranker was closed before these pairs were scored")

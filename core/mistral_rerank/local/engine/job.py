@@ -1,4 +1,4 @@
-"""One call inside the engine: its pairs, their tokens, the batches that wait, and the logits so far."""
+"""A job: one call inside the engine, with its tokens, waiting batches and logits so far."""
 
 from __future__ import annotations
 
@@ -16,70 +16,78 @@ if TYPE_CHECKING:
 
 
 class Cost(Protocol):
-    """What a batch computes; the sum of two is that of both in one batch."""
+    """The cost of a batch; the sum of two is the cost of both in one batch, or an upper bound."""
 
     @property
     def tokens(self) -> int:
-        """How many tokens."""
+        """Tokens that are computed."""
 
     def __add__(self, other: Self, /) -> Self: ...
 
 
-class Scorer(Protocol):
-    """What the engine needs of a loaded model."""
+class Model(Protocol):
+    """What the engine needs of a model."""
 
-    @property
-    def state_bytes(self) -> int:
-        """What `estimates` keeps of each token."""
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+        """Put sequences into batches of at most `budget` computed tokens: lists of positions."""
 
-    def slices(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> Iterator[list[EncodedPair]]:
-        """Tokenize pairs in input order, in steps of bounded work; a step gives some of them, or none yet.
+    def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
+        """Return the cost of a batch of these sequences."""
 
-        Args:
-            pairs: questions with passages.
-            overflow: what happens to those over the limit; None for the model's own choice.
-            locate: whether to say where the passages are.
+    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[Any]) -> list[float]:
+        """Score one batch, resuming from `partial_states` if there are any.
+
+        Raises:
+            MemoryError: the batch does not fit into memory.
 
         """
 
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-        """Put sequences into batches that compute at most `budget` tokens: lists of positions."""
 
-    def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
-        """Say what a batch of these sequences computes."""
+class Scorer(Protocol):
+    """What the engine needs of a loaded checkpoint."""
 
-    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[Any]) -> list[float]:
-        """Score one batch of sequences, resuming from `partial_states` if there are any.
+    @property
+    def model(self) -> Model:
+        """The model."""
 
-        Raises:
-            MemoryError: the batch does not fit.
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that the partial hidden state of a token takes."""
+
+    def slices(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> Iterator[list[EncodedPair]]:
+        """Tokenize pairs in input order, in steps of bounded work; a step yields some of them, or none yet.
+
+        Args:
+            pairs: questions with passages.
+            overflow: what happens to pairs over the limit; None for the checkpoint's default.
+            locate: whether to find the passages' tokens.
 
         """
 
     def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> tuple[list[float], list[Any]]:
-        """Estimate the logits of one batch, likewise, and give what is begun of each sequence.
+        """Estimate the logits of one batch; also return the partial hidden states of each sequence.
 
-        `passages` says where in them the passages are.
+        `passages` are the passages' tokens. Raises MemoryError like `Model.logits`.
         """
 
     def score(self, logit: float, tokens: int) -> Score:
-        """Make a score of a logit and the tokens read for it; ScoringError when it is not finite."""
+        """Make a score of a logit and a number of tokens; ScoringError if the logit is not finite."""
 
 
 class Choice(Protocol):
-    """Of a call in two passes: which pairs are estimated, and which are scored after that."""
+    """A cascade: which pairs the first pass estimates, and which ones the second scores."""
 
     @property
     def over_depth(self) -> Sequence[Pair]:
         """The pairs to estimate."""
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
-        """Take the estimates and give the pairs to score."""
+        """Choose the pairs to score from the estimates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sequence of one job, and the pairs that it belongs to: equal pairs are scored once."""
+    """One sequence of a job, and the positions of its pairs: equal pairs are scored once."""
 
     job: Job
     pairs: tuple[int, ...]
@@ -89,30 +97,30 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences that share a forward; `goes_on` says that the states of all of them were kept."""
+    """Sequences that share a forward; `resumes` if it resumes from partial hidden states of all of them."""
 
     items: list[Item]
-    cost: Any  # of the scorer's own kind
-    goes_on: bool = False
+    cost: Any  # a Cost; batches of one model have the same type
+    resumes: bool = False
 
     @property
     def kind(self) -> tuple[bool, bool]:
-        """What is done with them; batches of one kind may be joined."""
-        return self.items[0].job.estimating, self.goes_on
+        """Which forward it needs; batches of the same kind can be joined."""
+        return self.items[0].job.estimating, self.resumes
 
 
 class Job:
-    """What one caller asked for.
+    """One call.
 
     Attributes:
-        future: gives the scores of `pairs`, or of those that were chosen.
+        future: the scores of `pairs`, or of those that `choice` chooses.
         estimating: whether this is the first of two passes.
-        waiting: batches of this pass that have not run.
-        states: what the first pass keeps of sequences for the second.
-        need: bytes that the states of all sequences of the first pass take.
-        granted: bytes that the states may take.
-        came: when the call came; None once its first batch has begun.
-        tokenizing: seconds that tokenizing took.
+        waiting: batches of the current pass that have not run.
+        states: partial hidden states of the first pass, by token ids.
+        need: bytes of the partial hidden states of all sequences in the first pass.
+        granted: bytes that the partial hidden states may take.
+        submitted: when the call was submitted; None after its first batch has started.
+        tokenizing: seconds of tokenizing.
 
     """
 
@@ -122,7 +130,7 @@ class Job:
         self.waiting: deque[Batch] = deque()
         self.states: dict[tuple[int, ...], Any] = {}
         self.need = self.granted = 0
-        self.came: float | None = time.perf_counter()
+        self.submitted: float | None = time.perf_counter()
         self.tokenizing = 0.0
         self._pairs, self._overflow, self._choice = pairs, overflow, choice
         self._steps: Iterator[list[EncodedPair]] | None = None
@@ -133,17 +141,17 @@ class Job:
         self._state_bytes = 0
 
     def tokenize(self, scorer: Scorer) -> bool:
-        """Tokenize some of the pairs; whether these were the last."""
-        partial_states = time.perf_counter()
+        """Tokenize some of the pairs; True if these were the last."""
+        start = time.perf_counter()
         if self._steps is None:
             self._steps = scorer.slices(self._pairs, self._overflow, locate=self.estimating)
         if len(self._encoded) < len(self._pairs):
             self._encoded += next(self._steps)
-        self.tokenizing += time.perf_counter() - partial_states
+        self.tokenizing += time.perf_counter() - start
         return len(self._encoded) == len(self._pairs)
 
     def plan(self, scorer: Scorer, budget: int) -> None:
-        """Put the sequences of the first pass into batches."""
+        """Plan the batches of the first pass."""
         if self._choice is None:
             self._plan(scorer, budget, self._encoded)
             return
@@ -161,37 +169,37 @@ class Job:
                 passages.setdefault(ids, passage)
         items = [Item(self, tuple(pairs), ids, passages[ids]) for ids, pairs in owners.items()]
         self.states = {ids: states for ids, states in self.states.items() if ids in owners}
-        for goes_on in (False, True):
-            some = [item for item in items if (item.ids in self.states) == goes_on]
-            self.waiting += batches(scorer, some, budget, goes_on=goes_on) if some else []
+        for resumes in (False, True):
+            alike = [item for item in items if (item.ids in self.states) == resumes]
+            self.waiting += plan_batches(scorer.model, alike, budget, resumes=resumes) if alike else []
         self._logits = [float("-inf")] * len(encoded)
         self._tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
     def grant(self, granted: int) -> None:
-        """Allow the states to take so many bytes."""
+        """Allow the partial hidden states to take so many bytes."""
         self.granted = self._room = granted
 
     def keep(self, item: Item, states: Any) -> None:
-        """Keep the states of a sequence, while there is room."""
+        """Keep the partial hidden states of a sequence if the grant has room."""
         size = len(item.ids) * self._state_bytes
         if self._room >= size and item.ids not in self.states:
             self._room -= size
             self.states[item.ids] = states
 
     def drop_states(self) -> None:
-        """Free the states, and keep no more."""
+        """Free the partial hidden states, and keep no more."""
         self.states.clear()
         self._room = 0
 
     def record(self, item: Item, logit: float) -> None:
-        """Keep the best of a pair's chunks; a logit that is not a number stays one."""
+        """Record a logit; the best chunk of a pair counts, and NaN is kept."""
         if not self.estimating:
             self.states.pop(item.ids, None)
         for pair in item.pairs:
             self._logits[pair] = logit if logit != logit else max(self._logits[pair], logit)
 
     def advance(self, scorer: Scorer, budget: int) -> bool:
-        """After the last batch of a pass: begin the second, or resolve the future; whether the job is over."""
+        """After the last batch of a pass, start the second or resolve the future; True if the job is done."""
         try:
             scores = [scorer.score(*pair) for pair in zip(self._logits, self._tokens, strict=True)]
             if self.estimating and self._choice is not None:
@@ -208,14 +216,14 @@ class Job:
         return True
 
     def fail(self, error: BaseException) -> None:
-        """Give up; the caller gets `error`."""
+        """Fail the call with `error`."""
         self.waiting.clear()
         self.states.clear()
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
-def batches(scorer: Scorer, items: list[Item], budget: int, *, goes_on: bool) -> list[Batch]:
+def plan_batches(model: Model, items: list[Item], budget: int, *, resumes: bool) -> list[Batch]:
     """Put items into batches of at most `budget` tokens."""
-    planned = [[items[i] for i in positions] for positions in scorer.plan([item.ids for item in items], budget)]
-    return [Batch(batch, scorer.cost([item.ids for item in batch]), goes_on) for batch in planned]
+    planned = [[items[i] for i in positions] for positions in model.plan([item.ids for item in items], budget)]
+    return [Batch(batch, model.cost([item.ids for item in batch]), resumes) for batch in planned]

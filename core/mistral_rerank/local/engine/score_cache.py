@@ -1,4 +1,4 @@
-"""Scores of pairs that were seen before: exact, bounded, and without the texts."""
+"""The score cache: exact scores of earlier pairs, in bounded memory, without their texts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ if TYPE_CHECKING:
 
 
 class ScoreCache:
-    """Keeps the scores of one reranker, whose model and settings do not change; the least recently used go first.
+    """A least-recently-used cache of one reranker's scores. Thread-safe.
 
-    Threads may share it. Texts are kept as digests of 16 bytes, so that a pair takes a few hundred bytes however
-    long it is.
+    Keys are digests of 16 bytes, so a pair takes a few hundred bytes however long its texts are.
 
     Args:
-        size: pairs that are kept at most; 0 for none.
+        size: the most pairs; 0 turns the cache off.
 
     """
 
@@ -36,34 +35,34 @@ class ScoreCache:
         self._lock = threading.Lock()
 
     def look_up(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Lookup:
-        """Say which pairs are known."""
+        """Look up the scores of pairs."""
         if not self._size:
-            return Lookup(pairs, [], [None] * len(pairs), self._keep)
+            return Lookup(pairs, [], [None] * len(pairs), self._store)
         keys = [_key(pair, overflow) for pair in pairs]
         with self._lock:
-            found = [self._scores.get(key) for key in keys]
-            for key, score in zip(keys, found, strict=True):
+            cached = [self._scores.get(key) for key in keys]
+            for key, score in zip(keys, cached, strict=True):
                 if score is not None:
                     self._scores.move_to_end(key)
-        return Lookup(pairs, keys, found, self._keep)
+        return Lookup(pairs, keys, cached, self._store)
 
     def clear(self) -> None:
-        """Forget all of them."""
+        """Remove all scores."""
         with self._lock:
             self._scores.clear()
 
-    def _keep(self, keys: Sequence[bytes], scores: Sequence[Score]) -> None:
+    def _store(self, keys: Sequence[bytes], scores: Sequence[Score]) -> None:
         with self._lock:
-            self._scores.update(zip(keys, scores, strict=False))  # no keys, where nothing is kept
+            self._scores.update(zip(keys, scores, strict=False))  # no keys if the cache is off
             while len(self._scores) > self._size:
                 self._scores.popitem(last=False)
 
 
 class Lookup:
-    """The pairs of one call: what is known of them, and what has to be scored.
+    """The cached scores of one call's pairs.
 
     Attributes:
-        missing: the pairs that are not known, in order.
+        missing: the pairs without a cached score, in order.
 
     """
 
@@ -71,18 +70,18 @@ class Lookup:
         self,
         pairs: Sequence[Pair],
         keys: Sequence[bytes],
-        found: list[Score | None],
-        keep: Callable[[Sequence[bytes], Sequence[Score]], None],
+        cached: list[Score | None],
+        store: Callable[[Sequence[bytes], Sequence[Score]], None],
     ) -> None:
-        self._keys, self._found, self._keep = keys, found, keep
-        self.missing = [pair for pair, score in zip(pairs, found, strict=True) if score is None]
+        self._keys, self._cached, self._store = keys, cached, store
+        self.missing = [pair for pair, score in zip(pairs, cached, strict=True) if score is None]
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Take the scores of the missing pairs, keep them, and give those of all."""
-        new = iter(scores)
-        whole = [next(new) if score is None else score for score in self._found]
-        self._keep(self._keys, whole)
-        return whole
+        """Add the scores of the missing pairs to the cache, and return those of all pairs."""
+        remaining = iter(scores)
+        complete = [next(remaining) if score is None else score for score in self._cached]
+        self._store(self._keys, complete)
+        return complete
 
 
 def _key(pair: Pair, overflow: Overflow | None) -> bytes:

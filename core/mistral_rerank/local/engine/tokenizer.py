@@ -1,13 +1,13 @@
-"""From (question, passage) pairs to token ids.
+"""The tokenizer: from (question, passage) pairs to token ids.
 
-The whole text of a pair is tokenized at once, because the pieces tokenized apart give other ids. When it is
-too long only tokens of the passage are left out: the question, what the template says after the passage and
-the end token stay. Special tokens are added here by id; text that spells one stays text.
+The text of a pair is tokenized as a whole, because its parts tokenized alone have other ids. If it is over the limit,
+only tokens of the passage are dropped; the question, the rest of the template and the end token stay. Special tokens
+are added by id, and text that spells a special token stays text.
 
-The work follows the limit, not the text. Of a passage far over the limit only a beginning and a short end are
-tokenized. The beginning gives `MARGIN` tokens more than are kept. A tokenizer splits a text into words from left to
-right and tokenizes each on its own, so what is cut off changes the last words before the cut and none further away;
-a word without an end is longer than the margin, and there byte-pair merges are a matter of neighbouring tokens.
+The work depends on the limit, not on the text. Of a passage far over the limit only the start and a short end are
+tokenized. The start has `MARGIN` tokens more than are kept: a cut changes the tokenization of the last words before it
+and nothing further away, because a tokenizer splits text into words from left to right and tokenizes each alone. A
+word longer than the margin is safe too, since byte-pair merges depend on neighbouring tokens only.
 """
 
 from __future__ import annotations
@@ -30,26 +30,25 @@ if TYPE_CHECKING:
     from mistral_rerank.templates import RenderedPair, Template
 
 CHUNK_OVERLAP = 64
-"""Passage tokens that neighbouring chunks share, so that no sentence is only ever seen cut in two."""
-
+"""Passage tokens that neighbouring chunks share, so that a sentence cut in one chunk is whole in the next."""
 
 MARGIN = 256
-"""Passage tokens computed beyond the limit, so that those within it do not depend on where the text is cut."""
+"""Tokens computed over the limit, so that those within it do not depend on where the text is cut."""
 
 CHARACTERS = 8
-"""Of a token, for the first cut. Where tokens are longer, a cut of twice the length follows."""
+"""Characters of a token, for the first cut. If tokens are longer, the next cut is twice as long."""
 
 TAIL_CHARACTERS = 1024
-"""The end of a cut passage that is tokenized too, because what the template says next may join its last word."""
+"""The end of a cut passage that is tokenized too: its last word may join what follows in the template."""
 
 SECTION_CHARACTERS = 131_072
-"""A longer passage is chunked in sections of so many characters, each tokenized on its own."""
+"""A longer passage is chunked in sections of this length, each tokenized alone."""
 
 SECTION_OVERLAP = 512
 """Characters that neighbouring sections share."""
 
 SLICE_CHARACTERS = 65_536
-"""Text that is tokenized in one go, before another call has its turn."""
+"""Characters that are tokenized in one step, before another call's turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +56,9 @@ class EncodedPair:
     """The token ids of one pair.
 
     Attributes:
-        sequences: one, or several when its passage was chunked.
-        passages: where in each of them the passage is; where that was not asked for, they may be empty.
-        tokens_left_out: how many tokens of the passage are in none of them; at least so many, where the passage was
-            cut before it was tokenized.
+        sequences: one, or several if its passage was chunked.
+        passages: the passage's tokens in each sequence; empty ranges if they were not located.
+        tokens_left_out: tokens of the passage in no sequence; a lower bound if its text was cut before tokenizing.
 
     """
 
@@ -70,14 +68,14 @@ class EncodedPair:
 
 
 class PairTokenizer:
-    """Turns pairs into ids for one checkpoint.
+    """Tokenizes pairs for one checkpoint.
 
     Args:
-        tokenizer: the checkpoint's own; it must be a fast one (a `tokenizer.json`).
-        prompt: how the pair becomes text.
-        append_eos: whether the sequence ends in the tokenizer's end token.
+        tokenizer: the checkpoint's; it must be a fast one (a `tokenizer.json`).
+        prompt: the prompt template.
+        append_eos: whether sequences end in the tokenizer's end token.
         max_length: the most tokens of a sequence, special tokens included.
-        overflow: what happens to a longer one.
+        overflow: what happens to longer pairs.
 
     """
 
@@ -109,12 +107,12 @@ class PairTokenizer:
     def encode(
         self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
     ) -> list[EncodedPair]:
-        """Give the ids of every pair, in input order.
+        """Tokenize pairs, in input order.
 
         Args:
             pairs: questions with passages.
-            overflow: what happens to longer ones in this call; None for the tokenizer's own choice.
-            locate: whether to say where the passages are.
+            overflow: what happens to longer pairs in this call; None for the tokenizer's default.
+            locate: whether to find the passages' tokens.
 
         Raises:
             InputTooLongError: a question leaves no room for its passage, or `overflow` is "error" and a pair
@@ -126,34 +124,34 @@ class PairTokenizer:
     def slices(
         self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
     ) -> Iterator[list[EncodedPair]]:
-        """`encode` step by step: each step is bounded work, and gives some of the pairs, or none yet."""
+        """Tokenize like `encode` in steps of bounded work; a step yields some of the pairs, or none yet."""
         overflow = overflow or self._overflow
-        some: list[tuple[int, Pair]] = []
+        batch: list[tuple[int, Pair]] = []
         size = 0
         for position, (query, passage) in enumerate(pairs):
             self._check_length(position, query)
             if overflow == "chunk" and len(passage) > SECTION_CHARACTERS:
-                yield self._encode(some, overflow, locate=locate)
-                some, size = [], 0
+                yield self._encode(batch, overflow, locate=locate)
+                batch, size = [], 0
                 pieces = []
                 for start in range(0, len(passage) - SECTION_OVERLAP, SECTION_CHARACTERS - SECTION_OVERLAP):
                     section = passage[start : start + SECTION_CHARACTERS]
                     pieces += self._encode([(position, (query, section))], overflow, locate=True)
                     yield []
-                yield [_joined(pieces)]
+                yield [_join(pieces)]
                 continue
             cut = len(passage) if overflow == "chunk" else self._first_cut + TAIL_CHARACTERS
             length = len(query) + min(len(passage), cut)
-            if some and size + length > SLICE_CHARACTERS:
-                yield self._encode(some, overflow, locate=locate)
-                some, size = [], 0
-            some.append((position, (query, passage)))
+            if batch and size + length > SLICE_CHARACTERS:
+                yield self._encode(batch, overflow, locate=locate)
+                batch, size = [], 0
+            batch.append((position, (query, passage)))
             size += length
-        yield self._encode(some, overflow, locate=locate)
+        yield self._encode(batch, overflow, locate=locate)
 
     @property
     def _room(self) -> int:
-        """Tokens of a pair beside the special ones."""
+        """The most tokens of a pair without special tokens."""
         return self._max_length - len(self._start) - len(self._end)
 
     @property
@@ -161,7 +159,7 @@ class PairTokenizer:
         return CHARACTERS * (max(self._room, 0) + MARGIN)
 
     def _check_length(self, position: int, query: str) -> None:
-        """Refuse a question that is far over the limit, without tokenizing all of it."""
+        """Reject a question far over the limit without tokenizing all of it."""
         cut = self._first_cut
         while cut < len(query):
             (encoding,) = self._backend.encode_batch_fast([_clean(query[:cut])], add_special_tokens=False)
@@ -173,63 +171,63 @@ class PairTokenizer:
             cut *= 2
 
     def _encode(self, pairs: Sequence[tuple[int, Pair]], overflow: Overflow, *, locate: bool) -> list[EncodedPair]:
-        """Encode pairs with their positions in the call."""
-        found: dict[int, EncodedPair] = {}
-        whole: list[tuple[int, RenderedPair]] = []
+        """Tokenize pairs, given with their positions in the call."""
+        encoded: dict[int, EncodedPair] = {}
+        rendered: list[tuple[int, RenderedPair]] = []
         longer: list[tuple[int, Pair]] = []
         for position, (query, passage) in pairs:
             if overflow != "chunk" and len(passage) > self._first_cut + TAIL_CHARACTERS:
                 longer.append((position, (query, passage)))
             else:
-                whole.append((position, self._prompt.format(_clean(query), _clean(passage))))
+                rendered.append((position, self._prompt.format(_clean(query), _clean(passage))))
         encode = self._backend.encode_batch if locate else self._backend.encode_batch_fast
-        encodings = encode([text.text for _, text in whole], add_special_tokens=False)
-        over = []
-        for (position, text), encoding in zip(whole, encodings, strict=True):
+        encodings = encode([text.text for _, text in rendered], add_special_tokens=False)
+        over_limit = []
+        for (position, text), encoding in zip(rendered, encodings, strict=True):
             if len(encoding.ids) > self._room:
-                over.append((position, text))
+                over_limit.append((position, text))
             else:
                 ids = self._start + encoding.ids + self._end
-                found[position] = EncodedPair((ids,), (self._place(encoding, text, locate=locate),))
-        if not locate:  # where the passages of those over the limit begin and end is needed all the same
-            encodings = self._backend.encode_batch([text.text for _, text in over], add_special_tokens=False)
+                encoded[position] = EncodedPair((ids,), (self._locate(encoding, text, locate=locate),))
+        if not locate:  # truncation needs the offsets that the fast call leaves out
+            encodings = self._backend.encode_batch([text.text for _, text in over_limit], add_special_tokens=False)
         else:
             encodings = [encoding for encoding in encodings if len(encoding.ids) > self._room]
-        for (position, text), encoding in zip(over, encodings, strict=True):
-            found[position] = self._fit(position, _Tokens.of(encoding, text), overflow)
+        for (position, text), encoding in zip(over_limit, encodings, strict=True):
+            encoded[position] = self._fit(position, _Tokens.of(encoding, text), overflow)
         for position, pair in longer:
-            found[position] = self._fit_cut(position, pair, overflow)
-        return [found[position] for position, _ in pairs]
+            encoded[position] = self._fit_cut(position, pair, overflow)
+        return [encoded[position] for position, _ in pairs]
 
-    def _place(self, encoding: Encoding, text: RenderedPair, *, locate: bool) -> range:
-        """Say where the passage is among the ids of a pair that fits."""
+    def _locate(self, encoding: Encoding, text: RenderedPair, *, locate: bool) -> range:
+        """Return the passage's tokens of a pair within the limit."""
         if not locate:
             return range(0)
         first, last = _passage_tokens(encoding, text)
         return range(len(self._start) + first, len(self._start) + last)
 
     def _fit_cut(self, position: int, pair: Pair, overflow: Overflow) -> EncodedPair:
-        """Bring one pair under the limit whose passage is so long that a part of it tells all that is kept."""
+        """Fit a pair whose passage is far over the limit, from the start and the end of its text."""
         query, passage = pair
         cut = self._first_cut
         while True:
             is_cut = cut + TAIL_CHARACTERS < len(passage)
-            kept = [_clean(passage[:cut]), _clean(passage[-TAIL_CHARACTERS:])] if is_cut else [_clean(passage)]
-            text = self._prompt.format(_clean(query), "".join(kept))
+            parts = [_clean(passage[:cut]), _clean(passage[-TAIL_CHARACTERS:])] if is_cut else [_clean(passage)]
+            text = self._prompt.format(_clean(query), "".join(parts))
             (encoding,) = self._backend.encode_batch([text.text], add_special_tokens=False)
             tokens = _Tokens.of(encoding, text)
             if not is_cut and len(encoding.ids) <= self._room:
                 return EncodedPair(
-                    (self._start + encoding.ids + self._end,), (self._place(encoding, text, locate=True),)
+                    (self._start + encoding.ids + self._end,), (self._locate(encoding, text, locate=True),)
                 )
-            end = text.passage_start + len(kept[0])
+            end = text.passage_start + len(parts[0])
             before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
             if not is_cut or before_cut >= self._room + MARGIN:
                 return self._fit(position, tokens, overflow, is_cut=is_cut)
             cut *= 2
 
     def _fit(self, position: int, tokens: _Tokens, overflow: Overflow, *, is_cut: bool = False) -> EncodedPair:
-        """Bring one over-long pair under the limit."""
+        """Truncate, chunk or reject one pair over the limit."""
         room = self._room
         before, passage, after = tokens.parts
         window = room - len(before) - len(after)
@@ -260,7 +258,7 @@ class PairTokenizer:
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """The ids of a pair's text, of which those from `first` up to `last` are the passage's."""
+    """The ids of a pair's text; the passage is `ids[first:last]`."""
 
     ids: list[int]
     first: int
@@ -272,12 +270,12 @@ class _Tokens:
 
     @property
     def parts(self) -> tuple[list[int], list[int], list[int]]:
-        """What comes before the passage, the passage, and what comes after it."""
+        """The ids before the passage, of the passage, and after it."""
         return self.ids[: self.first], self.ids[self.first : self.last], self.ids[self.last :]
 
 
-def _joined(pieces: Sequence[EncodedPair]) -> EncodedPair:
-    """Make one pair of the sections of its passage."""
+def _join(pieces: Sequence[EncodedPair]) -> EncodedPair:
+    """Join the sections of one passage."""
     return EncodedPair(
         tuple(chain.from_iterable(piece.sequences for piece in pieces)),
         tuple(chain.from_iterable(piece.passages for piece in pieces)),
@@ -285,14 +283,14 @@ def _joined(pieces: Sequence[EncodedPair]) -> EncodedPair:
 
 
 def _passage_tokens(encoding: Encoding, text: RenderedPair) -> tuple[int, int]:
-    """Give the first token of the passage, with which a space before it may be one, and the first behind it."""
+    """Return the first token of the passage and the first after it; the first may include a space before it."""
     spans, begin = encoding.offsets, len(text.text[: text.passage_start].rstrip())
     first = next((i for i, (start, end) in enumerate(spans) if start >= begin and end > text.passage_start), len(spans))
     return first, next((i for i in range(first, len(spans)) if spans[i][1] > text.passage_end), len(spans))
 
 
 def _special_tokens_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
-    """Give the special tokens that this tokenizer puts before and after a text."""
+    """Return the special tokens that a tokenizer adds before and after a text."""
     plain = backend.encode("a", add_special_tokens=False).ids
     whole = backend.encode("a", add_special_tokens=True).ids
     for start in range(len(whole) - len(plain) + 1):
@@ -302,5 +300,5 @@ def _special_tokens_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _clean(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer takes."""
+    """Replace lone surrogates, which tokenizers reject."""
     return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

@@ -1,7 +1,6 @@
-"""The thread that loads the model and tokenizes, ahead of the thread that runs batches.
+"""The tokenizer stage: a thread that loads the model and tokenizes, ahead of the forward thread.
 
-It takes turns among the calls, one slice of text each, so a call with much text holds up no other: neither its
-tokenizing nor its batches.
+It tokenizes one slice of text of each waiting call in turn, so a call with much text does not delay the others.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
 
 
 class TokenizerStage:
-    """Takes jobs in, and gives them on with their tokens planned into batches.
+    """Tokenizes jobs, plans their batches and passes them on.
 
     Attributes:
-        scorer: the loaded model; None before, and after a load that failed.
+        scorer: the loaded model; None before, and after a failed load.
 
     Args:
-        load: makes the scorer; called once, or again if it failed.
+        load: loads the scorer; called again if it failed.
         prepare: called with a job whose pairs are all tokenized; it plans the batches and passes the job on.
 
     """
@@ -34,11 +33,11 @@ class TokenizerStage:
     def __init__(self, load: Callable[[], Scorer], prepare: Callable[[Job, Scorer], None]) -> None:
         self.scorer: Scorer | None = None
         self._load, self._prepare = load, prepare
-        self._turn = ForkLock()
+        self._fork_lock = ForkLock()
         self.forget_jobs()
 
     def forget_jobs(self) -> None:
-        """Start with an empty queue: the old one's jobs are of another process."""
+        """Start with an empty queue; after a fork the jobs belong to the parent."""
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: deque[Job] = deque()
 
@@ -47,14 +46,14 @@ class TokenizerStage:
         self._inbox.put(job)
 
     def run(self, closed: Callable[[], RerankError]) -> None:
-        """Work until None comes; then fail the jobs that are left with the error that `closed` gives."""
-        while self._take_in():
-            with self._turn:
+        """Work until None arrives; then fail the remaining jobs with the error from `closed`."""
+        while self._receive():
+            with self._fork_lock:
                 self._step()
         self._fail_all(closed())
 
-    def _take_in(self) -> bool:
-        """Move what has arrived into the list of jobs, waiting when there is none; False to stop."""
+    def _receive(self) -> bool:
+        """Move queued jobs to the list of jobs, waiting if it is empty; False to stop."""
         while True:
             try:
                 job = self._inbox.get(block=not self._jobs)
@@ -65,7 +64,7 @@ class TokenizerStage:
             self._jobs.append(job)
 
     def _step(self) -> None:
-        """Tokenize a slice of the first job, after loading the model if need be; cancelled jobs are dropped."""
+        """Tokenize a slice of the first job; load the model before the first one. Cancelled jobs are dropped."""
         job = self._jobs.popleft()
         if job.future.cancelled():
             return

@@ -1,8 +1,7 @@
-"""An early exit: a guess at a pair's logit from the hidden states of a lower layer.
+"""The early exit: estimates a pair's logit from the hidden states of a lower layer.
 
-The state of the last token, which the model's own head reads, learns of relevance late, in the upper layers. What
-tells earlier is the question's tokens beside the passage's, each with the most
-similar one, as in ColBERT (arXiv 2004.12832).
+Lower layers say little about relevance in the last token's state, which the model's head reads. So the early exit
+compares each token of the question with the most similar token of the passage, as ColBERT does (arXiv 2004.12832).
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EARLY_EXIT_FILE = "early_exit/model.safetensors"
-"""In a folder of its own, since other engines read every safetensors file beside a model's as its weights."""
+"""In a subfolder: other engines load every safetensors file beside `config.json` as weights."""
 WIDTH = 96
-"""Of the vectors that tokens are compared by."""
+"""Dimensions of the vectors that are compared."""
 EPSILON = 1e-5
 
 
 class EarlyExitConfig(BaseModel):
-    """What the weights are for, in the metadata of their file."""
+    """The metadata of the weights' file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layer: int = Field(ge=1, description="how many layers it needs")
+    layer: int = Field(ge=1, description="number of layers below the early exit")
     fitted_on: tuple[str, ...] = Field(default=(), description="names of the data sets")
-    questions: int = Field(default=0, ge=0, description="how many it was fitted on")
+    questions: int = Field(default=0, ge=0, description="number of questions it was fitted on")
 
     def __str__(self) -> str:
         return f"after layer {self.layer}, fitted on {self.questions} questions of {', '.join(self.fitted_on)}"
@@ -47,7 +46,7 @@ class EarlyExit(nn.Module):
     """Estimates logits from the hidden states of a layer.
 
     Args:
-        hidden: width of the states.
+        hidden: dimensions of the states.
 
     """
 
@@ -63,43 +62,45 @@ class EarlyExit(nn.Module):
         nn.init.zeros_(self.around.weight)
 
     def forward(self, states: Sequence[Tensor], passages: Sequence[range]) -> Tensor:
-        """Estimate the logits of some pairs.
+        """Estimate the logits of pairs.
 
         Args:
-            states: (tokens, hidden) float32 of each pair, after a layer.
-            passages: where the passage is in each; the other tokens are the question and the words around it.
+            states: (tokens, hidden) float32 of each pair, after the early exit's layer.
+            passages: the passage's tokens in each pair; the others are the question and the rest of the prompt.
 
         Returns:
             (pairs,) float32.
 
         """
         estimates = []
-        for own, passage in zip(map(normalized, states), passages, strict=True):
-            around, told = torch.cat([own[: passage.start], own[passage.stop :]]), own[passage.start : passage.stop]
-            question, answer = (normalize(f(x), dim=-1) for f, x in ((self.question, around), (self.passage, told)))
-            weights = softplus(self.importance(around)).squeeze(-1)
-            nearest = (question @ answer.T).amax(-1) if len(told) else question.new_zeros(len(question))
-            similar = (nearest * weights).sum() / weights.sum()
-            whole = self.around(torch.cat([own[-1], around.mean(0)])).squeeze(-1)
-            estimates.append(self.scale * similar + whole)
+        for pair_states, passage in zip(map(normalized, states), passages, strict=True):
+            passage_states = pair_states[passage.start : passage.stop]
+            question_states = torch.cat([pair_states[: passage.start], pair_states[passage.stop :]])
+            question = normalize(self.question(question_states), dim=-1)
+            answer = normalize(self.passage(passage_states), dim=-1)
+            weights = softplus(self.importance(question_states)).squeeze(-1)
+            nearest = (question @ answer.T).amax(-1) if len(answer) else question.new_zeros(len(question))
+            similarity = (nearest * weights).sum() / weights.sum()
+            offset = self.around(torch.cat([pair_states[-1], question_states.mean(0)])).squeeze(-1)
+            estimates.append(self.scale * similarity + offset)
         return torch.stack(estimates)
 
 
 def normalized(states: Tensor) -> Tensor:
-    """Scale states (tokens, hidden) to a mean square of 1; done twice it changes nothing."""
+    """Scale states (tokens, hidden) to a mean square of 1."""
     return states * (states.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
 
 
 def write_early_exit(early_exit: EarlyExit, config: EarlyExitConfig, folder: Path) -> None:
-    """Write an early exit into a checkpoint folder, whole or not at all."""
+    """Write an early exit into a checkpoint folder, atomically."""
     file = folder / EARLY_EXIT_FILE
     file.parent.mkdir(exist_ok=True)
-    with replacement(file) as beside:
-        beside.write_bytes(save(early_exit.state_dict(), metadata={"early_exit": config.model_dump_json()}))
+    with replacement(file) as temporary:
+        temporary.write_bytes(save(early_exit.state_dict(), metadata={"early_exit": config.model_dump_json()}))
 
 
 def read_early_exit_config(folder: Path) -> EarlyExitConfig | None:
-    """Say what early exit a checkpoint folder has; None for none.
+    """Read the early exit's metadata from a checkpoint folder; None if it has none.
 
     Raises:
         CheckpointError: the file is not usable.
@@ -116,7 +117,7 @@ def read_early_exit_config(folder: Path) -> EarlyExitConfig | None:
 
 
 def read_early_exit(folder: Path, hidden: int) -> EarlyExit:
-    """Read the early exit of a checkpoint folder whose states are `hidden` wide, for inference.
+    """Read the early exit of a checkpoint folder, for inference on states of `hidden` dimensions.
 
     Raises:
         CheckpointError: its weights are missing, or of another shape.

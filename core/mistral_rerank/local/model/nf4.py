@@ -1,7 +1,7 @@
-"""Linears whose weights are kept in 4 bits, in a quarter of the memory of bfloat16.
+"""NF4 linears: weights in 4 bits, in a quarter of the memory of bfloat16.
 
-The format is QLoRA's (arXiv 2305.14314): the 16 values of NF4, a scale for each 64 weights, and the scales in 8 bits.
-Each product widens its weights again, which costs little where there are many tokens.
+The format is QLoRA's (arXiv 2305.14314): 16 values, a scale for each block of 64 weights, and the scales in 8 bits.
+Weights are dequantized for every product, which costs little when there are many tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def import_bitsandbytes() -> Any:
-    """Import the library.
+    """Import bitsandbytes.
 
     Raises:
         MissingDependencyError: the extra `nf4` is not installed.
@@ -32,24 +32,24 @@ def import_bitsandbytes() -> Any:
 
 
 class NF4Linear:
-    """A linear with weights in 4 bits, whose output has the dtype that they had.
+    """A linear with NF4 weights; the output has the dtype of the original weights.
 
     Args:
-        linear: on the device that it is to run on; it is not needed afterwards.
+        linear: on the device where it will run; it can be freed afterwards.
 
     """
 
     def __init__(self, linear: nn.Linear) -> None:
         functional = import_bitsandbytes().functional
-        self._widen = functional.dequantize_4bit
+        self._dequantize = functional.dequantize_4bit
         self._weight, self._scales = functional.quantize_4bit(
             linear.weight.detach(), blocksize=64, quant_type="nf4", compress_statistics=True
         )
         self._bias = None if linear.bias is None else linear.bias.detach().clone()
 
     def __call__(self, states: torch.Tensor, _: ActivationQuantizer, out: torch.Tensor | None = None) -> torch.Tensor:
-        """Multiply (tokens, inputs) to (tokens, outputs), which may lie in `out`."""
-        weight = self._widen(self._weight, self._scales).T
+        """See `quantization.Linear`."""
+        weight = self._dequantize(self._weight, self._scales).T
         if self._bias is None:
             return torch.mm(states, weight, out=out)
         return torch.addmm(self._bias, states, weight, out=out)

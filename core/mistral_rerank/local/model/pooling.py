@@ -1,17 +1,31 @@
-"""How a model reads a sequence, and what of it reaches the head."""
+"""Pooling: from hidden states to one logit for each sequence.
+
+The last token's state, or the mean of all, goes through the binary head in float32. `pooled_logits` is the forward of
+padded rows with any model of transformers.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from mistral_rerank.local.model.attention import window_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from mistral_rerank.local.batching.packing import Pack
 
 
 @dataclass(frozen=True, slots=True)
 class PoolingConfig:
-    """A checkpoint's attention and pooling.
+    """A checkpoint's pooling and attention.
 
     Attributes:
-        bidirectional: whether a token sees those after it too.
-        mean: whether the mean of all its hidden states is pooled, and not the last one.
+        bidirectional: whether attention is bidirectional; otherwise it is causal.
+        mean: whether the mean of all hidden states is pooled; otherwise the last token's.
 
     """
 
@@ -20,9 +34,61 @@ class PoolingConfig:
 
     @property
     def shares(self) -> bool:
-        """Whether sequences that begin alike may compute the beginning once."""
+        """Whether sequences with a common prefix can share its hidden states."""
         return not (self.bidirectional or self.mean)
 
 
 LAST_TOKEN = PoolingConfig()
-"""As rerank-qa-mistral-4b reads: causal, last token."""
+"""Causal attention and the last token, as in rerank-qa-mistral-4b."""
+
+
+def pooled_logits(
+    backbone: nn.Module,
+    head: nn.Module,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    pooling: PoolingConfig = LAST_TOKEN,
+) -> torch.Tensor:
+    """Run the backbone and the binary head on right-padded rows.
+
+    The last token is found by length, not by comparing ids with a padding id.
+
+    Args:
+        backbone: a causal transformers model without its vocabulary head.
+        head: maps (rows, hidden) float32 to (rows, 1).
+        ids: (rows, longest) int64; padding may be any id.
+        lengths: (rows,) int64, at least 1 each.
+        pooling: pooling and attention of the model.
+
+    Returns:
+        (rows,) float32.
+
+    """
+    mask = _bidirectional_mask(lengths, window_of(backbone)) if pooling.bidirectional else None
+    hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    if not pooling.mean:
+        return apply_head(head, hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
+    real = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[:, :, None]
+    return apply_head(head, hidden.float().masked_fill(~real, 0.0).sum(1) / lengths[:, None])
+
+
+def _bidirectional_mask(lengths: torch.Tensor, window: int | None) -> torch.Tensor:
+    """Make the mask of bidirectional attention without padding: (rows, 1, longest, longest) bool."""
+    positions = torch.arange(int(lengths.max()), device=lengths.device)
+    in_window = (positions[:, None] - positions).abs() < (window or len(positions))
+    mask = in_window & (positions < lengths[:, None, None])
+    diagonal = torch.eye(len(positions), dtype=torch.bool, device=lengths.device)  # a softmax needs at least one key
+    return (mask | diagonal)[:, None]
+
+
+def sequence_means(hidden: torch.Tensor, packed: Pack) -> torch.Tensor:
+    """Average states (tokens, hidden) over each sequence of a row without prefixes: (members, hidden) float32."""
+    spans = ((span, hidden[span.start : span.stop]) for span in packed.spans)
+    return torch.cat([states.view(span.sequences, -1, states.shape[-1]).float().mean(1) for span, states in spans])
+
+
+def apply_head(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Map pooled states (rows, hidden) to logits (rows,) in float32."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits: torch.Tensor = head(hidden.float()).squeeze(-1)
+    return logits

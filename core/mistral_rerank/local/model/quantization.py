@@ -1,4 +1,4 @@
-"""The linears of a layer, stored as their weights are, in 8 bits or in 4."""
+"""Quantization: the linears of a layer, unquantized, in int8 or in NF4."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ if TYPE_CHECKING:
 
 
 class Linear(Protocol):
-    """A linear, however it is stored."""
+    """A linear layer, quantized or not."""
 
     def __call__(self, states: Tensor, quantizer: ActivationQuantizer, out: Tensor | None = None, /) -> Tensor:
-        """Multiply (tokens, inputs) to (tokens, outputs), which may lie in `out`; `quantizer` is the forward's."""
+        """Map (tokens, inputs) to (tokens, outputs).
+
+        Args:
+            states: the inputs.
+            quantizer: of the current forward.
+            out: may be used for the result.
+
+        """
 
 
 class UnquantizedLinear:
-    """A linear with the weights that it has."""
+    """A linear with its original weights."""
 
     def __init__(self, linear: nn.Linear) -> None:
         self._weight = linear.weight.detach().T
@@ -38,18 +45,18 @@ class UnquantizedLinear:
         return torch.addmm(self._bias, states, self._weight, out=out)
 
 
-def store(linear: nn.Linear, quantization: Quantization | None) -> Linear:
-    """Store a linear on the device where it is; None for as it is."""
+def quantize(linear: nn.Linear, quantization: Quantization | None) -> Linear:
+    """Quantize a linear on its device; None leaves it unquantized."""
     if quantization is None:
         return UnquantizedLinear(linear)
     return Int8Linear(linear) if quantization == "int8" else NF4Linear(linear)
 
 
 def check_quantization(name: str | None, device: torch.device, dtype: torch.dtype) -> None:
-    """See that this machine does it.
+    """Check that a quantization works with a device and a dtype.
 
     Raises:
-        SettingsError: it does not, or there is no such quantization.
+        SettingsError: it does not, or its name is unknown.
         MissingDependencyError: it needs an extra that is not installed.
 
     """

@@ -1,9 +1,9 @@
-"""Rotary embeddings whose frequencies depend on a sequence's length: dynamic NTK scaling and LongRoPE.
+"""Rotary embedding: applying it, and the frequencies that depend on a sequence's length.
 
-transformers takes that length from the largest position in a batch, and its dynamic NTK scaling also keeps the
-frequencies of the longest sequence so far. So sequences are batched with others of the same frequencies alone
-(`same_frequencies`), and every forward starts from its own length (`forget_lengths`). Other kinds of scaling are the
-same at every length.
+Dynamic NTK scaling and LongRoPE change the frequencies of long sequences. transformers takes the length from the
+largest position in a batch, and its dynamic NTK scaling remembers the longest sequence so far. So a batch holds
+sequences with the same frequencies only (`same_frequencies`), and `forget_lengths` resets what is remembered before
+every forward. Other kinds of scaling do not depend on the length.
 """
 
 from __future__ import annotations
@@ -13,51 +13,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
+
+
+def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys (tokens, heads, width) by their positions; `cos` and `sin` are (tokens, 1, width)."""
+    half = states.shape[-1] // 2
+    rotated = states * cos
+    rotated[..., :half].addcmul_(states[..., half:], sin[..., :half], value=-1)
+    rotated[..., half:].addcmul_(states[..., :half], sin[..., half:])
+    return rotated
 
 
 def same_frequencies(config: Any, lengths: Sequence[int]) -> list[list[int]]:
     """Group sequences by their rotary frequencies.
 
     Args:
-        config: of the backbone, as transformers reads it.
+        config: transformers' config of the backbone.
         lengths: tokens of each sequence.
 
     Returns:
-        Positions in `lengths`, each in one list.
+        Lists of positions in `lengths`, every position once.
 
     """
-    scalings = list(_by_length(config))
+    scalings = list(_length_dependent_scalings(config))
     if not scalings:
         return [list(range(len(lengths)))]
     groups: dict[tuple[int, ...], list[int]] = {}
     for position, length in enumerate(lengths):
-        # dynamic NTK scaling has frequencies for each length over the limit, LongRoPE one set for all of them
-        key = tuple(0 if length <= limit else length if each else 1 for limit, each in scalings)
+        key = tuple(0 if length <= limit else length if each_differs else 1 for limit, each_differs in scalings)
         groups.setdefault(key, []).append(position)
     return list(groups.values())
 
 
 def forget_lengths(backbone: nn.Module) -> None:
-    """Make dynamic NTK scaling go by the sequence at hand, whatever was read before it."""
+    """Make dynamic NTK scaling depend on the current sequence only, not on earlier ones."""
     for module in backbone.modules():
-        if any(map(_is_longest, vars(module))):
-            module.register_forward_pre_hook(_forget)
+        if any(map(_is_longest_seen, vars(module))):
+            module.register_forward_pre_hook(_reset_longest_seen)
 
 
-def _forget(rotary: nn.Module, _arguments: object) -> None:
-    for name in filter(_is_longest, list(vars(rotary))):
+def _reset_longest_seen(rotary: nn.Module, _arguments: object) -> None:
+    for name in filter(_is_longest_seen, list(vars(rotary))):
         setattr(rotary, name, 0)
 
 
-def _is_longest(name: str) -> bool:
+def _is_longest_seen(name: str) -> bool:
     return name.endswith("max_seq_len_cached")
 
 
-def _by_length(config: Any) -> Iterator[tuple[int, bool]]:
-    """Give the limit of each scaling that depends on the length, and whether each length over it differs."""
+def _length_dependent_scalings(config: Any) -> Iterator[tuple[int, bool]]:
+    """Yield the length above which each scaling changes the frequencies.
+
+    With it comes whether each length above has its own frequencies (dynamic NTK), or all share one set (LongRoPE).
+    """
     parameters = getattr(config, "rope_parameters", None) or {}
-    for scaling in (parameters, *parameters.values()):  # some architectures have one for each kind of layer
+    for scaling in (parameters, *parameters.values()):  # some architectures have one for each type of layer
         kind = scaling.get("rope_type") if isinstance(scaling, dict) else None
         if kind == "dynamic":
             yield config.max_position_embeddings, True

@@ -12,13 +12,8 @@ from transformers import (
 )
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
-from mistral_rerank.local.checkpoints.checkpoint import (
-    find_checkpoint,
-    load_classifier,
-    open_checkpoint,
-    read_config,
-    summary,
-)
+from mistral_rerank.local.checkpoints.config import read_config
+from mistral_rerank.local.checkpoints.loading import find_checkpoint, load_classifier, open_checkpoint, summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.templates import Template
@@ -41,6 +36,7 @@ def test_the_settings_of_a_checkpoint_decide_prompt_end_token_limit_and_calibrat
         max_length=64,
         calibration={"scale": 0.5, "bias": -1.0},
     )
+    pairs = [pair for pair in pairs if pair[1].strip()]  # blank passages are not scored by the model
     prompt = Template("query: {query} document: {passage}")
     encoded = PairTokenizer(tokenizer, prompt, append_eos=False, max_length=64).encode(pairs[:20])
     model = MistralForSequenceClassification.from_pretrained(folder).eval()
