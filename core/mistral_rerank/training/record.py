@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.evaluation.plots import line_plot, standalone
 from mistral_rerank.local.checkpoint import RERANK_JSON
-from mistral_rerank.training.trainer import VALIDATION_METRIC
+from mistral_rerank.training.trainer import VALIDATION_METRIC, seen_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState
@@ -32,6 +32,7 @@ class TrainingRecord:
         groups: of one epoch.
         validation_groups: ranked after every `save_steps`.
         steps: of the optimizer.
+        tokens: seen in all steps; what several pairs share counts once.
         best_step: whose weights were kept; the last, where there was no validation.
         loss: of every step.
         validation: step -> mean nDCG@10.
@@ -42,6 +43,7 @@ class TrainingRecord:
     groups: int
     validation_groups: int
     steps: int
+    tokens: int
     best_step: int
     loss: list[float]
     validation: dict[int, float]
@@ -65,6 +67,7 @@ class TrainingRecord:
             groups=groups,
             validation_groups=validation_groups,
             steps=state.global_step,
+            tokens=seen_tokens(state),
             best_step=(validation and state.best_global_step) or state.global_step,
             loss=[round(float(entry["loss"]), 4) for entry in state.log_history if "loss" in entry],
             validation=validation,
@@ -104,7 +107,7 @@ def card(name: str, config: CheckpointConfig, record: TrainingRecord, *, rank: i
     base = _short(config.base.name) if config.base else "a local folder"
     layers = f", its first {config.base.layers} layers" if config.base and config.base.layers else ""
     start, end = _mean(record.loss[:5]), _mean(record.loss[-5:])
-    result = f"The mean loss of five steps went from {start:.3f} to {end:.3f}."
+    result = f"The mean loss of five steps went from {start:.3f} to {end:.3f}, over {record.tokens:,} tokens."
     if record.validation:
         first, best = next(iter(record.validation.values())), record.validation[record.best_step]
         names = ", ".join(settings["validation"])
