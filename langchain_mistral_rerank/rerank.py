@@ -15,7 +15,7 @@ from langchain_mistral_rerank.runnable import RerankRunnable
 from langchain_mistral_rerank.tracing import achild_run, child_run
 from mistral_rerank.adapters import RerankOptions, copy_metadata
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.settings import RerankSettings
+from mistral_rerank.settings import SECRETS, RerankSettings
 
 if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
@@ -103,7 +103,7 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
     @override
     def lc_attributes(self) -> dict[str, Any]:
         """Give the settings from arguments and the environment, so that another environment does not change them."""
-        fields = self.model_fields_set & RerankSettings.model_fields.keys() - {"api_key"}
+        fields = self.model_fields_set & RerankSettings.model_fields.keys() - SECRETS
         return {name: getattr(self, name) for name in sorted(fields)}
 
     @override

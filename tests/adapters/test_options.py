@@ -200,8 +200,10 @@ def test_a_pickle_holds_a_reranker_of_ones_own_or_is_refused(adapter):
 
 
 def test_langchain_loads_what_was_given_whatever_the_environment_says(monkeypatch):
-    text = dumps(LANGCHAIN(model="m", device="auto", backend="remote", base_url="http://h", api_key="k-1"))
+    remote = {"backend": "remote", "base_url": "http://h", "api_key": "k-1", "headers": {"api-key": "k-3"}}
+    text = dumps(LANGCHAIN(model="m", device="auto", **remote))
     assert "k-1" not in text
+    assert "k-3" not in text
     monkeypatch.setenv("MISTRAL_RERANK_DEVICE", "cpu")
     monkeypatch.setenv("MISTRAL_RERANK_BACKEND", "local")
     options = {"allowed_objects": [LANGCHAIN], "valid_namespaces": ["langchain_mistral_rerank"]}

@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -378,9 +379,33 @@ def test_a_teacher_changes_what_is_learnt(taught, tmp_path):
     assert first[0] - first[1] == pytest.approx(divergence, abs=2e-3)
 
 
-def test_groups_of_two_sizes_are_refused(settings, taught, tmp_path):
-    with pytest.raises(SettingsError, match="one number of passages"):
+def test_groups_of_two_sizes_are_refused_in_one_forward(settings, taught, tmp_path):
+    with pytest.raises(SettingsError, match="one number of passages.*Set groups_per_forward to 1"):
         finetune(settings.model_copy(update={"data": taught.data + settings.data}), tmp_path / "out")
+
+
+def test_groups_of_two_sizes_with_and_without_a_teacher_train_together_one_a_forward(settings, taught, tmp_path):
+    file = tmp_path / "short.jsonl"
+    write_groups([Group(("What is the capital of France?",), ("Paris", "Rome"), ((1.0, 0.0),))] * 4, file)
+    data = (*taught.data, file)
+    mixed = settings.model_copy(update={"data": data, "epochs": 1, "groups_per_forward": 1})
+    record = json.loads((finetune(mixed, tmp_path / "out") / "training.json").read_text())
+    assert record["groups"] == 44
+    assert all(math.isfinite(loss) for loss in record["loss"])
+
+
+def test_the_record_counts_the_tokens_that_were_computed(settings, trained, tiny):
+    checkpoint = open_checkpoint(str(trained), base=str(tiny))
+    collator = GroupCollator(
+        PairTokenizer(load_tokenizer(checkpoint), Template(), max_length=settings.max_length), settings.batch_tokens
+    )
+    groups = mine(load_beir(FACTS), negatives=2, random_negatives=1, seed=settings.seed).groups
+    random.Random(settings.seed).shuffle(groups)
+    once = sum(
+        packed.ids.numel() for start in range(0, 40, 4) for packed in collator(groups[start : start + 4])["packs"]
+    )
+    record = json.loads((trained / "training.json").read_text())
+    assert record["tokens"] == 3 * once
 
 
 def test_two_processes_train_what_one_does(settings, tmp_path):

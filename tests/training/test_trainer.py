@@ -6,14 +6,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 from support import plain_logits, tiny_config
-from transformers import MistralForSequenceClassification
+from transformers import MistralForSequenceClassification, TrainerState
 
 from mistral_rerank.local.batching.packing import pack
 from mistral_rerank.local.batching.prefix_groups import find_prefix_groups
 from mistral_rerank.local.model import attention
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN
-from mistral_rerank.training.trainer import group_logits
+from mistral_rerank.training.trainer import Pace, group_logits
 
 QUESTION = list(range(10, 22))
 SEQUENCES = [[*QUESTION, *range(30, 30 + rest)] for rest in (1, 5, 20)] + [[7, 8, 9], [5, 6, 4]]
@@ -64,3 +64,11 @@ def test_attention_that_is_trained_in_bfloat16_is_near_the_fused_one(monkeypatch
     for plain, fused in zip(*found.values(), strict=True):
         assert plain.dtype == fused.dtype == torch.bfloat16
         assert (plain - fused).abs().max() < 0.03 * fused.abs().max()
+
+
+def test_the_pace_of_a_resumed_run_counts_only_what_this_process_did():
+    log = [{"step": step, "loss": 1.0, "tokens": 1000 * step} for step in (1, 2, 3, 4)]
+    state = TrainerState(global_step=4, max_steps=10, log_history=[*log, {"step": 4, "eval_ndcg@10": 0.5}])
+    pace = Pace.of(state, since_step=2, seconds=1200.0)
+    assert pace == Pace(tokens=10_000, tokens_per_second=7000 / 1200, seconds_left=3600.0)
+    assert str(pace) == "10,000 tokens, 6 a second, 1 h 00 min left"

@@ -297,9 +297,10 @@ def _training_groups(settings: TrainSettings) -> list[Group]:
     """Give the groups of an epoch, shuffled with the seed."""
     groups = [group for source in settings.data for group in _groups(source, settings, "train")]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
-    if len(shapes) != 1:
+    if len(shapes) != 1 and settings.groups_per_forward > 1:
         raise SettingsError(
-            f"the groups of a run need one number of passages, and a teacher in all or none; found {sorted(shapes)}"
+            f"groups that share a forward need one number of passages, and a teacher in all or none; "
+            f"found {sorted(shapes)}. Set groups_per_forward to 1"
         )
     random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
     return groups

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.evaluation.plots import line_plot
 from mistral_rerank.local.checkpoints.config import RERANK_JSON
-from mistral_rerank.training.trainer import VALIDATION_METRIC
+from mistral_rerank.training.trainer import VALIDATION_METRIC, seen_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerState
@@ -32,6 +32,7 @@ class TrainingRecord:
         groups: number of groups in an epoch.
         validation_groups: number of groups ranked after every `save_steps`.
         steps: number of optimizer steps.
+        tokens: number of tokens in all steps; a shared prefix counts once.
         best_step: step of the weights that were kept; the last one without validation.
         loss: of every step.
         validation: step -> mean nDCG@10.
@@ -42,6 +43,7 @@ class TrainingRecord:
     groups: int
     validation_groups: int
     steps: int
+    tokens: int
     best_step: int
     loss: list[float]
     validation: dict[int, float]
@@ -63,6 +65,7 @@ class TrainingRecord:
             groups=groups,
             validation_groups=validation_groups,
             steps=state.global_step,
+            tokens=seen_tokens(state),
             best_step=(validation and state.best_global_step) or state.global_step,
             loss=[round(float(entry["loss"]), 4) for entry in state.log_history if "loss" in entry],
             validation=validation,
@@ -105,7 +108,7 @@ def card(name: str, config: CheckpointConfig, record: TrainingRecord, *, rank: i
     with_base = "" if named else " --base FOLDER"
     layers = f", its first {config.base.layers} layers" if config.base and config.base.layers else ""
     start, end = _mean(record.loss[:5]), _mean(record.loss[-5:])
-    result = f"The mean loss of five steps went from {start:.3f} to {end:.3f}."
+    result = f"The mean loss of five steps went from {start:.3f} to {end:.3f}, over {record.tokens:,} tokens."
     if record.validation:
         first, best = next(iter(record.validation.values())), record.validation[record.best_step]
         names = ", ".join(settings["validation"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -112,12 +113,13 @@ def _row_logits(classifier: Any, reading: PoolingConfig, packed: Pack) -> torch.
 
 
 class LossProgress(transformers.ProgressCallback):
-    """Shows the loss on the progress bar, or in the log where there is no terminal."""
+    """Shows loss and tokens/s on the progress bar; without a terminal the log has them, with the time left."""
 
     def on_train_begin(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
         """Open the bar, which stays silent without a terminal."""
         self.training_bar = tqdm(total=state.max_steps, unit="step", dynamic_ncols=True, disable=None)
         self.current_step = 0
+        self._first_step, self._started = state.global_step, time.monotonic()
 
     def on_log(
         self,
@@ -130,10 +132,50 @@ class LossProgress(transformers.ProgressCallback):
         """Show the loss of the last step."""
         if not logs or "loss" not in logs:
             return
+        pace = Pace.of(state, since_step=self._first_step, seconds=time.monotonic() - self._started)
         if not self.training_bar.disable:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+            self.training_bar.set_postfix_str(f"loss={float(logs['loss']):.3f}, {pace.tokens_per_second:,.0f} tokens/s")
         elif state.global_step % 10 == 0:
-            logger.info("step %d of %d, loss %.3f", state.global_step, state.max_steps, float(logs["loss"]))
+            logger.info("step %d of %d, loss %.3f, %s", state.global_step, state.max_steps, float(logs["loss"]), pace)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast a run is.
+
+    Attributes:
+        tokens: seen so far, by all processes; what several pairs share counts once.
+        tokens_per_second: since this process started, validation included.
+        seconds_left: until the last step, at this speed.
+
+    """
+
+    tokens: int
+    tokens_per_second: float
+    seconds_left: float
+
+    @classmethod
+    def of(cls, state: transformers.TrainerState, *, since_step: int, seconds: float) -> Pace:
+        """Compute it from the Trainer's log.
+
+        Args:
+            state: of the Trainer, whose log has the tokens of every step.
+            since_step: steps done before the time was taken: a resumed run starts later than 0.
+            seconds: wall time since then; more than 0.
+
+        """
+        new = sum(entry["tokens"] for entry in state.log_history if entry["step"] > since_step and "tokens" in entry)
+        steps = state.global_step - since_step
+        return cls(seen_tokens(state), new / seconds, (state.max_steps - state.global_step) * seconds / steps)
+
+    def __str__(self) -> str:
+        hours, minutes = divmod(round(self.seconds_left / 60), 60)
+        return f"{self.tokens:,} tokens, {self.tokens_per_second:,.0f} a second, {hours} h {minutes:02d} min left"
+
+
+def seen_tokens(state: transformers.TrainerState) -> int:
+    """Sum up the tokens of all steps so far, those before a stop included."""
+    return sum(entry["tokens"] for entry in state.log_history if "tokens" in entry)
 
 
 class ValidateAtTheEnd(transformers.TrainerCallback):
@@ -157,6 +199,7 @@ class GroupTrainer(transformers.Trainer):
     def __init__(self, *args: Any, loss: Loss, distill: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss, self._distill = loss, distill
+        self._tokens = 0  # since the last step
         self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
 
     def compute_loss(
@@ -167,10 +210,19 @@ class GroupTrainer(transformers.Trainer):
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
         grades, teacher = inputs.pop("grades"), inputs.pop("teacher")
+        self._tokens += sum(packed.ids.numel() for packed in inputs["packs"])
         loss = group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
         if not loss.isfinite():
             raise SettingsError(f"the loss is {loss.item()} after step {self.state.global_step}; lower learning_rate")
         return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the tokens of the step, summed over the processes."""
+        if "loss" in logs:
+            tokens = torch.tensor(self._tokens, device=self.args.device)
+            logs["tokens"] = int(self.accelerator.reduce(tokens, "sum"))
+            self._tokens = 0
+        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Rank the passages of the validation groups, all of them in every process."""
