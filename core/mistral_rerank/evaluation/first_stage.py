@@ -13,7 +13,7 @@ from mistral_rerank.errors import InvalidInputError, MissingDependencyError, Set
 from mistral_rerank.evaluation.embedding_cache import CachedEncoder
 from mistral_rerank.evaluation.embedding_models import PRESETS, Preset, find_preset
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
-from mistral_rerank.evaluation.run_files import read_run
+from mistral_rerank.evaluation.run_files import Ranking, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
-
-Ranking = list[tuple[str, float]]
-"""Passage ids with their scores, best first."""
 
 FUSED_DEPTH = 100
 """Minimum depth of the rankings that a hybrid fuses."""

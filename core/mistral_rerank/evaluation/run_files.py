@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from mistral_rerank.evaluation.first_stage import Ranking
 
-Run = dict[str, "Ranking"]
+Ranking = list[tuple[str, float]]
+"""Passage ids with their scores, best first."""
+
+Run = dict[str, Ranking]
 """Query id -> its passages with distinct scores, best first."""
 
 
