@@ -103,7 +103,7 @@ def test_every_valid_body_is_ranked(client, name, request):
     for place in places:
         passage = request.passages[place["index"]]
         logit = float(len(passage)) if passage.strip() else BLANK_SCORE.logit
-        score = next(place[key] for key in ("logit", "score", "relevance_score") if key in place)
+        score = next(place[key] for key in ("relevance_score", "score", "logit") if key in place)
         assert score == (logit if unit == "logit" else pytest.approx(sigmoid(logit)))
 
 
