@@ -40,7 +40,7 @@ def _flag(value: object) -> object:
 def _whole(value: object) -> object:
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return int(value) if isinstance(value, str) and re.search(DIGITS, value) else value
+    return int(value) if isinstance(value, str) and re.fullmatch(DIGITS, value) else value
 
 
 def _or_string(schema: dict[str, Any], **strings: Any) -> WithJsonSchema:
@@ -48,7 +48,7 @@ def _or_string(schema: dict[str, Any], **strings: Any) -> WithJsonSchema:
 
 
 FLAGS = {"true": True, "True": True, "false": False, "False": False}
-DIGITS = r"^-?[0-9]{1,9}$"
+DIGITS = r"^(0|-?[1-9][0-9]{0,8})$"
 Flag = Annotated[bool, BeforeValidator(_flag), _or_string({"type": "boolean"}, enum=list(FLAGS))]
 """A boolean, or a string such as "true", which Xinference's clients send."""
 Whole = Annotated[int, BeforeValidator(_whole), _or_string({"type": "integer"}, pattern=DIGITS)]
@@ -57,13 +57,13 @@ Positive = Annotated[
     int,
     Field(ge=1),
     BeforeValidator(_whole),
-    _or_string({"type": "integer", "minimum": 1}, pattern=r"^0{0,4}[1-9][0-9]{0,4}$"),
+    _or_string({"type": "integer", "minimum": 1}, pattern=r"^[1-9][0-9]{0,8}$"),
 ]
 NotNegative = Annotated[
     int,
     Field(ge=0),
     BeforeValidator(_whole),
-    _or_string({"type": "integer", "minimum": 0}, pattern=r"^[0-9]{1,9}$"),
+    _or_string({"type": "integer", "minimum": 0}, pattern=r"^(0|[1-9][0-9]{0,8})$"),
 ]
 ModelName = Annotated[str, AfterValidator(lambda name: name if name.strip() else None)]
 """A model's name; a blank one counts as absent."""
