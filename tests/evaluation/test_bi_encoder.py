@@ -30,3 +30,9 @@ async def test_it_ranks_like_any_reranker():
     assert reranker.model_name == "lengths"
     with pytest.raises(InvalidInputError):
         reranker.score_pairs([(" ", "x")])
+
+
+def test_pairs_may_come_from_a_generator():
+    reranker = BiEncoderReranker("lengths", Lengths())
+    pairs = [("who?", "me"), ("who?", "you")]
+    assert reranker.score_pairs(pair for pair in pairs) == reranker.score_pairs(pairs)

@@ -39,7 +39,7 @@ class BiEncoderReranker(Reranker):
 
     def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:  # noqa: ARG002
         """See `Reranker.score_pairs`."""
-        check_pairs(pairs)
+        pairs = check_pairs(pairs)
         self._encode("query", [query for query, _ in pairs])
         self._encode("passage", [passage for _, passage in pairs])
         return [
