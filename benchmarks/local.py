@@ -80,7 +80,7 @@ def many_calls(calls: int = 1000) -> None:
         print(f"mini: a score from the cache takes {1e6 * each:.1f} microseconds")
 
 
-def quantizer() -> None:
+def lower_precision() -> None:
     """Print how far bfloat16 takes mini's scores, ours and a plain loop's, from float32 and from one another."""
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
@@ -129,7 +129,7 @@ def main() -> None:
                 measure(
                     "cascade depth 20 of 100 passages", cascade_depth=20, workloads=["nq", "hotpotqa", "fiqa"], **many
                 )
-                quantizer()
+                lower_precision()
                 one = of_model | {"passages": 1, "rounds": 10 * options.rounds}
                 measure("one pair, beside a bare forward", against=["transformers"], workloads=["nq"], **one)
                 many_calls()

@@ -88,7 +88,7 @@ def a_server() -> Iterator[str]:
 
 
 def medians(baselines: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
-    """Time each contestant in turn, run after run; give the median seconds of each."""
+    """Time each baseline in turn, run after run; give the median seconds of each."""
     times: dict[str, list[float]] = {name: [] for name in baselines}
     for run in range(runs + 1):
         for name, baseline in baselines.items():

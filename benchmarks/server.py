@@ -93,16 +93,16 @@ async def load(server: Server, bodies: list[dict[str, object]], clients: int) ->
 
     async def one_client(client: httpx.AsyncClient) -> None:
         for body in waiting:
-            partial_states = time.perf_counter()
+            start = time.perf_counter()
             reply = await client.post(server.url, json=body)
-            seconds.append(time.perf_counter() - partial_states)
+            seconds.append(time.perf_counter() - start)
             if reply.status_code != 200 or len(reply.json()["results"]) != len(body["documents"]):  # type: ignore[arg-type]
                 sys.exit(f"{server.name} answered {reply.status_code}: {reply.text[:300]}")
 
     async with httpx.AsyncClient(timeout=600) as client:
-        partial_states = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.gather(*(one_client(client) for _ in range(clients)))
-        return time.perf_counter() - partial_states, seconds
+        return time.perf_counter() - start, seconds
 
 
 def peers_copy(model: Path, folder: Path) -> None:

@@ -157,7 +157,7 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
 
     async def one(client: httpx.AsyncClient, ask: Ask) -> None:
         body = {"query": {"text": ask.query}, "passages": [{"text": text} for text in ask.passages]}
-        partial_states = time.perf_counter()
+        start = time.perf_counter()
         leave_after = draw.uniform(0, 0.05) if ask.leaves else None
         try:
             reply = await asyncio.wait_for(client.post(f"{url}/v1/ranking", json=body), leave_after)
@@ -167,7 +167,7 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
         if reply.status_code != 200:
             outcome.failed[str(reply.status_code)] += 1
             return
-        outcome.latencies.append(time.perf_counter() - partial_states)
+        outcome.latencies.append(time.perf_counter() - start)
         outcome.answered += 1
         found = {place["index"]: place["logit"] for place in reply.json()["rankings"]}
         wanted = {index: expected[ask.query, text] for index, text in enumerate(ask.passages)}
@@ -181,9 +181,9 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
                 outcome.memory.append(memory(pid))
 
     async with httpx.AsyncClient(limits=limits, timeout=300) as client:
-        partial_states = time.perf_counter()
+        start = time.perf_counter()
         await asyncio.gather(*(client_of(client) for _ in range(clients)))
-        outcome.seconds = time.perf_counter() - partial_states
+        outcome.seconds = time.perf_counter() - start
         text = (await client.get(f"{url}/metrics")).text
     counts = dict(line.rsplit(" ", 1) for line in text.splitlines() if line.startswith("mistral_rerank_batch_size_"))
     outcome.batch = float(counts["mistral_rerank_batch_size_sum"]) / float(counts["mistral_rerank_batch_size_count"])

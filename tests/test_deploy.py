@@ -37,7 +37,7 @@ def dockerfile():
     return [tuple(line.split(maxsplit=1)) for line in text.replace("\\\n", " ").splitlines() if line.strip()]
 
 
-def suffixes(dockerfile, name):
+def arguments_of(dockerfile, name):
     return [rest for instruction, rest in dockerfile if instruction == name]
 
 
@@ -49,11 +49,11 @@ def container():
 
 @pytest.fixture
 def command(dockerfile):
-    return json.loads(suffixes(dockerfile, "CMD")[0])
+    return json.loads(arguments_of(dockerfile, "CMD")[0])
 
 
 def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker, dockerfile, container):
-    (check,) = suffixes(dockerfile, "HEALTHCHECK")
+    (check,) = arguments_of(dockerfile, "HEALTHCHECK")
     ((job,),) = [document["scrape_configs"] for document in load("prometheus.yml")]
     notes = of_kind("Deployment")["spec"]["template"]["metadata"]["annotations"]
     probes = [container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")]
@@ -66,19 +66,19 @@ def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker, 
 def test_the_commands_are_ones_that_the_command_line_takes(dockerfile, command):
     (compose,) = load("compose.yaml")
     help_text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
-    assert json.loads(suffixes(dockerfile, "ENTRYPOINT")[0]) == ["mistral-rerank"]
+    assert json.loads(arguments_of(dockerfile, "ENTRYPOINT")[0]) == ["mistral-rerank"]
     for words in (command, compose["services"]["server"]["command"]):
         assert words[0] == "serve"
         assert all(word in help_text for word in words if word.startswith("--"))
         assert "--model" not in words  # an option would outdo MISTRAL_RERANK_MODEL
-    assert any("mistral-rerank pull mini" in rest for rest in suffixes(dockerfile, "RUN"))
+    assert any("mistral-rerank pull mini" in rest for rest in arguments_of(dockerfile, "RUN"))
 
 
 def test_the_image_installs_extras_that_exist_from_files_that_exist(dockerfile):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (extras,) = [found for rest in suffixes(dockerfile, "RUN") for found in re.findall(r"'\.\[(.+)\]'", rest)]
+    (extras,) = [found for rest in arguments_of(dockerfile, "RUN") for found in re.findall(r"'\.\[(.+)\]'", rest)]
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
-    copied = [word for rest in suffixes(dockerfile, "COPY") for word in shlex.split(rest)[:-1]]
+    copied = [word for rest in arguments_of(dockerfile, "COPY") for word in shlex.split(rest)[:-1]]
     assert all((ROOT / name).exists() for name in copied)
     packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert {package.split("/")[0] for package in packages} <= set(copied)

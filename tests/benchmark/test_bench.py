@@ -78,7 +78,7 @@ def test_operations_are_those_that_are_computed(tiny):
 OPTIONS = {"device": "cpu", "dtype": "float32", "workloads": ["nq"], "rounds": 1, "calls": 0}
 
 
-def test_a_peer_scores_what_we_score(tiny):
+def test_a_baseline_scores_what_we_score(tiny):
     report = bench(str(tiny), against=["transformers"], questions=2, passages=4, **OPTIONS)
     (row,) = report.rows
     (baseline,) = row.against

@@ -180,9 +180,9 @@ def test_the_page_fits_a_narrow_window_and_follows_the_scheme(browser, made):
         page.goto(made[0].as_uri())
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
         light = sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
-        buffer = page.evaluate("document.documentElement.scrollWidth")
+        width = page.evaluate("document.documentElement.scrollWidth")
         page.context.close()
-        return light, buffer
+        return light, width
 
     assert look("dark", 1000)[0] < 150 < 600 < look("light", 1000)[0]
     assert look("light", 320)[1] == 320

@@ -43,7 +43,7 @@ class SentenceTransformers:
     Args:
         folder: a whole checkpoint, as `export` writes it.
         dtype: what to run in.
-        name: of the contestant.
+        name: of the baseline.
 
     Raises:
         MissingDependencyError: the extra `dense` is not installed.

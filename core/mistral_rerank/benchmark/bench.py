@@ -179,7 +179,7 @@ def bench(
         cascade_depth: of each question.
         workloads: names of `SHAPES`.
         against: names of `BASELINES`.
-        rounds: how often each contestant scores each workload; the median counts.
+        rounds: how often each baseline scores each workload; the median counts.
         questions: of a workload.
         passages: of a question.
         calls: how many calls each latency is taken from; 0 for none.

@@ -1,4 +1,4 @@
-"""Timing that holds on a machine that others use too: contestants take turns, and medians are compared."""
+"""Timing that holds on a machine that others use too: baselines take turns, and medians are compared."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """What a contestant needed.
+    """The times of one baseline.
 
     Attributes:
-        name: of the contestant.
+        name: of the baseline.
         seconds: of each round.
         logits: of the last round.
 
@@ -38,7 +38,7 @@ class Timing:
 
 
 def take_turns(baselines: Sequence[Baseline], pairs: Sequence[Pair], *, rounds: int) -> list[Timing]:
-    """Time every contestant once a round, after a first round that does not count."""
+    """Time every baseline once per round, after a first round that does not count."""
     seconds: list[list[float]] = [[] for _ in baselines]
     logits: list[list[float]] = [[] for _ in baselines]
     for _ in range(rounds + 1):
@@ -78,9 +78,9 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dt
     weights = [torch.randn(shape).to(dtype) for shape in shapes]
     inputs = {width: torch.randn(rows, width).to(dtype) for _, width in shapes}
     work = sum(2 * rows * outputs * width for outputs, width in shapes)
-    best, partial_states = float("inf"), time.perf_counter()
+    best, run_start = float("inf"), time.perf_counter()
     with torch.inference_mode():
-        while time.perf_counter() - partial_states < seconds or best == float("inf"):
+        while time.perf_counter() - run_start < seconds or best == float("inf"):
             start = time.perf_counter()
             for weight in weights:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)

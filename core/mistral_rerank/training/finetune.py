@@ -141,7 +141,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         folder,
         base.layers,
         init or lora,
-        reading=config.pooling_config,
+        pooling=config.pooling_config,
         dtype=dtype,
         quantization=_four_bits(dtype) if settings.four_bit else None,
         device=device,
@@ -262,7 +262,7 @@ def _trainable(
     layers: int | None,
     adapter: Path | LoraConfig,
     *,
-    reading: PoolingConfig,
+    pooling: PoolingConfig,
     dtype: torch.dtype,
     quantization: transformers.BitsAndBytesConfig | None,
     device: torch.device,
@@ -278,7 +278,7 @@ def _trainable(
     register()
     forget_lengths(classifier.base_model)
     classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
-    classifier.forward = partial(group_logits, classifier, reading)  # under the Trainer's own wrappers: autocast, DDP
+    classifier.forward = partial(group_logits, classifier, pooling)  # under the Trainer's own wrappers: autocast, DDP
     if isinstance(adapter, LoraConfig):
         return get_peft_model(classifier, adapter)
     adapted = load_adapter(classifier, adapter, trainable=True)

@@ -44,11 +44,11 @@ class GroupCollator:
     """Packs groups into rows of tokens without padding, with the positions of the pairs' logits."""
 
     def __init__(
-        self, tokenizer: PairTokenizer, batch_tokens: int, reading: PoolingConfig = LAST_TOKEN, *, config: Any = None
+        self, tokenizer: PairTokenizer, batch_tokens: int, pooling: PoolingConfig = LAST_TOKEN, *, config: Any = None
     ) -> None:
         self._tokenizer = tokenizer
         self._batch_tokens = batch_tokens
-        self._pooling = reading
+        self._pooling = pooling
         self._config = config
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
@@ -80,13 +80,13 @@ class GroupCollator:
 
 
 def group_logits(
-    classifier: Any, reading: PoolingConfig, *, packs: Sequence[Pack], positions: torch.Tensor, **_: object
+    classifier: Any, pooling: PoolingConfig, *, packs: Sequence[Pack], positions: torch.Tensor, **_: object
 ) -> torch.Tensor:
     """Give the logits of packed groups.
 
     Args:
         classifier: a backbone with a `score` head.
-        reading: pooling and attention of the model.
+        pooling: pooling and attention of the model.
         packs: rows of sequences.
         positions: (questions, passages) int64, the index of each pair's logit in the concatenated rows.
 
@@ -94,10 +94,10 @@ def group_logits(
         (questions, passages) float32.
 
     """
-    return torch.cat([_row_logits(classifier, reading, packed) for packed in packs])[positions]
+    return torch.cat([_row_logits(classifier, pooling, packed) for packed in packs])[positions]
 
 
-def _row_logits(classifier: Any, reading: PoolingConfig, packed: Pack) -> torch.Tensor:
+def _row_logits(classifier: Any, pooling: PoolingConfig, packed: Pack) -> torch.Tensor:
     """Run one row, whose attention is `PACKED_ATTENTION`: (members,) float32."""
     backbone = classifier.base_model
     packed = packed.to(next(backbone.parameters()).device)
@@ -109,7 +109,7 @@ def _row_logits(classifier: Any, reading: PoolingConfig, packed: Pack) -> torch.
         spans=packed.spans,
         masks=span_masks(packed, window=window_of(backbone)),
     ).last_hidden_state[0]
-    return apply_head(classifier.score, sequence_means(hidden, packed) if reading.mean else hidden[packed.last])
+    return apply_head(classifier.score, sequence_means(hidden, packed) if pooling.mean else hidden[packed.last])
 
 
 class LossProgress(transformers.ProgressCallback):
