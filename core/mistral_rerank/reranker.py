@@ -95,7 +95,13 @@ class Reranker(ABC):
 
     Subclasses implement `score_pairs` and `ascore_pairs`. A deep copy returns the same reranker, so that weights and
     connections are not duplicated.
+
+    Attributes:
+        max_length: the most tokens of a pair, if a limit was set.
+
     """
+
+    max_length: int | None = None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self

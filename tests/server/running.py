@@ -24,7 +24,7 @@ from mistral_rerank.server.settings import ServerSettings
 def running(reranker: Reranker, **settings: object) -> Iterator[str]:
     """Serve on a free port; yields the base URL."""
     app = create_app(reranker, ServerSettings(**settings))
-    config = server_config(app, app.state.service.settings, log_level="warning")
+    config = server_config(app, app.state.service.settings)
     server = DrainingServer(config, app.state.service)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

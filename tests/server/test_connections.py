@@ -53,13 +53,13 @@ def test_a_request_counts_before_its_body_is_there():
         with connected(url, HEAD + b"\r\n{"):
             while "mistral_rerank_queue_size 1.0" not in httpx.get(url + "/metrics").text:
                 pass
-            assert httpx.post(url + "/v1/rerank", json=BODY).status_code == 503
+            assert httpx.post(url + "/v1/rerank", json=BODY).status_code == 429
 
 
 def test_bodies_of_all_requests_together_have_a_limit():
     with running(LengthReranker(), max_held_bytes=1000) as url:
         reply = httpx.post(url + "/v1/rerank", json=BODY | {"documents": ["a" * 2000]})
-        assert (reply.status_code, reply.headers["Retry-After"]) == (503, "1")
+        assert (reply.status_code, reply.headers["Retry-After"]) == (429, "1")
         assert httpx.post(url + "/v1/rerank", json=BODY).status_code == 200
 
 

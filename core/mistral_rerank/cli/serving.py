@@ -1,17 +1,18 @@
 """`serve`: serve a reranker over HTTP."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mistral_rerank.cli.options import app, with_reranker, with_settings
 from mistral_rerank.errors import MissingDependencyError
-from mistral_rerank.server.keys import read_keys
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings
 
 SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
+
+MAX_LENGTH = 2048
+"""The default of `max_length` on a server, at most the checkpoint's: one pair of 8,192 tokens holds up all others."""
 
 
 @app.command()
@@ -23,7 +24,6 @@ def serve(
     host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="a further name of the model; repeatable")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="keys of clients, one per line; # starts a comment")] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
 ) -> None:
     """Serve a reranker over HTTP with the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
@@ -38,16 +38,20 @@ def serve(
 
     if alias:
         server["aliases"] = alias
-    if api_key_file is not None:
-        server["api_keys"] = read_keys(api_key_file)
     settings = ServerSettings(**server)
     chosen = RerankSettings(**reranker)
     if chosen.share_batches is None:
         chosen.share_batches = True
+    if chosen.max_length is None:
+        chosen.max_length = MAX_LENGTH
     if cluster:
         from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
 
         serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
         return
+    if chosen.backend == "local":
+        from mistral_rerank.local.threads import set_threads
+
+        set_threads(settings.threads)
     with chosen.open() as opened:
         run(opened, settings, host=host, port=port)

@@ -106,6 +106,7 @@ class LocalReranker(Reranker):
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
+        self.max_length = max_length
         self._cascade_depth = cascade_depth
         self._cache = ScoreCache(cache_size)
         self.device = pick_device(device)

@@ -215,7 +215,7 @@ class Engine:
         try:
             for job in jobs:
                 if job.submitted is not None:
-                    self.observer.started(start - job.submitted)
+                    job.context.run(self.observer.started, start - job.submitted)
                     job.submitted = None
             logits = self._logits(scorer, batch.items, resumes=batch.resumes)
             self._size.succeeded()
