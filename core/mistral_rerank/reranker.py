@@ -181,6 +181,10 @@ class Reranker(ABC):
         scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
+    def weights_checksum(self) -> str | None:
+        """Return a checksum of the model's files; None if they are not on this machine."""
+        return None
+
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""
 

@@ -261,6 +261,17 @@ def test_a_hundred_passages(page):
     assert [len(place["text"]) for place in rankings(page)] == list(range(100, 0, -1))
 
 
+def test_many_results_leave_the_code_near(page):
+    fill(page, "which?", ["x" * 200] * 60)
+    rerank(page)
+    assert len(rankings(page)) == 60
+    height = page.viewport_size["height"]
+    assert page.locator("#ranking").bounding_box()["height"] <= height
+    page.locator("#results").scroll_into_view_if_needed()
+    results, code = page.locator("#results").bounding_box(), page.locator("#code").bounding_box()
+    assert code["y"] - results["y"] < 1.5 * height
+
+
 def test_a_narrow_screen_scrolls_no_sideways(visit):
     page = visit(viewport={"width": 320, "height": 640})
     fill(page, "which?", ["w" * 300, "a passage " * 30, *HOSTILE])

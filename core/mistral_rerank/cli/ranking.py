@@ -60,12 +60,15 @@ def score(
     pairs: Annotated[Path, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
     reranker: dict[str, Any],
     out: Annotated[Path | None, typer.Option(help="write to this file; a stopped run resumes from it")] = None,
+    rejects: Annotated[
+        Path | None, typer.Option(help="write invalid lines to this file, with reasons, instead of stopping at one")
+    ] = None,
 ) -> None:
     """Score pairs; prints each JSON line with "logit" and "probability" added."""
     name = shown_name(pairs)
     with open_reranker(**reranker) as opened:
         if out is None:
-            for record in score_lines(opened, text_lines(pairs), name):
+            for record in score_lines(opened, text_lines(pairs), name, rejects=rejects):
                 print(json_line(record), flush=True)  # noqa: T201
             return
         total = None if pairs == STDIN else sum(1 for line in text_lines(pairs) if line.strip())
@@ -78,6 +81,7 @@ def score(
                 out,
                 settings=recorded_settings(reranker),
                 progress=lambda n: progress.advance(task, n),
+                rejects=rejects,
             )
 
 

@@ -1,5 +1,6 @@
 """`serve`: serve a reranker over HTTP."""
 
+import os
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +46,8 @@ def serve(
     if chosen.max_length is None:
         chosen.max_length = MAX_LENGTH
     if cluster:
+        if "RAY_ADDRESS" not in os.environ:  # Ray reads this when it is imported: its ports run code
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # then it listens on loopback alone
         from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
 
         serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)

@@ -106,7 +106,7 @@ class LocalReranker(Reranker):
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
-        self.max_length = max_length
+        self._base, self.max_length = base, max_length
         self._cascade_depth = cascade_depth
         self._cache = ScoreCache(cache_size)
         self.device = pick_device(device)
@@ -157,6 +157,10 @@ class LocalReranker(Reranker):
 
     def _submit(self, call: _Call) -> Future[list[Score]]:
         return self._engine.submit(call.missing, call.overflow, choice=call if call.over_depth else None)
+
+    def weights_checksum(self) -> str:
+        """See `Reranker.weights_checksum`; it reads all weights."""
+        return open_checkpoint(self._model_name, base=self._base).weights_checksum()
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""

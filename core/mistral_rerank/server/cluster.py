@@ -8,6 +8,7 @@ Source: https://docs.ray.io/en/latest/serve/production-guide/config.html
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,8 @@ from starlette.datastructures import MutableHeaders
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
-from mistral_rerank.server.lifecycle import DRAIN_SECONDS, LOOPBACK
+from mistral_rerank.server.keys import ApiKeys
+from mistral_rerank.server.lifecycle import DRAIN_SECONDS, warn_of_open_server
 from mistral_rerank.server.settings import EnvironmentSettings, ServerSettings
 from mistral_rerank.settings import RerankSettings
 
@@ -133,31 +135,50 @@ def application(args: dict[str, Any]) -> Application:
 def serve_cluster(
     reranker: RerankSettings, server: ServerSettings, cluster: ClusterSettings, *, host: str, port: int
 ) -> None:
-    """Serve replicas on the Ray cluster of RAY_ADDRESS, or on this machine alone, until SIGINT or SIGTERM.
+    """Serve replicas on the Ray cluster of RAY_ADDRESS, or on one of its own, until SIGINT or SIGTERM.
+
+    Other applications on the cluster stay.
 
     Raises:
         SettingsError: the replicas cannot be started.
 
     """
-    if not server.api_keys and host not in LOOPBACK:
-        logger.warning("every client that reaches %s may rerank; set keys to change that", host)
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    if server.uds or server.forwarded_allow_ips:
+        raise SettingsError("a cluster has no uds and no forwarded_allow_ips; leave them out, or --cluster")
+    warn_of_open_server(server, host)
+    ApiKeys(server.api_keys, server.api_key_file)  # fails here rather than in the replicas
+    address = os.environ.get("RAY_ADDRESS", "local")  # Ray's own default is any cluster on this machine
+    ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    starts_serve = not serve.status().proxies
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # before the replicas answer, so that both signals stop the same way
     try:
-        serve.start(http_options={"host": host, "port": port})
+        if starts_serve:
+            serve.start(http_options=_http_options(server, host, port))
+        else:
+            logger.warning("Ray Serve runs already; its proxy's address counts, not %s:%d", host, port)
         serve.run(deployment(reranker.open, server, cluster), name=NAME)
-        logger.warning("serving at http://%s:%d", host, port)
+        if starts_serve:
+            logger.warning("serving at %s://%s:%d", "https" if server.ssl_certfile else "http", host, port)
         threading.Event().wait()
     except KeyboardInterrupt:
-        if NAME in serve.status().applications:
-            serve.delete(NAME)  # waits for running requests, unlike shutdown
+        pass
     except RuntimeError as error:
         raise SettingsError(f"the replicas cannot be started: {_replica_errors()}") from error
     finally:
-        serve.shutdown()
+        if NAME in serve.status().applications:
+            serve.delete(NAME)  # waits for running requests, unlike shutdown
+        if starts_serve and not serve.status().applications:  # others may have deployed meanwhile
+            serve.shutdown()
         ray.shutdown()
+
+
+def _http_options(server: ServerSettings, host: str, port: int) -> dict[str, Any]:
+    tls = {"ssl_certfile": server.ssl_certfile, "ssl_keyfile": server.ssl_keyfile}
+    return {"host": host, "port": port, "root_path": server.root_path} | {
+        name: str(file) for name, file in tls.items() if file is not None
+    }
 
 
 def _replica_errors() -> str:
