@@ -137,7 +137,7 @@ def test_the_sample_comes_back_in_the_servers_order(page):
     assert [place["place"] for place in shown] == [str(number) for number in range(1, 9)]
     assert json.loads(posts(page)[0].post_data) == {
         "model": "length",
-        "query": {"text": "Why does metal feel colder than wood?"},
+        "query": {"text": "Why does metal feel colder to the touch than wood at the same temperature?"},
         "passages": [{"text": text} for text in passages],
         "truncate": "END",
     }

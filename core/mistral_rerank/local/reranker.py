@@ -49,7 +49,7 @@ class LocalReranker(Reranker):
     only.
 
     Args:
-        model: "mini", a checkpoint folder or a hub id.
+        model: "mini", a checkpoint folder or a hub id, which may end in @REVISION.
         base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".

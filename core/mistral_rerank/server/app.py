@@ -93,6 +93,7 @@ async def score(body: ScoreBody, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
+    current_record().protocol = "vllm"
     return JSONResponse(await service.score(body, request))
 
 

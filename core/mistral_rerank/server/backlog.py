@@ -20,6 +20,8 @@ LONGEST_PAIR = 8192
 """Most tokens of a pair, where the reranker names no limit."""
 MEMORY = 0.9
 """Weight of the earlier batches in the speed, after each batch."""
+FEWEST_TOKENS = 1000
+"""Tokens in the earlier batches below which the speed is unknown: the first batches are short and slow."""
 LONGEST_RETRY = 60
 """The largest `Retry-After`, in seconds."""
 
@@ -63,20 +65,19 @@ class Backlog:
         finally:
             self.tokens -= self._requests.pop(request)
 
-    def seconds(self) -> float:
-        """Estimate the time of all work; 0 before the first batch."""
-        return self.tokens * self._seconds / self._computed if self._computed else 0.0
+    def _seconds_of(self, tokens: int) -> float:
+        """Estimate the time of so many tokens; 0 while the speed is unknown."""
+        return tokens * self._seconds / self._computed if self._computed >= FEWEST_TOKENS else 0.0
 
     def seconds_until_answer(self, tokens: int) -> float:
         """Estimate the time until another request is answered, with requests computed in turn.
 
         Until then each other request computes at most as many tokens as this one.
         """
-        if not self._computed or not self._requests:
+        if not self._requests:
             return 0.0  # the server is idle: nothing is gained by refusing
-        work = tokens + sum(min(tokens, other) for other in self._requests.values())
-        return work * self._seconds / self._computed
+        return self._seconds_of(tokens + sum(min(tokens, other) for other in self._requests.values()))
 
     def retry_after(self) -> int:
         """Give the `Retry-After` of a refusal: when the work that waits now is done."""
-        return max(1, min(LONGEST_RETRY, math.ceil(self.seconds())))
+        return max(1, min(LONGEST_RETRY, math.ceil(self._seconds_of(self.tokens))))

@@ -88,17 +88,22 @@ class _WithoutRequestId:
         await self._app(scope, receive, without_id)
 
 
-def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings) -> Application:
+def deployment(
+    open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings, *, loopback: bool = False
+) -> Application:
     """Make the Ray Serve application.
 
     Args:
         open_reranker: called in each replica, which is ready when its model is loaded.
         server: names, keys and limits of each replica; `max_requests` is per replica.
         cluster: number and size of the replicas.
+        loopback: whether the replicas are all on this machine, and listen on loopback alone.
 
     """
 
     def build() -> FastAPI:
+        if loopback:
+            _listen_on_loopback()
         reranker = open_reranker()
         reranker.score_pairs([("warm", "up")])
         app = create_app(reranker, server)
@@ -117,6 +122,14 @@ def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cl
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
     )
     return replica(serve.ingress(build)()).bind()
+
+
+def _listen_on_loopback() -> None:
+    """Change the address of this replica's port for other replicas: Ray has no setting for it, and uses all of them."""
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda grpc, address: add_port(grpc, address.replace("[::]", "127.0.0.1"))
 
 
 def application(args: dict[str, Any]) -> Application:
@@ -158,7 +171,7 @@ def serve_cluster(
             serve.start(http_options=_http_options(server, host, port))
         else:
             logger.warning("Ray Serve runs already; its proxy's address counts, not %s:%d", host, port)
-        serve.run(deployment(reranker.open, server, cluster), name=NAME)
+        serve.run(deployment(reranker.open, server, cluster, loopback=address == "local"), name=NAME)
         if starts_serve:
             logger.warning("serving at %s://%s:%d", "https" if server.ssl_certfile else "http", host, port)
         threading.Event().wait()
