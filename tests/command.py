@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 from functools import cache
-from multiprocessing.context import ForkServerContext
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 COMMAND = Path(sys.executable).parent / "mistral-rerank"
 MAIN = "from mistral_rerank.cli import main; main()"
@@ -49,15 +50,16 @@ def run(*arguments: object, stdin: str | None = None) -> subprocess.CompletedPro
 
 
 def run_code(code: str, *arguments: object, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
-    """Run Python code in such a process, as `python -c` does."""
+    """Run Python code in such a process, as `python -c` does; where nothing can fork, in a new interpreter."""
     argv = [str(COMMAND), *map(str, arguments)]
+    if not hasattr(os, "fork"):
+        command = [sys.executable, "-c", code, *argv[1:]]
+        return subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=SECONDS)
     with TemporaryDirectory() as folder:
         files = [Path(folder, name) for name in ("stdin", "stdout", "stderr")]
-        for file in files:
-            file.touch()
-        files[0].write_text(stdin or "", "utf-8")
-        options = code, argv, files, dict(os.environ), Path.cwd()
-        process = _fork_server().Process(target=_execute, args=options)
+        for file, content in zip(files, (stdin or "", "", ""), strict=True):
+            file.write_text(content, "utf-8")
+        process = _fork_server().Process(target=_execute, args=(code, argv, files, dict(os.environ), Path.cwd()))
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:
@@ -69,11 +71,14 @@ def run_code(code: str, *arguments: object, stdin: str | None = None) -> subproc
 
 
 @cache
-def _fork_server() -> ForkServerContext:
-    """One process of one thread, whose forks inherit its modules; it starts at the first fork."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # the command sets it before it imports anything
+def _fork_server() -> BaseContext:
+    """Start a process of one thread, whose forks inherit its modules."""
+    from multiprocessing import forkserver
+
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
+    with patch.dict(os.environ, HF_HUB_DISABLE_PROGRESS_BARS="1"):  # the command sets it before it imports anything
+        forkserver.ensure_running()
     return context
 
 
