@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from command import run
 from peft import PeftModel
 from safetensors.torch import load_file
 from support import FACTS, plain_logits
@@ -415,9 +416,8 @@ def test_two_processes_train_what_one_does(settings, tmp_path):
     program = str(Path(sys.executable).with_name("mistral-rerank"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [program, *command, "--groups-per-step", "8", "--out", tmp_path / "one"], check=True, env=environment
-    )
+    alone = run(*command, "--groups-per-step", "8", "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
     subprocess.run(
         [*launch, program, *command, "--groups-per-step", "8", "--out", tmp_path / "two"], check=True, env=environment
     )
