@@ -160,8 +160,8 @@ def test_an_application_that_is_already_on_the_cluster_stays(tiny: Path, monkeyp
 
 
 def test_settings_that_a_cluster_cannot_keep_are_refused():
-    for settings in ({"uds": "/tmp/socket"}, {"forwarded_allow_ips": "*"}):
-        with pytest.raises(SettingsError, match="leave them out"):
+    for settings in ({"uds": "/tmp/socket"}, {"forwarded_allow_ips": "*"}, {"threads": 2}):
+        with pytest.raises(SettingsError, match="leave it out"):
             serve_cluster(RerankSettings(), ServerSettings(**settings), ClusterSettings(), host="127.0.0.1", port=9)
 
 

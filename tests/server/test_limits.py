@@ -14,9 +14,12 @@ from command import COMMAND
 from pydantic import ValidationError
 from server.running import commanded, running
 from support import LengthReranker
+from typer.testing import CliRunner
 
 from mistral_rerank import CheckpointError, LocalReranker, Score
 from mistral_rerank._version import __version__
+from mistral_rerank.cli import app
+from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.server.middleware import OPEN_PATHS
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import describe
@@ -269,6 +272,41 @@ def test_metrics_tell_of_every_stage(tiny: Path):
     assert "mistral_rerank_request_passages_sum 2.0" in text
     assert "process_resident_memory_bytes" in text
     assert f'mistral_rerank_build_info{{python="{platform.python_version()}",version="{__version__}"}} 1.0' in text
+
+
+def test_a_refusal_for_length_does_not_wait_for_the_model(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    entered, go, compute = threading.Event(), threading.Event(), RerankModel.logits
+
+    def held(self, sequences, *arguments):
+        if len(sequences) > 1:  # not the warm-up
+            entered.set()
+            go.wait(30)
+        return compute(self, sequences, *arguments)
+
+    monkeypatch.setattr(RerankModel, "logits", held)
+    long = {"query": {"text": "q"}, "passages": [{"text": "a word " * 100_000}]}
+    with LocalReranker(str(tiny), device="cpu", share_batches=True, max_length=64) as reranker:
+        with running(reranker) as url:
+            first = in_background(lambda: httpx.post(url + "/v1/rerank", json=BODY, timeout=30))
+            assert entered.wait(10)
+            refused = httpx.post(url + "/v1/ranking", json=long)
+            go.set()
+            assert first().status_code == 200
+    assert (refused.status_code, "exceeds maximum allowed" in refused.json()["message"]) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "threads"), [([], 2048, None), (["--max-length", "8192", "--threads", "3"], 8192, 3)]
+)
+def test_a_served_model_has_a_lower_limit_and_the_threads_of_its_container(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], length: int, threads: int | None
+):
+    served = []
+    monkeypatch.setattr("mistral_rerank.server.lifecycle.serve", lambda reranker, *_, **__: served.append(reranker))
+    monkeypatch.setattr("mistral_rerank.local.threads.set_threads", served.append)
+    found = CliRunner().invoke(app, ["serve", "--model", str(tiny), *options])
+    assert found.exception is None, found.output
+    assert [served[0], served[1].max_length] == [threads, length]
 
 
 @pytest.fixture

@@ -86,6 +86,7 @@ def only_writer(file: Path) -> Iterator[None]:
 
     """
     path = file.with_name(file.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
         if not (_lock(lock.fileno()) and path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))):
             raise SettingsError(f"another process writes {file}; wait for its end, or give another --out")

@@ -55,17 +55,17 @@ def score_file(
 
     """
     partial, settings_file = (out.with_name(out.name + end) for end in (".partial", ".settings"))
-    with only_writer(out), _Rejects(rejects) as rejected:
+    with only_writer(out):
         if out.exists():
             raise InvalidInputError(f"{out} exists; give another --out, or remove it")
         if not partial.exists():
             settings_file.unlink(missing_ok=True)  # of a run whose partial file was removed
         weights = {"model": reranker.model_name, "weights": reranker.weights_checksum()}
         check_resume_settings(settings_file, {**weights, **settings}, holder=partial)
-        records = _pair_records(pairs, name, rejected)
-        done = _skip_done(partial, records)
-        progress(done)
-        with open_append(partial) as sink:
+        with _Rejects(rejects) as rejected, open_append(partial) as sink:
+            records = _pair_records(pairs, name, rejected)
+            done = _skip_done(partial, records)
+            progress(done)
             for scored in score_records(reranker, records):
                 sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
                 sink.flush()

@@ -8,6 +8,7 @@ Source: https://docs.ray.io/en/latest/serve/production-guide/config.html
 from __future__ import annotations
 
 import logging
+import logging.config
 import os
 import signal
 import threading
@@ -20,6 +21,7 @@ from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.keys import ApiKeys
 from mistral_rerank.server.lifecycle import DRAIN_SECONDS, warn_of_open_server
+from mistral_rerank.server.request_log import log_config
 from mistral_rerank.server.settings import EnvironmentSettings, ServerSettings
 from mistral_rerank.settings import RerankSettings
 
@@ -104,6 +106,7 @@ def deployment(
     def build() -> FastAPI:
         if loopback:
             _listen_on_loopback()
+        logging.config.dictConfig(log_config(server.log_level, server.log_format))
         reranker = open_reranker()
         reranker.score_pairs([("warm", "up")])
         app = create_app(reranker, server)
@@ -156,8 +159,9 @@ def serve_cluster(
         SettingsError: the replicas cannot be started.
 
     """
-    if server.uds or server.forwarded_allow_ips:
-        raise SettingsError("a cluster has no uds and no forwarded_allow_ips; leave them out, or --cluster")
+    for name in ("uds", "forwarded_allow_ips", "threads"):
+        if getattr(server, name) is not None:
+            raise SettingsError(f"a cluster has no {name}; leave it out, or --cluster")
     warn_of_open_server(server, host)
     ApiKeys(server.api_keys, server.api_key_file)  # fails here rather than in the replicas
     address = os.environ.get("RAY_ADDRESS", "local")  # Ray's own default is any cluster on this machine
