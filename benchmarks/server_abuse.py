@@ -220,7 +220,7 @@ class Abuse:
         headers = self._headers() | {"Content-Type": "application/json"}
         try:
             reply = await self._client.post("/rerank", content=self._draw.choice([values, text]), headers=headers)
-        except httpx.WriteError:  # the server has answered and closed the connection
+        except (httpx.WriteError, httpx.ReadError):  # the server has answered and closed the connection
             return
         self._expect("huge", reply.status_code, 413, 422, 429, 503)
 
@@ -267,8 +267,8 @@ class Abuse:
             self._draw.randbytes(self._draw.randrange(1, 3000)) + b"\r\n\r\n",
             b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"POST /v1/rerank HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n123456",
-            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
-            b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
+            b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
         ]
         await self._raw(self._draw.choice(wrong), 15)
 

@@ -74,7 +74,13 @@ class RequestContext:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+                both = "send Content-Length or Transfer-Encoding, not both"  # a proxy may see another length
+                self._metrics.rejections.labels("framing").inc()
+                refusal = error_response(route_path(scope), 400, both, headers={"Connection": "close"})
+                await refusal(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
         except Exception as error:
             logger.exception("request %s failed", record.id)
             if record.status:  # the response has started, so the connection can only be closed
@@ -149,9 +155,6 @@ class Admission:
         if headers.get("content-encoding", "identity").lower() != "identity":
             plain = "the Content-Encoding is not supported; send the body uncompressed"
             raise service.rejection("encoding", 415, plain, close=True)
-        if "transfer-encoding" in headers and "content-length" in headers:
-            both = "send Content-Length or Transfer-Encoding, not both"  # a proxy may see another length
-            raise service.rejection("framing", 400, both, close=True)
         limit = settings.max_body_bytes
         too_long = f"the body is longer than {limit} bytes; send fewer or shorter passages at once"
         declared = headers.get("content-length", "")
