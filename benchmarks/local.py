@@ -6,8 +6,8 @@ meaning. It takes about half an hour on two cores without other load, and 4 GB.
 
 python benchmarks/local.py [--rounds 5] [--model mini] [--model question-first] [--model full-width]
 
-With --against it compares this checkout with another one instead. Each round runs `mistral-rerank bench` once per
-checkout, in a new process. `ratio` is the median over the rounds of pairs/s here divided by pairs/s there.
+With --against it compares this checkout with another one instead. Each has a process; both score the same pairs in
+alternating rounds. `ratio` is the median over the rounds of the time there divided by the time here.
 
 git worktree add ../before COMMIT
 python benchmarks/local.py --against ../before [--rounds 5] [--model mini]
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,7 @@ from mistral_rerank.cli.bench import print_report
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.model.int8 import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
+from mistral_rerank.reranker import Pair
 
 SHAPES = {
     "question-first": {
@@ -49,6 +51,16 @@ SHAPES = {
 }
 PASSAGES = {"mini": 20, "question-first": 20, "full-width": 8}
 BASELINES = ["sentence-transformers", "transformers"]
+WORKER = """
+import json, sys, time
+from mistral_rerank import open_reranker
+with open_reranker(sys.argv[1], backend="local", device="cpu") as reranker:
+    for line in sys.stdin:
+        pairs = [tuple(pair) for pair in json.loads(line)]
+        start = time.perf_counter()
+        reranker.score_pairs(pairs)
+        print(time.perf_counter() - start, flush=True)
+"""
 COMPARED = [
     ("ours", "transformers loop in float32"),
     ("transformers loop, 16 rows", "transformers loop in float32"),
@@ -117,26 +129,30 @@ def lower_precision() -> None:
         reranker.close()
 
 
-def compare_checkouts(name: str, folder: str, other: Path, rounds: int) -> None:
+def compare_checkouts(name: str, model: str, other: Path, rounds: int) -> None:
     """Print the speed of both checkouts on every workload, and the ratio."""
-    model = folder if name in SHAPES else name
-    checkouts = (Path(__file__).parent.parent, other)
-    speeds = [[pairs_per_second(checkout, model, PASSAGES[name]) for checkout in checkouts] for _ in range(rounds)]
-    print(f"\n{name}: pairs/s of this checkout and of {other}\n{'workload':13}  {'here':>8}  {'there':>8}  ratio")
-    for workload in speeds[0][0]:
-        here, there = zip(*((ours[workload], theirs[workload]) for ours, theirs in speeds), strict=True)
-        ratio = median(a / b for a, b in zip(here, there, strict=True))
-        print(f"{workload:13}  {median(here):8.2f}  {median(there):8.2f}  {ratio:.3f}")
+    with ExitStack() as stack:
+        workers = []
+        for checkout in (Path(__file__).parent.parent, other):
+            environment = os.environ | {"PYTHONPATH": str(checkout.resolve(strict=True) / "core")}
+            command = [sys.executable, "-c", WORKER, model]
+            worker = subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            )
+            workers.append(stack.enter_context(worker))
+        print(f"\n{name}: pairs/s of this checkout and of {other}\n{'workload':13}  {'here':>8}  {'there':>8}  ratio")
+        for workload, shape in LENGTHS.items():
+            pairs = make_pairs(shape, questions=1, passages=PASSAGES[name])
+            times = [[seconds(worker, pairs) for worker in workers] for _ in range(rounds + 1)][1:]
+            here, there = (len(pairs) / median(column) for column in zip(*times, strict=True))
+            ratio = median(b / a for a, b in times)
+            print(f"{workload:13}  {here:8.2f}  {there:8.2f}  {ratio:.3f}", flush=True)
 
 
-def pairs_per_second(checkout: Path, model: str, passages: int) -> dict[str, float]:
-    """Run `mistral-rerank bench` of a checkout in a process of its own."""
-    code = "from mistral_rerank.cli import main; main()"
-    options = ["--model", model, "--device", "cpu", "--questions", "1", "--passages", str(passages), "--rounds", "3"]
-    environment = os.environ | {"PYTHONPATH": str(checkout.resolve() / "core")}
-    command = [sys.executable, "-c", code, "bench", "--json", *options]
-    report = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return {row["workload"]: row["pairs_per_second"] for row in json.loads(report)["rows"]}
+def seconds(worker: subprocess.Popen[str], pairs: list[Pair]) -> float:
+    """Let a worker score pairs; give the seconds that it took."""
+    worker.stdin.write(json.dumps(pairs) + "\n")
+    return float(worker.stdout.readline())
 
 
 def main() -> None:
@@ -151,26 +167,26 @@ def main() -> None:
             if name in SHAPES:
                 write_apart(scratch, **SHAPES[name])
             if options.against:
-                compare_checkouts(name, scratch, options.against, options.rounds)
+                compare_checkouts(name, scratch if name in SHAPES else name, options.against, options.rounds)
                 continue
-            of_model = {"name": name, "folder": scratch, "passages": PASSAGES[name], "rounds": options.rounds}
-            measure("the default dtype", against=BASELINES, **of_model)
+            common = {"name": name, "folder": scratch, "passages": PASSAGES[name], "rounds": options.rounds}
+            measure("the default dtype", against=BASELINES, **common)
             if multiplies_bytes():
-                measure("int8", quantization="int8", workloads=["nq", "equal"], **of_model)
+                measure("int8", quantization="int8", workloads=["nq", "equal"], **common)
             if find_spec("bitsandbytes"):
-                measure("nf4", quantization="nf4", workloads=["nq", "equal"], **of_model)
+                measure("nf4", quantization="nf4", workloads=["nq", "equal"], **common)
             if name != "full-width":  # float32 would take minutes a round there
                 in_float32 = ["sentence-transformers-float32"]
-                measure("against float32", against=in_float32, workloads=["nq"], **of_model)
+                measure("against float32", against=in_float32, workloads=["nq"], **common)
             if name == "mini":
-                many = of_model | {"passages": 100}
+                many = common | {"passages": 100}
                 measure("100 passages", against=BASELINES, workloads=["nq", "hotpotqa", "fiqa"], **many)
                 measure(
                     "cascade depth 20 of 100 passages", cascade_depth=20, workloads=["nq", "hotpotqa", "fiqa"], **many
                 )
                 lower_precision()
-                one = of_model | {"passages": 1, "rounds": 10 * options.rounds}
-                measure("one pair, against a plain forward", against=["transformers"], workloads=["nq"], **one)
+                single = common | {"passages": 1, "rounds": 10 * options.rounds}
+                measure("one pair, against a plain forward", against=["transformers"], workloads=["nq"], **single)
                 many_calls()
 
 

@@ -102,8 +102,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     if out.exists():
         raise SettingsError(f"{out} exists; give another folder, or remove it")
     state = out.with_name(out.name + ".training")
-    groups, validation = _training_groups(settings), _validation_groups(settings)
-    _check_disjoint(groups, validation)
+    groups, validation = _load_data(settings)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
     arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
@@ -161,7 +160,7 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     """Give the configuration of the new checkpoint, taken from `init` if it is given, and the folder of its base."""
     if init is None:
         if settings.base is None:
-            raise SettingsError("give a base to train on, or init, a checkpoint to go on from")
+            raise SettingsError("give a base to train on, or init, a checkpoint to continue from")
         both_ways = {"attention": "bidirectional", "pooling": "mean"} if settings.bidirectional else {}
         base = named_base(settings.base, layers=settings.layers)
         config = CheckpointConfig(template=settings.template or DEFAULT_TEMPLATE, base=base, **both_ways)
@@ -182,7 +181,7 @@ def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig
     if settings.base is not None:
         base = named_base(settings.base, layers=base.layers)
     elif isinstance(base, PretrainedBase) and base.name is not None and inner_folder(init, base.name) is not None:
-        base = base.model_copy(update={"name": None})  # inside `init`, so not to be found from the new checkpoint
+        base = base.model_copy(update={"name": None})  # inside `init`, which the new checkpoint cannot name
     return config.model_copy(update={"calibration": Calibration(), "base": base}), folder
 
 
@@ -257,7 +256,7 @@ def _trainable(
     register()
     forget_lengths(classifier.base_model)
     classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
-    # under the Trainer's own wrappers: autocast, DDP
+    # under the wrappers of the Trainer: autocast, DDP
     classifier.forward = partial(group_logits, classifier, config.pooling_config)
     if isinstance(adapter, LoraConfig):
         return get_peft_model(classifier, adapter)
@@ -272,8 +271,10 @@ def _last_complete_state(state: Path) -> str | None:
     return str(max(complete, key=lambda folder: int(folder.name.split("-")[1]))) if complete else None
 
 
-def _training_groups(settings: TrainSettings) -> list[Group]:
-    """Give the groups of an epoch, shuffled with the seed."""
+def _load_data(settings: TrainSettings) -> tuple[list[Group], list[Group]]:
+    """Give the groups of an epoch, shuffled with the seed, and the validation groups."""
+    if settings.patience is not None and not settings.validation:
+        raise SettingsError("patience counts validations; give a data set for validation, or leave patience out")
     groups = [group for source in settings.data for group in load_groups(source, settings, "train")]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
     if len(shapes) != 1 and settings.groups_per_forward > 1:
@@ -282,23 +283,14 @@ def _training_groups(settings: TrainSettings) -> list[Group]:
             f"found {sorted(shapes)}. Set groups_per_forward to 1"
         )
     random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
-    return groups
-
-
-def _validation_groups(settings: TrainSettings) -> list[Group]:
-    if settings.patience is not None and not settings.validation:
-        raise SettingsError("patience counts validations; give a data set for validation, or leave patience out")
     splits = "dev", "validation", "test"
-    return [group for source in settings.validation for group in load_groups(source, settings, *splits)]
-
-
-def _check_disjoint(groups: Sequence[Group], validation: Sequence[Group]) -> None:
-    """Check that validation has questions that are not trained on."""
-    training_questions = {query for group in groups for query in group.queries}
-    if validation and training_questions.issuperset(query for group in validation for query in group.queries):
+    validation = [group for source in settings.validation for group in load_groups(source, settings, *splits)]
+    questions = {query for group in groups for query in group.queries}
+    if validation and questions.issuperset(query for group in validation for query in group.queries):
         raise SettingsError(
             "every question of the validation is trained on; give another data set, or a folder with a split for each"
         )
+    return groups, validation
 
 
 def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -> transformers.TrainingArguments:
