@@ -2,9 +2,16 @@ import numpy as np
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.calibration.fit import calibrate, check_choices, fit, outcomes, pick_threshold, probabilities
-from mistral_rerank.calibration.labelled_pairs import LabelledPairs
-from mistral_rerank.evaluation.reliability import reliability
+from mistral_rerank.calibration.fit import (
+    LabelledPairs,
+    calibrate,
+    check_choices,
+    fit,
+    outcomes,
+    pick_threshold,
+    probabilities,
+)
+from mistral_rerank.evaluation.metrics import reliability
 from mistral_rerank.local.checkpoints.config import Calibration
 from mistral_rerank.reranker import Score
 

@@ -14,14 +14,14 @@ from mistral_rerank import InvalidInputError, ScoringError, SettingsError
 from mistral_rerank.evaluation.evaluate import evaluate, reordered, sample_queries
 from mistral_rerank.evaluation.metrics import per_query
 from mistral_rerank.evaluation.run_files import read_run
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 EVALUATE = """
 import os, signal, sys
 from pathlib import Path
 from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.evaluate import evaluate
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 model, out, at_once, stop, *data = sys.argv[1:]
 

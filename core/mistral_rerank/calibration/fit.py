@@ -14,22 +14,35 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mistral_rerank.calibration.labelled_pairs import pooled
-from mistral_rerank.calibration.optimizer import minimize
 from mistral_rerank.errors import InvalidInputError, SettingsError
-from mistral_rerank.evaluation.reliability import Reliability, reliability
-from mistral_rerank.evaluation.report import render
+from mistral_rerank.evaluation.metrics import Reliability, reliability
 from mistral_rerank.local.checkpoints.config import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-    from mistral_rerank.calibration.labelled_pairs import LabelledPairs
+    from torch import Tensor
 
 Method = Literal["platt", "temperature"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPairs:
+    """Uncalibrated logits (pairs,) of a data set or file, with their labels (pairs,): 1 for relevant, else 0."""
+
+    name: str
+    logits: tuple[float, ...]
+    labels: tuple[int, ...]
+
+
+def pooled(name: str, collections: Sequence[LabelledPairs]) -> LabelledPairs:
+    """Concatenate collections."""
+    return LabelledPairs(
+        name,
+        tuple(logit for pairs in collections for logit in pairs.logits),
+        tuple(label for pairs in collections for label in pairs.labels),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,16 +77,31 @@ class Outcome:
         return f"{self.kept} pairs, precision {self.precision:.3f}{recall}"
 
 
-def fit(logits: Sequence[float], labels: Sequence[int], *, method: Method = "platt") -> tuple[float, float]:
-    """Fit scale and bias by maximum likelihood with Platt's targets, which keep them finite on separable pairs.
+def minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> list[float]:
+    """Minimize a smooth function of a few parameters by L-BFGS in float64, until its gradient is below 1e-11.
 
     Args:
-        logits: (pairs,).
-        labels: (pairs,), 1 for relevant, else 0.
-        method: "platt" fits scale and bias, "temperature" only the scale.
+        loss: of the parameters, (len(start),) float64; a mean, not a sum, over the data.
+        start: the initial parameters.
 
-    Returns:
-        Scale, above 0, and bias.
+    """
+    parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=200, tolerance_grad=1e-11, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(parameters)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return [float(value) for value in parameters.detach()]
+
+
+def fit(logits: Sequence[float], labels: Sequence[int], *, method: Method = "platt") -> tuple[float, float]:
+    """Fit scale and bias by maximum likelihood with Platt's targets, which keep them finite on separable pairs.
 
     Raises:
         InvalidInputError: all labels are equal, or relevant pairs do not score higher than the others.
@@ -111,15 +139,9 @@ def probabilities(logits: Sequence[float], *, scale: float, bias: float) -> NDAr
 
 
 def pick_threshold(probabilities: Sequence[float], labels: Sequence[int], *, precision: float) -> float:
-    """Give the lowest threshold that reaches a precision.
+    """Give the lowest threshold that reaches a precision: the share of relevant pairs among those that reach it.
 
-    Args:
-        probabilities: (pairs,).
-        labels: (pairs,), 1 for relevant, else 0.
-        precision: share of relevant pairs among those at or above the threshold, above 0 and at most 1.
-
-    Returns:
-        The middle between the lowest probability that is kept and the next one below it.
+    It is the middle between the lowest probability that is kept and the next one below it.
 
     Raises:
         InvalidInputError: no threshold reaches it; the message has the best precision.
@@ -144,12 +166,7 @@ def pick_threshold(probabilities: Sequence[float], labels: Sequence[int], *, pre
 def calibrate(
     collections: Sequence[LabelledPairs], *, method: Method = "platt", precision: float | None = None
 ) -> Calibration:
-    """Fit scale and bias on all pairs together, and pick the threshold for a precision.
-
-    Raises:
-        InvalidInputError: as `fit` and `pick_threshold`.
-
-    """
+    """Fit scale and bias on all pairs together, and pick the threshold for a precision; see both for errors."""
     pairs = pooled("all", collections)
     scale, bias = fit(pairs.logits, pairs.labels, method=method)
     threshold = None
@@ -176,11 +193,10 @@ def outcomes(
     collections += [replace(pairs, name=f"{pairs.name} (held out)") for pairs in held_out]
     if len(held_out) > 1:
         collections.append(pooled("all held out", held_out))
-    return [outcome(pairs, old, new) for pairs in collections]
+    return [_outcome(pairs, old, new) for pairs in collections]
 
 
-def outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome:
-    """Measure the new calibration on a collection of pairs."""
+def _outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome:
     before = probabilities(pairs.logits, scale=old.scale, bias=old.bias)
     after = probabilities(pairs.logits, scale=new.scale, bias=new.bias)
     labels = np.asarray(pairs.labels)
@@ -195,18 +211,8 @@ def outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome
     )
 
 
-def write_report(measured: Sequence[Outcome], calibration: Calibration, file: Path) -> None:
-    """Write an HTML page of the reliability before and after."""
-    render("calibration.html", file, outcomes=measured, calibration=calibration)
-
-
 def check_choices(method: str, precision: float | None) -> Method:
-    """Check method and precision before anything is scored.
-
-    Raises:
-        SettingsError: one of them is not valid.
-
-    """
+    """Raise `SettingsError` for an invalid method or precision, before anything is scored."""
     if precision is not None and not 0 < precision <= 1:
         raise SettingsError(f"precision is {precision:g}; it is a share, so give more than 0 and at most 1")
     if method not in ("platt", "temperature"):

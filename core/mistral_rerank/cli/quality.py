@@ -16,7 +16,7 @@ from mistral_rerank.cli.options import (
     with_settings,
 )
 from mistral_rerank.cli.terminal import Terminal, printable
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ def evaluate(
     from mistral_rerank.remote.reranker import RemoteReranker
 
     if bi_encoder is not None:
-        from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
-        from mistral_rerank.evaluation.first_stage import open_encoder
+        from mistral_rerank.evaluation.embedding_models import open_encoder
+        from mistral_rerank.evaluation.encoders import BiEncoderReranker
 
         opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=encoder_device(reranker)))
     else:
@@ -102,6 +102,7 @@ def calibrate(
     from mistral_rerank.calibration import fit as fitting
     from mistral_rerank.calibration.labelled_pairs import read_pairs
     from mistral_rerank.evaluation.first_stage import open_first_stage
+    from mistral_rerank.evaluation.report import render
     from mistral_rerank.local.checkpoints.config import read_config
     from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
@@ -128,7 +129,7 @@ def calibrate(
     if result.threshold is not None:
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
-        fitting.write_report(outcomes, result, report)
+        render("calibration.html", report, outcomes=outcomes, calibration=result)
     stderr.print(f"wrote {written / 'rerank.json'}", soft_wrap=True)
 
 

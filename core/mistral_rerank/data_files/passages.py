@@ -37,15 +37,11 @@ class Passage:
 
 
 def read_passages(file: Path, *, text_field: str | None = None) -> list[Passage]:
-    """Read the passages of a file.
+    """Read the passages of a file; `text_field` is that of `text_of`.
 
     The suffix decides: .jsonl and .ndjson are JSON lines, .json is an array or JSON lines, .csv and .tsv are rows under
     a header. Other files, and standard input, are JSON if their first character starts JSON, else one passage per
     line. Blank lines are skipped.
-
-    Args:
-        file: `-` for standard input.
-        text_field: the field or column that is the passage; None for "title", if any, and the first of `TEXT_FIELDS`.
 
     Raises:
         InvalidInputError: unsupported format, or a record without the field; the error names the location.
@@ -77,7 +73,7 @@ def _suffix(file: Path) -> str:
 
 
 def _objects(lines: list[str], name: str, suffix: str) -> list[str] | Iterator[tuple[str, Record | str]]:
-    """Give the records of JSON, with their places, or else the lines of plain text."""
+    """Give the records of JSON, with their locations, or else the lines of plain text."""
     numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
     if suffix in JSON_LINES:
         return _json_lines(numbered, name)

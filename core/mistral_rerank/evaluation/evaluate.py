@@ -11,16 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistral_rerank.data_files.atomic import atomic_write, write_json
+from mistral_rerank.data_files.atomic import atomic_write, open_append, write_json
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
 from mistral_rerank.evaluation.datasets import load_beir
+from mistral_rerank.evaluation.encoders import BiEncoderReranker
 from mistral_rerank.evaluation.first_stage import check_passages, open_first_stage
 from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
 from mistral_rerank.evaluation.report import write_report
-from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, Timing, depths, figures
+from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, depths, figures, timing
 from mistral_rerank.evaluation.run_files import distinct, read_run, write_run
-from mistral_rerank.evaluation.workspace import Scored, Workspace, append_scores, resume_scores
+from mistral_rerank.evaluation.workspace import VECTORS, Scored, append_scores, partial_folder, resume_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.evaluation.run_files import Run
-    from mistral_rerank.evaluation.settings import EvaluationSettings
+    from mistral_rerank.evaluation.workspace import EvaluationSettings
     from mistral_rerank.reranker import Reranker, Score
 
     Notify = Callable[[str, int, int], None]
@@ -54,7 +54,7 @@ def evaluate(
 
     Args:
         reranker: any reranker.
-        settings: data, first stage and sizes.
+        settings: of the evaluation.
         out: the folder to write; it must not exist. A stopped evaluation resumes from `<out>.partial`.
         reranker_settings: stored with the results; a run resumes only with the same ones.
         device: of a dense first stage; None for the best available.
@@ -77,37 +77,31 @@ def evaluate(
         "model": reranker.model_name,
         "reranker": dict(reranker_settings or {}),
     }
-    work = Workspace(out, recorded | {"data": [str(folder) for folder in folders]})
-    stage = open_first_stage(
-        settings.first_stage,
-        query_prefix=settings.query_prefix,
-        passage_prefix=settings.passage_prefix,
-        device=device,
-        vectors=work.vectors,
-    )
-    results, seconds = [], {}
-    latencies: dict[int, float] = {}
-    for folder in folders:
-        dataset = load_beir(folder, split=settings.split)
-        before = _candidates(dataset, stage, settings, work.candidates(dataset.name), notify)
-        scored = _scores(
-            dataset, before, reranker, work.scores(dataset.name), at_once=settings.questions_at_once, notify=notify
+    with partial_folder(out, recorded | {"data": [str(folder) for folder in folders]}) as work:
+        stage = open_first_stage(
+            settings.first_stage,
+            query_prefix=settings.query_prefix,
+            passage_prefix=settings.passage_prefix,
+            device=device,
+            vectors=work / VECTORS,
         )
-        result, after = measure(dataset, before, scored, top_k=settings.top_k)
-        write_run(after, work.reranked(dataset.name), tag="reranked")
-        results.append(result)
-        seconds[dataset.name] = [scores.seconds for scores in scored.values()]
-        latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
-    all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
-    recorded["data"] = names
-    timing = Timing(seconds, {result.name: len(result.labels) for result in results}, latencies)
-    write_json(
-        work.folder / "results.json", {"settings": recorded, "figures": [asdict(figure) for figure in all_figures]}
-    )
-    write_json(work.folder / "timing.json", timing.record())
-    _write_queries(results, work.folder / "queries.jsonl")
-    write_report(all_figures, results, recorded, timing, work.folder / "report.html")
-    work.finish()
+        results: list[SetResult] = []
+        latencies: dict[int, float] = {}
+        for folder in folders:
+            dataset = load_beir(folder, split=settings.split)
+            before = _candidates(dataset, stage, settings, work, notify)
+            scored = _scores(dataset, before, reranker, work, at_once=settings.questions_at_once, notify=notify)
+            result, after = measure(dataset, before, scored, top_k=settings.top_k)
+            write_run(after, work / "reranked" / f"{dataset.name}.trec", tag="reranked")
+            results.append(result)
+            latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
+        all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
+        recorded["data"] = names
+        times = timing(results, latencies)
+        write_json(work / "results.json", {"settings": recorded, "figures": [asdict(each) for each in all_figures]})
+        write_json(work / "timing.json", times)
+        _write_queries(results, work / "queries.jsonl")
+        write_report(all_figures, results, recorded, times, work / "report.html")
     return all_figures
 
 
@@ -197,6 +191,7 @@ def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, 
         by_depth=by_depth,
         probabilities=tuple(p for query in before for p in scored[query].probabilities),
         labels=tuple(label for query in before for label in scored[query].labels),
+        seconds=tuple(scored[query].seconds for query in before),
         examples=tuple(
             Example(
                 query, dataset.queries[query], gains[query], _top(dataset, before, query), _top(dataset, after, query)
@@ -213,9 +208,10 @@ def _top(dataset: BeirDataset, run: Run, query: str) -> tuple[Shown, ...]:
 
 
 def _candidates(
-    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, file: Path, notify: Notify
+    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, work: Path, notify: Notify
 ) -> Run:
     """Retrieve the candidates, or read those of a stopped run."""
+    file = work / "first_stage" / f"{dataset.name}.trec"
     if not file.exists():
         what = f"{dataset.name}: first stage"
         retrieved = first_stage_run(dataset, stage, settings, progress=lambda done, total: notify(what, done, total))
@@ -226,28 +222,25 @@ def _candidates(
 
 
 def _scores(
-    dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, *, at_once: int, notify: Notify
+    dataset: BeirDataset, run: Run, reranker: Reranker, work: Path, *, at_once: int, notify: Notify
 ) -> dict[str, Scored]:
-    """Score the candidates of every question that the file does not have yet."""
-    done, what = resume_scores(file, run), f"{dataset.name}: reranking"
-
-    def score_rest() -> Iterator[tuple[str, Scored]]:
-        for query, scores, seconds in score_candidates(dataset, run, reranker, at_once=at_once, skip=len(done)):
-            yield (
-                query,
-                Scored(
-                    logits=tuple(score.logit for score in scores),
-                    probabilities=tuple(score.probability for score in scores),
-                    labels=tuple(dataset.labels(query, [passage for passage, _ in run[query]])),
-                    seconds=seconds,
-                ),
-            )
-
+    """Score the candidates of every question that a stopped run did not score."""
+    file, what = work / "scores" / f"{dataset.name}.jsonl", f"{dataset.name}: reranking"
+    done = resume_scores(file, run)
     notify(what, len(done), len(run))
-    if len(done) < len(run):
-        reranker.score_pairs([("warm", "up")])
-        for query, scores in append_scores(file, run, score_rest()):
-            done[query] = scores
+    if len(done) == len(run):
+        return done
+    reranker.score_pairs([("warm", "up")])
+    with open_append(file) as lines:
+        for query, scores, seconds in score_candidates(dataset, run, reranker, at_once=at_once, skip=len(done)):
+            passages = [passage for passage, _ in run[query]]
+            done[query] = Scored(
+                logits=tuple(score.logit for score in scores),
+                probabilities=tuple(score.probability for score in scores),
+                labels=tuple(dataset.labels(query, passages)),
+                seconds=seconds,
+            )
+            append_scores(lines, query, passages, done[query])
             notify(what, len(done), len(run))
     return done
 
