@@ -50,7 +50,6 @@ class Outcome:
     """The effect of a calibration on a collection of labelled pairs.
 
     Attributes:
-        name: of the collection.
         before: reliability under the old calibration.
         after: reliability under the new one.
         kept: number of pairs that reach the threshold; None without a threshold.
@@ -78,12 +77,9 @@ class Outcome:
 
 
 def minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> list[float]:
-    """Minimize a smooth function of a few parameters by L-BFGS in float64, until its gradient is below 1e-11.
+    """Minimize a smooth loss of a few float64 parameters by L-BFGS, until its gradient is below 1e-11.
 
-    Args:
-        loss: of the parameters, (len(start),) float64; a mean, not a sum, over the data.
-        start: the initial parameters.
-
+    The loss has to be a mean over the data, not a sum.
     """
     parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -200,7 +196,7 @@ def _outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcom
     before = probabilities(pairs.logits, scale=old.scale, bias=old.bias)
     after = probabilities(pairs.logits, scale=new.scale, bias=new.bias)
     labels = np.asarray(pairs.labels)
-    kept = after >= new.threshold if new.threshold is not None else None
+    kept = None if new.threshold is None else after >= new.threshold
     return Outcome(
         name=pairs.name,
         before=reliability(before.tolist(), pairs.labels),

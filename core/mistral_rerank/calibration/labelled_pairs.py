@@ -84,11 +84,11 @@ def _pairs(file: Path) -> Iterator[tuple[int, float | None, Pair]]:
 
 
 def _pair(record: dict[str, Any]) -> tuple[int, float | None, Pair]:
-    label, texts = record["label"], (record.get("query"), record.get("passage"))
+    label, query, passage = record["label"], record.get("query"), record.get("passage")
     if label not in (0, 1):
         raise ValueError(label)
     if "logit" in record:
         return int(label), float(record["logit"]), ("", "")
-    if not all(isinstance(text, str) for text in texts):
-        raise TypeError(texts)
-    return int(label), None, texts
+    if not isinstance(query, str) or not isinstance(passage, str):
+        raise TypeError(record)
+    return int(label), None, (query, passage)

@@ -123,21 +123,17 @@ def print_report(report: Report) -> None:
     console = Terminal(width=160)
     for name, value in report.machine.items():
         console.print(f"{name}: {value}")
-    table = Table("workload", "pairs", "pairs/s", "tokens/s", "computed/real", "of peak", box=None)
+    heads = ["workload", "pairs", "pairs/s", "tokens/s", "computed/real", "of peak"]
     for baseline in report.rows[0].against:
-        table.add_column(f"x {baseline.name}")
-        table.add_column("tau")
-        table.add_column("max diff")
+        heads += [f"x {baseline.name}", "tau", "max diff"]
+    table = Table(*heads, box=None)
     for row in report.rows:
         share = "" if row.share_of_peak is None else f"{row.share_of_peak:.0%}"
         cells = [row.workload, str(row.pairs), f"{row.pairs_per_second:.1f}", f"{row.tokens_per_second:.0f}"]
         cells += [f"{row.computed:.2f}", share]
         for baseline in row.against:
-            cells += [
-                f"{baseline.times_as_fast:.2f}",
-                f"{baseline.kendall_tau:.3f}",
-                f"{baseline.largest_difference:.2g}",
-            ]
+            ratio, tau, difference = baseline.times_as_fast, baseline.kendall_tau, baseline.largest_difference
+            cells += [f"{ratio:.2f}", f"{tau:.3f}", f"{difference:.2g}"]
         table.add_row(*cells)
     console.print(table)
     for size, (median, slow) in report.latency.items():

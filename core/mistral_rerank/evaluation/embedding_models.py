@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder, Preset
@@ -87,8 +87,8 @@ def open_encoder(
     model, _, url = name.rpartition("@") if "://" in name else (name, "", "")
     folder = Path(model).expanduser()
     preset = find_preset(model)
-    prefixes = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
-    overrides = {option: prefix for option, prefix in prefixes.items() if prefix is not None}
+    prefixes: dict[str, Any] = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
+    overrides = {field: prefix for field, prefix in prefixes.items() if prefix is not None}
     if preset is None and not url and not folder.is_dir() and "/" not in model:
         known = ", ".join(preset.name for preset in PRESETS)
         raise SettingsError(f"there is no embedding model {model!r}; give a folder, a hub id, or one of: {known}")

@@ -99,10 +99,7 @@ class Encoder(Protocol):
 class LocalEncoder:
     """A sentence-transformers model, or a plain transformers one; safetensors only, no remote code.
 
-    Args:
-        preset: prefixes, pooling and normalization; None to use what the model's folder says.
-        model: a folder or a hub id, instead of the preset's.
-        device: "cpu", "cuda", ...; None for the best available.
+    A folder or hub id as `model` replaces the preset's. Without a preset the model is used as its folder says.
 
     Raises:
         MissingDependencyError: the extra `dense` is not installed.
@@ -161,12 +158,9 @@ class EndpointEncoder:
 
     Args:
         preset: the model's name at the endpoint, prefixes, and whether `input_type` is sent.
-        base_url: the root of a host, with `/v1`, or the whole route.
+        base_url: the root of a host, with `/v1`, or the whole route; `SettingsError` for an unusable one.
         api_key: None for `MISTRAL_RERANK_EMBEDDINGS_API_KEY`, or else the variable of a known vendor's host.
         retries: how often, and after which wait, a failed request is sent again.
-
-    Raises:
-        SettingsError: the base URL is unusable.
 
     """
 
@@ -184,12 +178,7 @@ class EndpointEncoder:
         self._transport = Transport()
 
     def encode(self, texts: Sequence[str], kind: Kind, *, progress: Callable[[int], None] = lambda _: None) -> Vectors:
-        """See `Encoder.encode`.
-
-        Raises:
-            RemoteError: one of its kinds, when the endpoint gave no usable answer.
-
-        """
+        """See `Encoder.encode`; a `RemoteError` if the endpoint gives no usable response."""
         prefix = self._preset.prefix(kind)
         inputs = [f"{prefix}{text}" if f"{prefix}{text}".strip() else " " for text in texts]  # "" is refused
         batches = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
@@ -223,10 +212,10 @@ class EndpointEncoder:
         if self._preset.input_type:
             body |= {"input_type": kind, "truncate": "END"}
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key.get_secret_value()}"
-        content = json.dumps(body).encode()
         secrets = [self._key.get_secret_value()] if self._key else []
+        if secrets:
+            headers["Authorization"] = f"Bearer {secrets[0]}"
+        content = json.dumps(body).encode()
 
         def attempt() -> Session[Vectors]:
             deadline = time.monotonic() + TIMEOUT
@@ -261,10 +250,7 @@ def _key_for(url: str) -> SecretStr | None:
 class CachedEncoder:
     """An encoder with a cache on disk, so that a stopped run does not encode a corpus again.
 
-    Args:
-        encoder: encodes what is not in the cache.
-        folder: holds the cache of this encoder alone, in files named by the hash of their texts.
-
+    The folder holds the cache of this encoder alone, in files named by the hash of their texts.
     """
 
     def __init__(self, encoder: Encoder, folder: Path) -> None:

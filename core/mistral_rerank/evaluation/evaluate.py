@@ -50,7 +50,7 @@ def evaluate(
     device: str | None = None,
     notify: Notify = lambda _what, _done, _total: None,
 ) -> list[Figures]:
-    """Compare the first stage with its reranked candidates, and write the results to a folder.
+    """Compare the first stage with its reranked candidates; give the figures of every set, then their mean.
 
     Args:
         reranker: any reranker.
@@ -60,13 +60,9 @@ def evaluate(
         device: of a dense first stage; None for the best available.
         notify: receives the step, the number of items done, and the total.
 
-    Returns:
-        Figures of every set, then their mean.
-
     Raises:
         InvalidInputError: a data set or run file is invalid.
         SettingsError: `out` exists, or the partial folder has other settings.
-        RerankError: from the first stage or the reranker.
 
     """
     folders = [Path(folder).resolve() for folder in settings.data]
@@ -100,7 +96,11 @@ def evaluate(
         times = timing(results, latencies)
         write_json(work / "results.json", {"settings": recorded, "figures": [asdict(each) for each in all_figures]})
         write_json(work / "timing.json", times)
-        _write_queries(results, work / "queries.jsonl")
+        with atomic_write(work / "queries.jsonl") as lines:
+            for result in results:
+                for query, values in result.reranked.items():
+                    record = {"set": result.name, "query": query, "first_stage": result.first_stage[query]}
+                    lines.write(json.dumps(record | {"reranked": values}, ensure_ascii=False) + "\n")
         write_report(all_figures, results, recorded, times, work / "report.html")
     return all_figures
 
@@ -129,15 +129,8 @@ def score_candidates(
 ) -> Iterator[tuple[str, list[Score], float]]:
     """Score the candidates of every question, `at_once` questions per call.
 
-    A model whose prompt puts the passage first computes a passage once for all questions of a call.
-
-    Args:
-        dataset: holds the texts.
-        run: the candidates.
-        reranker: any reranker.
-        at_once: questions per call.
-        skip: questions at the beginning to leave out. The calls are composed as without it, so that scores are
-            bit-identical.
+    A model whose prompt puts the passage first computes a passage once for all questions of a call. The first `skip`
+    questions are left out, but calls are composed as without it, so that scores are bit-identical.
 
     Yields:
         The question's id, its candidates' scores, and its share of the call's seconds.
@@ -159,9 +152,7 @@ def score_candidates(
 def reordered(ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int) -> list[tuple[str, float]]:
     """Sort the first `depth` passages by (-logit, index); the others follow in their order.
 
-    Returns:
-        Passages with distinct scores: logits, or negative ranks if not all are reranked.
-
+    The scores are distinct: logits, or negative ranks if not all are reranked.
     """
     order = sorted(range(min(depth, len(ranking))), key=lambda index: (-logits[index], index))
     if depth >= len(ranking):
@@ -183,6 +174,11 @@ def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, 
     rising = sorted(gains, key=lambda query: (gains[query], query))
     losses = [query for query in rising[:EXAMPLES] if gains[query] < 0]
     best = [query for query in rising[::-1][:EXAMPLES] if gains[query] > 0]
+
+    def top(run: Run, query: str) -> tuple[Shown, ...]:
+        passages = [passage for passage, _ in run[query][:SHOWN]]
+        return tuple(Shown(passage, dataset.corpus[passage], qrels[query].get(passage)) for passage in passages)
+
     result = SetResult(
         name=dataset.name,
         passages=len(dataset.corpus),
@@ -193,18 +189,11 @@ def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, 
         labels=tuple(label for query in before for label in scored[query].labels),
         seconds=tuple(scored[query].seconds for query in before),
         examples=tuple(
-            Example(
-                query, dataset.queries[query], gains[query], _top(dataset, before, query), _top(dataset, after, query)
-            )
+            Example(query, dataset.queries[query], gains[query], top(before, query), top(after, query))
             for query in [*losses, *best]
         ),
     )
     return result, after
-
-
-def _top(dataset: BeirDataset, run: Run, query: str) -> tuple[Shown, ...]:
-    grades = dataset.qrels[query]
-    return tuple(Shown(passage, dataset.corpus[passage], grades.get(passage)) for passage, _ in run[query][:SHOWN])
 
 
 def _candidates(
@@ -260,11 +249,3 @@ def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -
             seconds.append(time.perf_counter() - start)
         medians[depth] = statistics.median(seconds)
     return medians
-
-
-def _write_queries(results: Sequence[SetResult], file: Path) -> None:
-    with atomic_write(file) as lines:
-        for result in results:
-            for query, reranked in result.reranked.items():
-                values = {"first_stage": result.first_stage[query], "reranked": reranked}
-                lines.write(json.dumps({"set": result.name, "query": query, **values}, ensure_ascii=False) + "\n")

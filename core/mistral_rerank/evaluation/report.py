@@ -29,7 +29,7 @@ def render(template: str, file: Path, **values: object) -> None:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals["reliability_plot"] = reliability_plot
+    environment.globals |= {"gains_plot": gains_plot, "reliability_plot": reliability_plot}
     with atomic_write(file) as out:
         out.write(environment.get_template(template).render(values) + "\n")
 
@@ -41,16 +41,7 @@ def write_report(
     timing: Mapping[str, Any],
     file: Path,
 ) -> None:
-    """Write the report of an evaluation as an HTML file.
-
-    Args:
-        figures: of every set, then their mean.
-        results: the same sets, query by query.
-        settings: of the evaluation.
-        timing: as `results.timing` gives it.
-        file: to write.
-
-    """
+    """Write the report of an evaluation: `figures` are those of every set, then their mean."""
     mean, latencies = figures[-1], timing["median_seconds_of_a_query_by_depth"]
     milliseconds = sorted((1000 * seconds, depth) for depth, seconds in latencies.items())
     render(
@@ -68,10 +59,6 @@ def write_report(
         gain_plots=[
             interval_plot({of_set.name: of_set.gain[name] for of_set in figures}, title=f"Gain in {name}")
             for name in HEADLINE[:2]
-        ],
-        win_plots=[
-            gains_plot(result.gains("nDCG@10"), title=f"{result.name}: nDCG@10 gain of every query, sorted")
-            for result in results
         ],
         depth_plot=line_plot(
             {name: [(depth, values[name]) for depth, values in mean.by_depth.items()] for name in HEADLINE},

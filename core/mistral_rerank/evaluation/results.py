@@ -48,14 +48,13 @@ class SetResult:
     """Results on one data set.
 
     Attributes:
-        name: of the folder.
         passages: size of the corpus.
         first_stage: query id -> measure -> value, before reranking.
-        reranked: the same after reranking.
+        reranked: query id -> measure -> value.
         by_depth: number of candidates reranked -> measure -> mean; 0 is the first stage alone.
-        probabilities: of every scored pair.
-        labels: 1 where a passage is judged relevant, else 0.
-        seconds: that reranking took, of every query.
+        probabilities: (pairs,), of all queries.
+        labels: (pairs,), 1 where the passage is judged relevant, else 0.
+        seconds: (queries,), that reranking took.
         examples: the worst losses first, then the best gains.
 
     """
@@ -77,13 +76,10 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The means of a data set, or of all of them.
+    """The means of a data set, or of all of them, whose name is "mean".
 
     Attributes:
-        name: the set's, or "mean".
-        queries: number of queries.
-        passages: number of passages in the corpora.
-        first_stage: measure -> mean.
+        first_stage: measure -> mean, before reranking.
         reranked: measure -> mean.
         gain: measure -> mean gain with its 95% bootstrap interval over queries.
         ceiling: Recall@k of the candidates, the upper bound of reranking them.
@@ -179,13 +175,7 @@ def _figures(
 
 
 def timing(results: Sequence[SetResult], latencies: Mapping[int, float]) -> dict[str, Any]:
-    """Describe for JSON how long reranking took, with versions and machine.
-
-    Args:
-        results: of every set.
-        latencies: number of candidates -> median seconds to rerank them.
-
-    """
+    """Describe for JSON how long reranking took; `latencies` are median seconds by number of candidates."""
     return {
         "mistral-rerank": __version__,
         "python": platform.python_version(),
