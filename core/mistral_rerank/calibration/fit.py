@@ -52,7 +52,7 @@ class Outcome:
     Attributes:
         before: reliability under the old calibration.
         after: reliability under the new one.
-        kept: number of pairs that reach the threshold; None without a threshold.
+        reached: number of pairs that reach the threshold; None without a threshold.
         precision: share of relevant pairs among those; None if no pair reaches the threshold.
         recall: share of the relevant pairs that reach the threshold; None if no pair is relevant.
 
@@ -61,19 +61,19 @@ class Outcome:
     name: str
     before: Reliability
     after: Reliability
-    kept: int | None
+    reached: int | None
     precision: float | None
     recall: float | None
 
     @property
     def at_threshold(self) -> str:
         """The effect of the threshold, for people."""
-        if self.kept is None:
+        if self.reached is None:
             return ""
         if self.precision is None:
             return "no pair reaches it"
         recall = "" if self.recall is None else f", recall {self.recall:.3f}"
-        return f"{self.kept} pairs, precision {self.precision:.3f}{recall}"
+        return f"{self.reached} pairs, precision {self.precision:.3f}{recall}"
 
 
 def minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> list[float]:
@@ -196,14 +196,14 @@ def _outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcom
     before = probabilities(pairs.logits, scale=old.scale, bias=old.bias)
     after = probabilities(pairs.logits, scale=new.scale, bias=new.bias)
     labels = np.asarray(pairs.labels)
-    kept = None if new.threshold is None else after >= new.threshold
+    reached = None if new.threshold is None else after >= new.threshold
     return Outcome(
         name=pairs.name,
         before=reliability(before.tolist(), pairs.labels),
         after=reliability(after.tolist(), pairs.labels),
-        kept=None if kept is None else int(kept.sum()),
-        precision=None if kept is None or not kept.any() else float(labels[kept].mean()),
-        recall=None if kept is None or not labels.any() else float(kept[labels == 1].mean()),
+        reached=None if reached is None else int(reached.sum()),
+        precision=None if reached is None or not reached.any() else float(labels[reached].mean()),
+        recall=None if reached is None or not labels.any() else float(reached[labels == 1].mean()),
     )
 
 

@@ -63,8 +63,7 @@ PRESETS: tuple[Preset, ...] = (
 
 def find_preset(name: str) -> Preset | None:
     """Give the preset with that name or model id, in any case; None if there is none."""
-    wanted = name.lower()
-    return next((preset for preset in PRESETS if wanted in (preset.name, preset.model.lower())), None)
+    return next((preset for preset in PRESETS if name.lower() in (preset.name, preset.model.lower())), None)
 
 
 def open_encoder(

@@ -234,10 +234,11 @@ def _read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:
         data = json.loads(content)["data"]
         by_index = {int(entry["index"]): entry["embedding"] for entry in data}
         vectors = np.asarray([by_index[index] for index in range(count)], dtype=np.float32)
+        if len(data) != count or vectors.ndim != 2 or not np.isfinite(vectors).all():
+            raise ValueError(f"{len(data)} embeddings")
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InvalidReplyError(f"{url} answered 200, but not with one embedding for each text", status=200) from error
-    if len(data) != count or vectors.ndim != 2 or not np.isfinite(vectors).all():
-        raise InvalidReplyError(f"{url} answered 200, but not with one finite embedding for each text", status=200)
+        reason = f"{url} answered 200, but not with one finite embedding for each text"
+        raise InvalidReplyError(reason, status=200) from error
     return vectors
 
 

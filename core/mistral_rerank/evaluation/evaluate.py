@@ -67,8 +67,8 @@ def evaluate(
     """
     folders = [Path(folder).resolve() for folder in settings.data]
     names = [folder.name for folder in folders]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SettingsError(f"two data folders are called {twice!r}; rename one, its name is that of its results")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"two data folders are called {repeated!r}; rename one, its name is that of its results")
     recorded = settings.model_dump(mode="json") | {
         "model": reranker.model_name,
         "reranker": dict(reranker_settings or {}),
@@ -119,8 +119,8 @@ def first_stage_run(
     rankings = stage.search(dataset, queries, k=settings.top_k + settings.drop_same_id, progress=progress)
     run = {}
     for query, ranking in zip(queries, rankings, strict=True):
-        kept = [hit for hit in ranking if not (settings.drop_same_id and hit[0] == query)]
-        run[query] = distinct(kept[: settings.top_k])
+        candidates = [hit for hit in ranking if not (settings.drop_same_id and hit[0] == query)]
+        run[query] = distinct(candidates[: settings.top_k])
     return run
 
 
