@@ -12,6 +12,7 @@ from transformers import BertConfig, BertModel
 from mistral_rerank import CheckpointError, InvalidInputError
 from mistral_rerank.errors import AuthenticationError, EndpointUnreachableError, InvalidReplyError, RequestRefusedError
 from mistral_rerank.evaluation import encoders
+from mistral_rerank.evaluation.embedding_models import open_encoder
 from mistral_rerank.evaluation.encoders import BiEncoderReranker, CachedEncoder, EndpointEncoder, LocalEncoder, Preset
 from mistral_rerank.evaluation.first_stage import open_first_stage
 from mistral_rerank.remote.retries import Retries
@@ -141,6 +142,14 @@ def test_a_named_model_at_an_endpoint_keeps_its_prefixes(facts):
     assert {body["model"] for body in endpoint.bodies} == {"intfloat/e5-small-v2"}
     assert sum(text.startswith("query: ") for text in texts) == 1
     assert sum(text.startswith("passage: ") for text in texts) == len(facts.corpus)
+
+
+def test_a_prefix_does_not_turn_off_the_input_type_of_an_nvidia_model():
+    with Endpoint(embeds) as endpoint:
+        encoder = open_encoder(f"nvidia/n@{endpoint.url}/v1", query_prefix="ask: ")
+        encoder.encode(["a"], "query", progress=lambda _: None)
+    (body,) = endpoint.bodies
+    assert (body["model"], body["input"], body["input_type"]) == ("nvidia/n", ["ask: a"], "query")
 
 
 @pytest.fixture(scope="module")
