@@ -52,15 +52,16 @@ def read_passages(file: Path, *, text_field: str | None = None) -> list[Passage]
     if suffix in REFUSED:
         raise InvalidInputError(f"{name}: {suffix} files are not read; give {FORMATS}")
     if suffix in DELIMITERS:
-        records: Iterable[tuple[str, Record | str]] | None = _rows(file, name, DELIMITERS[suffix])
+        records: Iterable[tuple[str, Record | str]] = _rows(file, name, DELIMITERS[suffix])
     else:
         lines = [(f"{name}:{number}", line) for number, line in enumerate(text_lines(file), start=1)]
-        records = _json_records(lines, name, suffix)
-        if records is None:
+        values = _json_records(lines, name, suffix)
+        if values is None:
             texts = [line.strip() for _, line in lines if line.strip()]
             if text_field is not None and texts:
                 raise InvalidInputError(f"{name} holds lines of text, which have no field {text_field!r}")
             return [Passage(text, {}) for text in texts]
+        records = values
     return [
         Passage(record, {}) if isinstance(record, str) else Passage(text_of(record, location, text_field), record)
         for location, record in records
