@@ -32,7 +32,7 @@ from mistral_rerank.benchmark.baselines import Ours, Transformers
 from mistral_rerank.benchmark.bench import SHAPES as LENGTHS
 from mistral_rerank.benchmark.bench import bench, make_pairs
 from mistral_rerank.benchmark.timing import kendall_tau
-from mistral_rerank.cli.bench import print_report
+from mistral_rerank.cli.models import print_report
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.model.int8 import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
