@@ -26,6 +26,12 @@ Overflow = Literal["truncate", "chunk", "error"]
 Quantization = Literal["int8", "nf4"]
 """The quantization of a local model's linears."""
 
+ProtocolName = Literal["nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
+"""The protocol of an endpoint, as `mistral_rerank.protocols` defines it."""
+
+Unit = Literal["logit", "probability"]
+"""The unit of an endpoint's scores."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:

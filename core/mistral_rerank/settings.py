@@ -18,7 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, V
 from mistral_rerank._suggestions import suggest
 from mistral_rerank._values import plain
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.reranker import Overflow, Quantization
+from mistral_rerank.reranker import Overflow, ProtocolName, Quantization, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -102,9 +102,7 @@ class RerankSettings(BaseModel):
     )
     cache_size: int = Field(0, ge=0, description="pairs whose scores are cached")
     base_url: str | None = Field(None, description="URL of the endpoint; default: the vendor's")
-    protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = Field(
-        "auto", description="protocol of the endpoint; auto detects it"
-    )
+    protocol: Literal["auto", ProtocolName] = Field("auto", description="protocol of the endpoint; auto detects it")
     api_key: SecretStr | None = Field(
         None,
         exclude=True,
@@ -122,7 +120,7 @@ class RerankSettings(BaseModel):
     )
     max_concurrency: int = Field(8, ge=1, description="most concurrent requests of one call")
     requests_per_minute: float | None = Field(None, gt=0, description="most requests per minute")
-    score_unit: Literal["auto", "logit", "probability"] = Field(
+    score_unit: Literal["auto", Unit] = Field(
         "auto", description="unit of the endpoint's scores; auto: that of its protocol"
     )
 

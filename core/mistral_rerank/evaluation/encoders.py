@@ -15,11 +15,9 @@ from pydantic import SecretStr
 
 from mistral_rerank.errors import CheckpointError, InvalidReplyError, MissingDependencyError, RequestTooLargeError
 from mistral_rerank.protocols.urls import clean_url
-from mistral_rerank.remote.error_mapping import to_error
-from mistral_rerank.remote.redaction import redact
+from mistral_rerank.remote.error_mapping import redact, to_error
 from mistral_rerank.remote.retries import Retries, with_retries
-from mistral_rerank.remote.session import run, send
-from mistral_rerank.remote.transport import Request, Transport
+from mistral_rerank.remote.transport import Transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from mistral_rerank.evaluation.embedding_models import Preset
-    from mistral_rerank.remote.session import Session
 
     Vectors = NDArray[np.float32]
 
@@ -178,15 +175,17 @@ class EndpointEncoder:
         content = json.dumps(body).encode()
         secrets = [self._key.get_secret_value()] if self._key else []
 
-        def attempt() -> Session[Vectors]:
+        async def attempt() -> Vectors:
             deadline = time.monotonic() + TIMEOUT
-            response = yield from send(Request("POST", self._url, headers, content, TIMEOUT, deadline))
+            response = await self._transport.send(
+                "POST", self._url, headers, content, timeout=TIMEOUT, deadline=deadline
+            )
             if response.status != 200:
                 hide = partial(redact, secrets=secrets, texts=texts)
                 raise to_error(response, url=self._url, request_id="", hide=hide)
             return read_embeddings(response.content, count=len(texts), url=self._url)
 
-        return run(with_retries(attempt, self._retries), self._transport)
+        return self._transport.run(with_retries(attempt, self._retries))
 
 
 def read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:
