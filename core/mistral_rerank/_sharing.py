@@ -55,7 +55,8 @@ class SharedRerankers:
         dropped = None
         with self._lock:
             reranker = self._open.get(key)
-            if reranker is None:
+            if reranker is None or reranker.is_closed:
+                self._open.pop(key, None)
                 self._log_second_load(key)
                 reranker = self._open[key] = settings.open()
             if settings.backend == "local":
@@ -70,7 +71,8 @@ class SharedRerankers:
 
     def is_open(self, settings: RerankSettings) -> bool:
         """Whether the reranker of these settings is open."""
-        return _key(settings) in self._open
+        reranker = self._open.get(_key(settings))
+        return reranker is not None and not reranker.is_closed
 
     def close(self, settings: RerankSettings) -> None:
         """Close the reranker of these settings for all holders; the next `get` opens another."""

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from mistral_rerank._options import plain, suggest
 from mistral_rerank._sharing import shared
-from mistral_rerank._suggestions import suggest
 from mistral_rerank._telemetry import rerank_span
-from mistral_rerank._values import plain
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.reranker import RankedPassage, Reranker, check_query
 from mistral_rerank.settings import RerankSettings

@@ -103,6 +103,9 @@ class Reranker(ABC):
     connections are not duplicated.
     """
 
+    is_closed = False
+    """Whether the reranker has been closed."""
+
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
 
@@ -184,8 +187,9 @@ class Reranker(ABC):
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""
 
-    def close(self) -> None:  # noqa: B027 - many rerankers hold no resources
+    def close(self) -> None:
         """Free the reranker's resources; calling it twice is harmless."""
+        self.is_closed = True
 
     async def aclose(self) -> None:
         """`close` for asynchronous code."""

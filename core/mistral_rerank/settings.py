@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from mistral_rerank._suggestions import suggest
-from mistral_rerank._values import plain
+from mistral_rerank._options import plain, suggest
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.reranker import Overflow, ProtocolName, Quantization, Unit
 

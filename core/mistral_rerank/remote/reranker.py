@@ -175,10 +175,12 @@ class RemoteReranker(Reranker):
 
     def close(self) -> None:
         """Close the connections; waiting calls of threads fail with RerankerClosedError."""
+        super().close()
         self._transport.close()
 
     async def aclose(self) -> None:
         """`close`, and the running loop's connections too."""
+        super().close()
         await self._transport.aclose()
 
     def _batches(self, pairs: Sequence[Pair], overflow: Overflow) -> Iterator[tuple[Batch, list[int]]]:
