@@ -29,13 +29,7 @@ KEPT_MODELS = 2
 
 
 class SharedRerankers:
-    """Opens one reranker per settings, and keeps the most recently used local ones open.
-
-    Args:
-        seconds: time that a local reranker stays open after its last use.
-        models: most rerankers that stay open.
-
-    """
+    """Opens one reranker per settings, and keeps the most recently used local ones open."""
 
     def __init__(self, *, seconds: float = KEPT_SECONDS, models: int = KEPT_MODELS) -> None:
         self._seconds, self._models = seconds, models
@@ -45,12 +39,7 @@ class SharedRerankers:
         self._timer: threading.Timer | None = None
 
     def get(self, settings: RerankSettings) -> Reranker:
-        """Give the reranker of these settings; open it if necessary.
-
-        Raises:
-            SettingsError, MissingDependencyError: from `RerankSettings.open`.
-
-        """
+        """Give the reranker of these settings; open it if there is none, or if it was closed."""
         key = _key(settings)
         dropped = None
         with self._lock:

@@ -213,18 +213,7 @@ class Reranker(ABC):
 
 
 class TextPairs:
-    """The pairs of a call without those whose passages are blank.
-
-    Args:
-        pairs: questions with passages.
-
-    Attributes:
-        pairs: those whose passages are not blank, in order.
-
-    Raises:
-        InvalidInputError: as `check_pairs`.
-
-    """
+    """The pairs of a call; `pairs` are those whose passages are not blank, in order."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         checked = check_pairs(pairs)
@@ -240,12 +229,7 @@ class TextPairs:
 
 
 def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Validate pairs and return them as a list. Errors name the position of a pair, never its text.
-
-    Raises:
-        InvalidInputError: a text is not a string, or a question is blank.
-
-    """
+    """Validate pairs and return them as a list. Errors name the position of a pair, never its text."""
     checked: list[Pair] = []
     for position, pair in enumerate(_listed(pairs, "pairs", "a list of (question, passage)")):
         if isinstance(pair, str) or not _has_two(pair):
@@ -264,12 +248,7 @@ def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def check_query(query: str) -> None:
-    """Validate a question.
-
-    Raises:
-        InvalidInputError: it is not a string, or blank.
-
-    """
+    """Refuse a question that is not a string, or blank."""
     if query is not None and not isinstance(query, str):
         raise InvalidInputError(
             f"the question must be a string, got {_type_name(query)}; the question comes before the passages"
@@ -279,12 +258,7 @@ def check_query(query: str) -> None:
 
 
 def check_passages(query: str, passages: Iterable[str]) -> list[str]:
-    """Validate the arguments of `rank` and return the passages as a list.
-
-    Raises:
-        InvalidInputError: one of them has the wrong type, or they are swapped.
-
-    """
+    """Refuse arguments of `rank` of the wrong types, or swapped; return the passages as a list."""
     if isinstance(passages, str) and not isinstance(query, str):
         raise InvalidInputError(
             f"the question is {_type_name(query)} and passages is one string; they look swapped: "

@@ -80,8 +80,8 @@ class Endpoint:
         private_headers: the key and the user's headers; their values are secrets.
         unit: of the scores; None for the protocol's.
         retries: of failed requests.
-        rate: the limit of requests per minute.
-        read_timeout: seconds to wait for each part of a response; None for the rest of the call's time.
+        rate: the limit of requests.
+        read_timeout: as in `RemoteReranker`.
 
     Attributes:
         max_passages: most passages of a request; None unless the endpoint has refused more.
@@ -220,10 +220,13 @@ class Endpoint:
         request = RerankRequest(
             batch.query, tuple(batch.passages), model=self._model, truncate=batch.truncate, unit=unit
         )
-        content = _encoded(protocol.write_request(request))
+        try:
+            body = json.dumps(protocol.write_request(request), ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None
 
         async def attempt() -> list[Score]:
-            response = await self._send("POST", url, headers, content, deadline)
+            response = await self._send("POST", url, headers, body, deadline)
             while response.status == 202:
                 response = await self._poll(response, url, headers, deadline)
             if response.status == 200:
@@ -298,10 +301,3 @@ def _ambiguity(error: RemoteError) -> int:
 @lru_cache(maxsize=256)
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _encoded(body: object) -> bytes:
-    try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None

@@ -75,15 +75,13 @@ WINDOW = 16
 def to_error(response: Response, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
     """Make the exception of a response whose status, or whose body in spite of status 200, is an error.
 
-    Args:
-        response: the response.
-        url: of the request.
-        request_id: this client's id of the request, used if the endpoint gave it none.
-        hide: removes texts and keys from the endpoint's message.
-
+    `request_id` is this client's, used if the endpoint gave none; `hide` removes texts and keys from its message.
     """
     body = _decoded(response.content)
-    raw_message = message_of(body) or _text(response) or response.headers.get("www-authenticate", "")
+    text = response.content.decode("utf-8", "replace").strip()
+    if text.startswith(("<", "{", "[")):  # a web page, or JSON without a message
+        text = ""
+    raw_message = message_of(body) or text or response.headers.get("www-authenticate", "")
     message = _short(hide(raw_message))
     status = response.status
     if status == 502 and (backend_status := BACKEND_STATUS.search(raw_message)):
@@ -126,9 +124,7 @@ def says_unknown_model(error: RemoteError, url: str) -> bool:
 def passage_limit(error: RequestTooLargeError, sent: int) -> int | None:
     """Read an endpoint's limit of passages from its refusal of `sent` passages; half of them where it gives none.
 
-    Returns:
-        A number from 1 up to `sent` - 1; None where the request had too many bytes, not too many passages.
-
+    None where the request had too many bytes, not too many passages.
     """
     message = str(error).partition(" answered ")[2]
     if TOO_MANY.search(message) is None:
@@ -197,12 +193,6 @@ def _decoded(content: bytes) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError):
         return None
-
-
-def _text(response: Response) -> str:
-    """Give a plain text body as the message, but no web page."""
-    text = response.content.decode("utf-8", "replace").strip()
-    return "" if text.startswith(("<", "{", "[")) else text
 
 
 def _short(message: str) -> str:

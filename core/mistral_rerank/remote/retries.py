@@ -51,12 +51,7 @@ class Retries:
 
 
 async def with_retries(attempt: Callable[[], Awaitable[T]], retries: Retries, *, deadline: float = math.inf) -> T:
-    """Repeat an attempt whose error may be temporary.
-
-    Args:
-        attempt: starts one attempt.
-        retries: number and waits.
-        deadline: of all attempts together, on `time.monotonic`'s clock.
+    """Repeat an attempt whose error may be temporary, until `deadline` on `time.monotonic`'s clock.
 
     Raises:
         DeadlineExceededError: the deadline has passed.

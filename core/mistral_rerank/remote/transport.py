@@ -54,15 +54,7 @@ class Response:
 
 
 class Transport:
-    """Sends requests from threads and event loops.
-
-    Args:
-        connect_timeout: seconds to wait for a connection.
-        verify: whether certificates are verified, or the SSL context for it.
-        proxy: the URL of a proxy; None for the environment's.
-        transport: an httpx transport in place of the network.
-
-    """
+    """Sends requests from threads and event loops; see `RemoteReranker` for its arguments."""
 
     def __init__(
         self,
@@ -134,13 +126,7 @@ class Transport:
     ) -> Response:
         """Send a request from the running event loop. Cancelling closes its connection.
 
-        Args:
-            method: "GET" or "POST".
-            url: of the request.
-            headers: of the request.
-            content: its body.
-            timeout: seconds to wait for each part of the response.
-            deadline: of the whole response, on `time.monotonic`'s clock.
+        `timeout` is in seconds, for each part of the response; `deadline`, on `time.monotonic`'s clock, is for the whole.
 
         Raises:
             EndpointUnreachableError: no connection, a broken connection, or no response in time.
