@@ -126,7 +126,7 @@ class Transport:
     ) -> Response:
         """Send a request from the running event loop. Cancelling closes its connection.
 
-        `timeout` is in seconds, for each part of the response; `deadline`, on `time.monotonic`'s clock, is for the whole.
+        `timeout` is in seconds, for each part; `deadline`, on `time.monotonic`'s clock, is for the whole response.
 
         Raises:
             EndpointUnreachableError: no connection, a broken connection, or no response in time.
