@@ -96,10 +96,7 @@ class Transport:
             if self._is_closed:
                 coroutine.close()
                 raise RerankerClosedError(CLOSED)
-            if self._loop is None:
-                self._start_loop()
-            assert self._loop is not None  # noqa: S101 - for mypy
-            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop or self._start_loop())
         try:
             return future.result()
         except CancelledError:
@@ -107,12 +104,13 @@ class Transport:
         finally:
             future.cancel()  # if this thread was interrupted
 
-    def _start_loop(self) -> None:
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
         runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop, stop = runner.get_loop(), asyncio.Event()
         self._stop_loop = weakref.finalize(self, _stop, self._loop, stop, os.getpid())
         arguments = (runner, stop, self._clients)
         threading.Thread(target=_run_loop, args=arguments, name="mistral-rerank-remote", daemon=True).start()
+        return self._loop
 
     async def send(
         self,
@@ -156,7 +154,7 @@ class Transport:
             self._is_closed = True
             if self._stop_loop is not None:
                 self._stop_loop()
-            for loop in [loop for loop in self._clients if loop is not self._loop]:
+            for loop in set(self._clients) - {self._loop}:
                 del self._clients[loop]
 
     async def aclose(self) -> None:
