@@ -22,11 +22,9 @@ from pydantic import SecretStr
 from mistral_rerank.data_files.atomic import replacement
 from mistral_rerank.errors import CheckpointError, InvalidReplyError, MissingDependencyError, RequestTooLargeError
 from mistral_rerank.protocols.urls import clean_url
-from mistral_rerank.remote.error_mapping import to_error
-from mistral_rerank.remote.redaction import redact
+from mistral_rerank.remote.error_mapping import redact, to_error
 from mistral_rerank.remote.retries import Retries, with_retries
-from mistral_rerank.remote.session import run, send
-from mistral_rerank.remote.transport import Request, Transport
+from mistral_rerank.remote.transport import Transport
 from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_pairs
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
-
-    from mistral_rerank.remote.session import Session
 
     Vectors = NDArray[np.float32]
 
@@ -217,15 +213,17 @@ class EndpointEncoder:
             headers["Authorization"] = f"Bearer {secrets[0]}"
         content = json.dumps(body).encode()
 
-        def attempt() -> Session[Vectors]:
+        async def attempt() -> Vectors:
             deadline = time.monotonic() + TIMEOUT
-            response = yield from send(Request("POST", self._url, headers, content, TIMEOUT, deadline))
+            response = await self._transport.send(
+                "POST", self._url, headers, content, timeout=TIMEOUT, deadline=deadline
+            )
             if response.status != 200:
                 hide = partial(redact, secrets=secrets, texts=texts)
                 raise to_error(response, url=self._url, request_id="", hide=hide)
             return _read_embeddings(response.content, count=len(texts), url=self._url)
 
-        return run(with_retries(attempt, self._retries), self._transport)
+        return self._transport.run(with_retries(attempt, self._retries))
 
 
 def _read_embeddings(content: bytes, *, count: int, url: str) -> Vectors:

@@ -9,7 +9,7 @@ import weakref
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from mistral_rerank._values import plain
+from mistral_rerank._options import plain
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import ScoreCache
@@ -167,11 +167,13 @@ class LocalReranker(Reranker):
 
     def close(self) -> None:
         """Free the model; calls that are still waiting fail with RerankerClosedError."""
+        super().close()
         self._engine.close()
         self._cache.clear()
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop while a batch or the load of the model ends."""
+        super().close()
         await asyncio.wrap_future(self._engine.stop())
         self._cache.clear()
 
