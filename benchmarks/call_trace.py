@@ -36,9 +36,10 @@ class Trace:
 
     def __call__(self, frame: FrameType, event: str, _argument: object) -> None:
         """Record a call. Comprehensions, lambdas and further steps of a generator are not counted."""
-        code = frame.f_code
-        file = Path(code.co_filename)
-        if not self.active or event != "call" or code.co_name.startswith("<") or not file.is_relative_to(ROOT):
+        if not self.active or event != "call":
+            return
+        code, file = frame.f_code, Path(frame.f_code.co_filename)
+        if code.co_name.startswith("<") or not file.is_relative_to(ROOT):
             return
         if code.co_flags & CO_GENERATOR:
             if any(frame is other for other in self._generators):
@@ -48,7 +49,7 @@ class Trace:
         self.calls.append((threading.current_thread().name, name))
 
 
-def main(model: str = "mini", passages: int = 1) -> None:
+def main(model: str, passages: int) -> None:
     """Print the calls of one `rank` and their numbers."""
     texts = [PASSAGE.format(number) for number in range(passages)]
     trace = Trace()
@@ -70,4 +71,4 @@ def main(model: str = "mini", passages: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2], *map(int, sys.argv[2:3]))
+    main(sys.argv[1] if len(sys.argv) > 1 else "mini", int(sys.argv[2]) if len(sys.argv) > 2 else 1)
