@@ -148,7 +148,8 @@ class LocalReranker(Reranker):
     async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
         call = self._start(pairs, overflow)
-        return call.complete(await asyncio.wrap_future(self._submit(call, overflow)) if call.pairs else [])
+        scores = await asyncio.wrap_future(self._submit(call, overflow)) if call.pairs else []
+        return call.complete(scores)
 
     def _start(self, pairs: Sequence[Pair], overflow: Overflow | None) -> TextPairs:
         if self._cascade_depth is None and self._cache is None:
