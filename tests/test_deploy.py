@@ -27,8 +27,8 @@ def load(name):
 
 
 def of_kind(kind):
-    (found,) = [document for document in load("kubernetes.yaml") if document["kind"] == kind]
-    return found
+    (document,) = [document for document in load("kubernetes.yaml") if document["kind"] == kind]
+    return document
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def command(dockerfile):
     return json.loads(arguments_of(dockerfile, "CMD")[0])
 
 
-def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker, dockerfile, container):
+def test_the_server_has_the_probed_paths(length_reranker: Reranker, dockerfile, container):
     (check,) = arguments_of(dockerfile, "HEALTHCHECK")
     ((job,),) = [document["scrape_configs"] for document in load("prometheus.yml")]
     (monitor, _) = load("kubernetes-monitoring.yaml")
@@ -65,7 +65,7 @@ def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker, 
     assert asked_for <= set(create_app(length_reranker, ServerSettings()).openapi()["paths"])
 
 
-def test_the_commands_are_ones_that_the_command_line_takes(dockerfile, command, container):
+def test_the_command_line_accepts_the_commands(dockerfile, command, container):
     (compose,) = load("compose.yaml")
     help_text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     assert json.loads(arguments_of(dockerfile, "ENTRYPOINT")[0]) == ["mistral-rerank"]
@@ -123,7 +123,7 @@ def test_the_autoscaler_uses_a_metric_that_the_server_has(length_reranker: Reran
     assert f"\n{metric['pods']['metric']['name']} " in text
 
 
-def test_the_ray_file_names_what_the_cluster_takes():
+def test_the_ray_file_has_valid_cluster_settings():
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mistral-rerank[cluster]'")
     from mistral_rerank.server import cluster
 

@@ -26,6 +26,12 @@ Overflow = Literal["truncate", "chunk", "error"]
 Quantization = Literal["int8", "nf4"]
 """The quantization of a local model's linears."""
 
+ProtocolName = Literal["nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
+"""The protocol of an endpoint, as `mistral_rerank.protocols` defines it."""
+
+Unit = Literal["logit", "probability"]
+"""The unit of an endpoint's scores."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -102,6 +108,8 @@ class Reranker(ABC):
     """
 
     max_length: int | None = None
+    is_closed = False
+    """Whether the reranker has been closed."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
@@ -160,7 +168,7 @@ class Reranker(ABC):
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        call = TextPairs([(query, passage) for passage in passages])
+        call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         scores = call.complete(self.score_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
@@ -177,7 +185,7 @@ class Reranker(ABC):
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        call = TextPairs([(query, passage) for passage in passages])
+        call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
@@ -188,8 +196,9 @@ class Reranker(ABC):
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""
 
-    def close(self) -> None:  # noqa: B027 - many rerankers hold no resources
+    def close(self) -> None:
         """Free the reranker's resources; calling it twice is harmless."""
+        self.is_closed = True
 
     async def aclose(self) -> None:
         """`close` for asynchronous code."""
@@ -212,40 +221,30 @@ class Reranker(ABC):
         await self.aclose()
 
 
+class CheckedPairs(list[Pair]):
+    """Pairs that are valid, so that they are not checked again."""
+
+
 class TextPairs:
-    """The pairs of a call without those whose passages are blank.
-
-    Args:
-        pairs: questions with passages.
-
-    Attributes:
-        pairs: those whose passages are not blank, in order.
-
-    Raises:
-        InvalidInputError: as `check_pairs`.
-
-    """
+    """The pairs of a call; `pairs` are those whose passages are not blank, in order."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
-        checked = check_pairs(pairs)
+        checked = pairs if isinstance(pairs, CheckedPairs) else check_pairs(pairs)
         self._has_text = [bool(passage) and not passage.isspace() for _, passage in checked]
-        self.pairs = [pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text]
+        self.pairs: Sequence[Pair] = CheckedPairs(
+            pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text
+        )
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Return the scores of all pairs, given those of `self.pairs`."""
-        if len(scores) != len(self.pairs):
-            raise ScoringError(f"{len(self.pairs)} pairs were scored, and {len(scores)} scores came")
+        """Return the scores of all pairs, given those of the pairs with text."""
+        if len(scores) != sum(self._has_text):
+            raise ScoringError(f"{sum(self._has_text)} pairs were scored, and {len(scores)} scores came")
         remaining = iter(scores)
         return [next(remaining) if has_text else BLANK_SCORE for has_text in self._has_text]
 
 
 def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Validate pairs and return them as a list. Errors name the position of a pair, never its text.
-
-    Raises:
-        InvalidInputError: a text is not a string, or a question is blank.
-
-    """
+    """Validate pairs and return them as a list. Errors name the position of a pair, never its text."""
     checked: list[Pair] = []
     for position, pair in enumerate(_listed(pairs, "pairs", "a list of (question, passage)")):
         if isinstance(pair, str) or not _has_two(pair):
@@ -264,12 +263,7 @@ def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def check_query(query: str) -> None:
-    """Validate a question.
-
-    Raises:
-        InvalidInputError: it is not a string, or blank.
-
-    """
+    """Refuse a question that is not a string, or blank."""
     if query is not None and not isinstance(query, str):
         raise InvalidInputError(
             f"the question must be a string, got {_type_name(query)}; the question comes before the passages"
@@ -279,19 +273,18 @@ def check_query(query: str) -> None:
 
 
 def check_passages(query: str, passages: Iterable[str]) -> list[str]:
-    """Validate the arguments of `rank` and return the passages as a list.
-
-    Raises:
-        InvalidInputError: one of them has the wrong type, or they are swapped.
-
-    """
+    """Refuse arguments of `rank` of the wrong types, or swapped; return the passages as a list."""
     if isinstance(passages, str) and not isinstance(query, str):
         raise InvalidInputError(
             f"the question is {_type_name(query)} and passages is one string; they look swapped: "
             "the call is rank(question, passages)"
         )
     check_query(query)
-    return _listed(passages, "passages", "a list of strings")
+    checked = _listed(passages, "passages", "a list of strings")
+    for position, passage in enumerate(checked):
+        if not isinstance(passage, str):
+            raise InvalidInputError(f"passage {position} must be a string, got {_type_name(passage)}")
+    return checked
 
 
 def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:

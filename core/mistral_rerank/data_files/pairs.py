@@ -31,10 +31,10 @@ def score_file(
     progress: Callable[[int], None],
     rejects: Path | None = None,
 ) -> int:
-    """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability".
+    """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability"; give their number.
 
-    Lines are written block by block to `<out>.partial`, which becomes `out` when it is complete. A stopped run
-    resumes from that file. A lock keeps other processes from the same `out`.
+    Blocks are appended to `<out>.partial`, which a stopped run resumes from. It becomes `out` when it is complete.
+    A lock keeps other processes from the same `out`.
 
     Args:
         reranker: scores the pairs.
@@ -44,9 +44,6 @@ def score_file(
         settings: of the reranker; a run resumes only with the same settings.
         progress: called after each block with its number of pairs.
         rejects: a file for invalid lines, with their numbers and reasons; None to stop at the first one.
-
-    Returns:
-        The number of pairs in `out`.
 
     Raises:
         InvalidInputError: a line is invalid, `out` exists, or the partial file has other pairs.
@@ -66,7 +63,7 @@ def score_file(
             records = _pair_records(pairs, name, rejected)
             done = _skip_done(partial, records)
             progress(done)
-            for scored in score_records(reranker, records):
+            for scored in _score_records(reranker, records):
                 sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
                 sink.flush()
                 done += len(scored)
@@ -81,11 +78,11 @@ def score_lines(
 ) -> Iterator[Record]:
     """Score JSON lines of {"query", "passage"} block by block; `rejects` as in `score_file`."""
     with _Rejects(rejects) as rejected:
-        for scored in score_records(reranker, _pair_records(pairs, name, rejected)):
+        for scored in _score_records(reranker, _pair_records(pairs, name, rejected)):
             yield from scored
 
 
-def score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
+def _score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
     """Add "logit" and "probability" to records, block by block."""
     while block := list(islice(records, BLOCK)):
         scores = reranker.score_pairs([(str(record["query"]), str(record["passage"])) for record in block])

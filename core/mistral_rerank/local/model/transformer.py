@@ -17,13 +17,14 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 
 from mistral_rerank.local.model.attention import SpanAttention, window_of
-from mistral_rerank.local.model.int8 import ActivationQuantizer
 from mistral_rerank.local.model.pooling import sequence_means
-from mistral_rerank.local.model.quantization import quantize
+from mistral_rerank.local.model.quantization import ActivationQuantizer, quantize
 from mistral_rerank.local.model.rotary import apply_rotary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from transformers import PreTrainedConfig
 
     from mistral_rerank.local.batching.packing import Pack
     from mistral_rerank.local.model.attention import RowAttention
@@ -37,16 +38,20 @@ def is_known(backbone: Any) -> bool:
     return len(types) == 1 and types <= {MistralDecoderLayer, LlamaDecoderLayer}
 
 
+def linear_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
+    """Give (outputs, inputs) of a layer's linears: queries, keys, values, output, and the three of the MLP."""
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or width // heads
+    queries, keys = head * heads, head * (getattr(config, "num_key_value_heads", None) or heads)
+    attention = [(queries, width), (keys, width), (keys, width), (width, queries)]
+    return [*attention, (inner, width), (inner, width), (width, inner)]
+
+
 class PackedBackbone:
-    """A backbone for packed rows.
+    """A backbone for packed rows, made of one that `is_known`.
 
-    Args:
-        backbone: a backbone that `is_known`. It loses its layers: each is moved and quantized before the next, so the
-            device never holds all unquantized weights.
-        device: where to run.
-        quantization: of the linears; None for none.
-        attention: the attention implementation.
-
+    That one loses its layers: each is moved and quantized before the next, so the device never holds all unquantized
+    weights.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class PackedBackbone:
         """
         hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), partial_states)
         if mean:
-            return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
+            return sequence_means(self._norm(hidden, row), packed)[: len(packed.last)]
         return self._norm(self._layers[-1].last_tokens(hidden, row), row)
 
     def states(self, packed: Pack, layers: int) -> Tensor:
@@ -179,16 +184,7 @@ class _Layer:
         self._gate, self._up, self._down = linear(mlp, "gate_proj"), linear(mlp, "up_proj"), linear(mlp, "down_proj")
 
     def __call__(self, hidden: Tensor, row: _Row) -> Tensor:
-        """Run all tokens.
-
-        Args:
-            hidden: (tokens, hidden) float32, the output of the layer below; it is overwritten.
-            row: of the tokens.
-
-        Returns:
-            (tokens, hidden).
-
-        """
+        """Run all tokens: (tokens, hidden) float32, the output of the layer below, is overwritten."""
         normed = self._input_norm(hidden, row)
         query = self._rotate(self._query(normed, row.quantizer), row.cos, row.sin)
         key, value = self._keys_and_values(normed, row)
