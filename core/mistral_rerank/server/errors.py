@@ -7,6 +7,7 @@ NVIDIA's clients read `title` and `detail`, OpenAI-style ones `message`, `type` 
 from __future__ import annotations
 
 import logging
+import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -127,5 +128,6 @@ async def _reranker(request: Request, error: Any) -> JSONResponse:
     if status >= 500 or isinstance(error, errors.RemoteError):
         logger.error("%s: %s", type(error).__name__, error)
     message = next((text for kind, text in PUBLIC if isinstance(error, kind)), "the model is unusable; " + SEE_LOG)
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    seconds = math.ceil(getattr(error, "retry_after", None) or 1)  # of the endpoint, if it has said so
+    headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     return error_response(route_path(request.scope), status, message or str(error), headers=headers)
