@@ -256,6 +256,8 @@ def test_a_model_that_cannot_be_loaded_stops_the_server():
 
 def test_metrics_tell_of_every_stage(tiny: Path):
     with LocalReranker(str(tiny), device="cpu", share_batches=True) as reranker, running(reranker) as url:
+        while httpx.get(url + "/v1/health/ready").status_code != 200:
+            time.sleep(0.01)
         reply = httpx.post(url + "/v1/rerank", json=BODY).json()
         httpx.post(url + "/v1/rerank", json={})
         text = httpx.get(url + "/v1/metrics").text
@@ -277,16 +279,20 @@ def test_metrics_tell_of_every_stage(tiny: Path):
 def test_a_refusal_for_length_does_not_wait_for_the_model(tiny: Path, monkeypatch: pytest.MonkeyPatch):
     entered, go, compute = threading.Event(), threading.Event(), RerankModel.logits
 
-    def held(self, sequences, *arguments):
-        if len(sequences) > 1:  # not the warm-up
+    def held(self, *arguments):
+        if is_ready:
             entered.set()
             go.wait(30)
-        return compute(self, sequences, *arguments)
+        return compute(self, *arguments)
 
+    is_ready = []
     monkeypatch.setattr(RerankModel, "logits", held)
     long = {"query": {"text": "q"}, "passages": [{"text": "a word " * 100_000}]}
     with LocalReranker(str(tiny), device="cpu", share_batches=True, max_length=64) as reranker:
         with running(reranker) as url:
+            while httpx.get(url + "/v1/health/ready").status_code != 200:
+                time.sleep(0.01)
+            is_ready.append(True)
             first = in_background(lambda: httpx.post(url + "/v1/rerank", json=BODY, timeout=30))
             assert entered.wait(10)
             refused = httpx.post(url + "/v1/ranking", json=long)

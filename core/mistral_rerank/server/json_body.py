@@ -54,8 +54,9 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
             kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-            if not re.fullmatch(r"application/(.+\+)?json", kind):
+            if not is_empty and not re.fullmatch(r"application/(.+\+)?json", kind):
                 raise HTTPException(415, "the Content-Type must be application/json")
             return await handler(JsonRequest(request.scope, request.receive))
 

@@ -21,8 +21,9 @@ from mistral_rerank.reranker import Observer
 from mistral_rerank.server.request_log import current_record
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mistral_rerank.server.backlog import Backlog
-    from mistral_rerank.server.service import Service
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -64,15 +65,15 @@ class Metrics(Observer):
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
 
-    def watch(self, service: Service) -> None:
-        """Read the gauges from the state of a service."""
+    def watch(self, *, queue_size: Callable[[], int], is_ready: Callable[[], bool]) -> None:
+        """Set the functions that give the values of the gauges."""
 
         def gauge(name: str, text: str) -> Gauge:
             return Gauge(f"mistral_rerank_{name}", text, registry=self._registry)
 
-        gauge("queue_size", "requests waiting or running").set_function(lambda: service.in_flight)
+        gauge("queue_size", "requests waiting or running").set_function(queue_size)
         gauge("queue_tokens", "estimated tokens of these requests").set_function(lambda: self._backlog.tokens)
-        gauge("ready", "1 if the server is ready, else 0").set_function(lambda: service.not_ready is None)
+        gauge("ready", "1 if the server is ready, else 0").set_function(is_ready)
 
     def tokenized(self, seconds: float) -> None:
         """See `Observer`."""

@@ -85,7 +85,7 @@ class Service:
         self._loaded = False
         self._reranker = reranker
         self._in_flight_by_key: Counter[str] = Counter()
-        self.metrics.watch(self)
+        self.metrics.watch(queue_size=lambda: self.in_flight, is_ready=lambda: self.not_ready is None)
         reranker.observe(self.metrics)
 
     @property
