@@ -170,6 +170,8 @@ def serve_cluster(
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # before the replicas answer, so that both signals stop the same way
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the replicas notice a changed key file
     try:
         if starts_serve:
             serve.start(http_options=_http_options(server, host, port))
