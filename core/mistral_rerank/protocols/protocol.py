@@ -198,8 +198,3 @@ def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
 def score_of(score: Score, unit: Unit) -> float:
     """Give the score in the requested unit."""
     return score.logit if unit == "logit" else score.probability
-
-
-def ranked_entry(ranked: RankedPassage) -> RankedEntry:
-    """Give the fields that every protocol has."""
-    return {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
