@@ -344,6 +344,14 @@ async def abuse_and_watch(abuse: Abuse, pid: int, seconds: float, rate: float) -
     async def watch() -> None:
         while True:
             samples.append(memory(pid))
+            if len(samples) % 60 == 0:
+                slowest = max(abuse.readiness, default=0)
+                faults = {name: count for name, count in abuse.faults.items() if count}
+                print(
+                    f"{len(samples) // 60} min: {abuse.counts.total()} sent, {samples[-1]:.0f} MiB, "
+                    f"readiness at most {slowest:.3f} s, faults: {faults or 'none'}",
+                    flush=True,
+                )
             await asyncio.sleep(1)
 
     watching = asyncio.create_task(watch())
