@@ -101,8 +101,13 @@ class Reranker(ABC):
 
     Subclasses implement `score_pairs` and `ascore_pairs`. A deep copy returns the same reranker, so that weights and
     connections are not duplicated.
+
+    Attributes:
+        max_length: the most tokens of a pair, if a limit was set.
+
     """
 
+    max_length: int | None = None
     is_closed = False
     """Whether the reranker has been closed."""
 
@@ -183,6 +188,10 @@ class Reranker(ABC):
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
+
+    def weights_checksum(self) -> str | None:
+        """Return a checksum of the model's files; None if they are not on this machine."""
+        return None
 
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""

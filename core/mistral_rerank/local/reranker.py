@@ -46,7 +46,7 @@ class LocalReranker(Reranker):
     only.
 
     Args:
-        model: "mini", a checkpoint folder or a hub id.
+        model: "mini", a checkpoint folder or a hub id, which may end in @REVISION.
         base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -103,6 +103,7 @@ class LocalReranker(Reranker):
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
+        self._base, self.max_length = base, max_length
         self._cascade_depth = cascade_depth
         self._cache = ScoreCache(cache_size) if cache_size else None
         self.device = pick_device(device)
@@ -159,6 +160,10 @@ class LocalReranker(Reranker):
     def _submit(self, call: TextPairs, overflow: Overflow | None) -> Future[list[Score]]:
         choice = call if isinstance(call, _Call) and call.over_depth else None
         return self._engine.submit(call.pairs, overflow, choice=choice)
+
+    def weights_checksum(self) -> str:
+        """See `Reranker.weights_checksum`; it reads all weights."""
+        return open_checkpoint(self._model_name, base=self._base).weights_checksum()
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""

@@ -69,7 +69,10 @@ def named_base(name: str, *, layers: int | None = None) -> PretrainedBase | Whee
     """Describe the base that a user names: a known wheel or a hub id; the name of a folder is left out."""
     if name in KNOWN_WHEELS:
         return WheelBase(name=name, layers=layers)
-    return PretrainedBase(name=None if Path(name).expanduser().is_dir() else name, layers=layers)
+    if Path(name).expanduser().is_dir():
+        return PretrainedBase(layers=layers)
+    hub_id, _, revision = name.partition("@")
+    return PretrainedBase(name=hub_id, revision=revision or None, layers=layers)
 
 
 class Calibration(BaseModel):

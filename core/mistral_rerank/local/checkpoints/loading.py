@@ -9,6 +9,7 @@ Three kinds of checkpoints are read, as transformers and PEFT write them, from s
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from mistral_rerank.local.checkpoints.trust import (
     weight_files,
     weight_map,
 )
+from mistral_rerank.local.checkpoints.wheels import sha256_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,6 +53,15 @@ class Checkpoint:
     config: CheckpointConfig
     base: Path | None
     """The folder of the base under an adapter; None for a whole model."""
+
+    def weights_checksum(self) -> str:
+        """Return the SHA-256 of the checksums of all files that a model and its tokenizer are loaded from."""
+        digest = hashlib.sha256()
+        for folder in filter(None, (self.folder, self.base)):
+            for file in sorted(folder.rglob("*")):
+                if file.suffix in (".json", ".safetensors"):
+                    digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
+        return digest.hexdigest()
 
     @property
     def layers(self) -> int | None:

@@ -219,7 +219,7 @@ class Engine:
         try:
             for job in jobs:
                 if job.submitted is not None:
-                    self.observer.started(start - job.submitted)
+                    job.context.run(self.observer.started, start - job.submitted)
                     job.submitted = None
             self._forward(scorer, queued, resumes=queued.resumes)
             self._size.succeeded()

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -126,6 +127,7 @@ class Job:
         granted: bytes that the partial hidden states may take.
         submitted: when the call was submitted; None after its first batch has started.
         tokenizing: seconds of tokenizing.
+        context: of the caller, in which the events of the call are observed.
 
     """
 
@@ -137,6 +139,7 @@ class Job:
         self.need = self.granted = 0
         self.submitted: float | None = time.perf_counter()
         self.tokenizing = 0.0
+        self.context = copy_context()
         self._pairs, self._overflow, self._choice = pairs, overflow, choice
         self._steps: Iterator[list[EncodedPair]] | None = None
         self._encoded: list[EncodedPair] = []
