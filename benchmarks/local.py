@@ -85,12 +85,12 @@ def lower_precision() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
         export_merged("mini", merged)
-        reranker = LocalReranker(str(merged), device="cpu", dtype="bfloat16")
+        reranker, cpu = LocalReranker(str(merged), device="cpu", dtype="bfloat16"), torch.device("cpu")
         baselines = {
             "ours": Ours(reranker),
-            "the loop, 16 rows": Transformers(merged, torch.bfloat16),
-            "the loop, 1 row": Transformers(merged, torch.bfloat16, rows=1),
-            "the loop in float32": Transformers(merged, torch.float32),
+            "the loop, 16 rows": Transformers(merged, torch.bfloat16, cpu),
+            "the loop, 1 row": Transformers(merged, torch.bfloat16, cpu, rows=1),
+            "the loop in float32": Transformers(merged, torch.float32, cpu),
         }
         print(f"\nmini in bfloat16: {'':38}  tau    max diff  max diff / max(1, |logit|)")
         for workload in ("nq", "hotpotqa", "fiqa"):

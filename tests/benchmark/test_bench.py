@@ -7,7 +7,8 @@ import torch
 from command import run as run_command
 
 from mistral_rerank import SettingsError
-from mistral_rerank.benchmark.bench import _Computed, _Linears, bench, kendall_tau
+from mistral_rerank.benchmark.bench import bench, kendall_tau
+from mistral_rerank.benchmark.operations import ComputedTokens, Linears
 from mistral_rerank.benchmark.timing import latencies, matmul_peak, take_turns
 from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
 
@@ -61,13 +62,16 @@ def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
     clock = iter([0.0, 0.5, 1.0, 5.0, 6.0, 7.0, 9.0, 20.0])  # begun; then a look, a start and an end of each pass
     monkeypatch.setattr("mistral_rerank.benchmark.timing.time.perf_counter", lambda: next(clock))
     work = 2 * 16 * 64 * 32 + 2 * 16 * 32 * 64
-    assert matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, seconds=8.0) == work / 2
+    assert (
+        matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, device=torch.device("cpu"), seconds=8.0)
+        == work / 2
+    )
 
 
 def test_operations_are_those_that_are_computed(tiny):
     """Of the last layer, keys and values of all 40 tokens, and the rest where 3 sequences end."""
-    linears = _Linears.of(str(tiny), None)
-    counted = _Computed()
+    linears = Linears.of(str(tiny), None)
+    counted = ComputedTokens()
     counted.ran_batch(3, 40, 0.1)
     keys = 2 * 2 * 64 * 16
     rest = 2 * (2 * 64 * 64 + 3 * 64 * 128)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.benchmark.baselines import Ours, open_baselines
+from mistral_rerank.benchmark.operations import ComputedTokens, Linears
 from mistral_rerank.benchmark.timing import latencies, matmul_peak, take_turns
 from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.export import export_merged
-from mistral_rerank.local.checkpoints.loading import open_checkpoint
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer
 
@@ -97,60 +96,6 @@ class Report:
     peak_memory: int | None
 
 
-class _Computed(Observer):
-    """Adds up the sequences and tokens that forwards compute."""
-
-    def __init__(self) -> None:
-        self.sequences = self.tokens = 0
-
-    def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:  # noqa: ARG002 - the observer's form
-        self.sequences += sequences
-        self.tokens += tokens
-
-
-@dataclass(frozen=True, slots=True)
-class _Linears:
-    """The linear layers of a checkpoint's backbone.
-
-    Attributes:
-        layer: (outputs, inputs) of those of a layer: queries, keys, values, and the others.
-        layers: how many layers.
-        ends: whether the last layer computes only keys and values for all tokens, as it does where the last one is
-            pooled and the architecture is known.
-
-    """
-
-    layer: tuple[tuple[int, int], ...]
-    layers: int
-    ends: bool
-
-    @classmethod
-    def of(cls, model: str, base: str | None) -> _Linears:
-        checkpoint = open_checkpoint(model, base=base)
-        config = json.loads(((checkpoint.base or checkpoint.folder) / "config.json").read_text("utf-8"))
-        width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-        head = config.get("head_dim") or width // heads
-        keys = head * config.get("num_key_value_heads", heads)
-        attention = (head * heads, width), (keys, width), (keys, width), (width, head * heads)
-        known = config["model_type"] in ("mistral", "llama") and not checkpoint.config.pooling_config.mean
-        layers = checkpoint.layers or config["num_hidden_layers"]
-        return cls((*attention, (inner, width), (inner, width), (width, inner)), layers, known)
-
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of all."""
-        return [*self.layer] * self.layers
-
-    def operations(self, counted: _Computed) -> int:
-        """Count the multiplications and additions of some forwards on a CPU."""
-        whole = sum(2 * outputs * inputs for outputs, inputs in self.layer)
-        if not self.ends:
-            return counted.tokens * self.layers * whole
-        seen = sum(2 * outputs * inputs for outputs, inputs in self.layer[1:3])
-        last = counted.tokens * seen + counted.sequences * (whole - seen)
-        return counted.tokens * (self.layers - 1) * whole + last
-
-
 def bench(
     model: str,
     *,
@@ -172,7 +117,7 @@ def bench(
     Args:
         model: "mini", a checkpoint folder or a hub id.
         base: under an adapter, as in `LocalReranker`.
-        device: as in `LocalReranker`; peers run on a CPU alone.
+        device: as in `LocalReranker`; peers run on the same.
         dtype: as in `LocalReranker`; peers get the same.
         quantization: as in `LocalReranker`, like the next one; the same model without both is a peer then, so that
             their price shows.
@@ -186,7 +131,7 @@ def bench(
         progress: is told what is measured next.
 
     Raises:
-        SettingsError: a name is not known, or peers are asked for on another device than a CPU.
+        SettingsError: a name is not known.
 
     """
     if unknown := sorted(set(workloads) - SHAPES.keys()):
@@ -199,8 +144,6 @@ def bench(
         options: dict[str, Any] = {"base": base, "device": device, "dtype": dtype}
         opened = LocalReranker(model, **options, quantization=quantization, cascade_depth=cascade_depth)
         reranker = stack.enter_context(opened)
-        if against and reranker.device.type != "cpu":
-            raise SettingsError("peers are compared on a CPU alone; add --device cpu")
         merged = Path(scratch) / "merged"
         if against:
             export_merged(model, merged, base=base, dtype=str(reranker.dtype).removeprefix("torch."))
@@ -210,10 +153,10 @@ def bench(
         if prices:
             whole = stack.enter_context(LocalReranker(model, **options))
             baselines.append(Ours(whole, name=f"without {' and '.join(prices)}"))
-        baselines += open_baselines(against, merged, reranker.dtype)
-        linears = _Linears.of(model, base)
+        baselines += open_baselines(against, merged, reranker.dtype, reranker.device)
+        linears = Linears.of(model, base)
         peak = (
-            matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
+            matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype, device=reranker.device)
             if reranker.device.type == "cpu" and not prices
             else None
         )
@@ -221,7 +164,7 @@ def bench(
         for name in workloads:
             progress(name)
             pairs = make_pairs(SHAPES[name], questions=questions, passages=passages)
-            counted = _Computed()
+            counted = ComputedTokens()
             reranker.observe(counted)
             tokens = sum(score.tokens or 0 for score in reranker.score_pairs(pairs))
             reranker.observe(Observer())

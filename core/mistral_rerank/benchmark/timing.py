@@ -63,20 +63,23 @@ def latencies(score: Callable[[Sequence[Pair]], object], calls: Sequence[Sequenc
     return statistics.median(taken), slow
 
 
-def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def matmul_peak(
+    shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0
+) -> float:
     """Measure what this machine multiplies at best at a model's own shapes, in operations a second.
 
     Args:
         shapes: (outputs, inputs) of the linear layers.
         rows: tokens of a batch.
         dtype: of both factors.
+        device: where to multiply.
         seconds: how long to try; the best pass over all shapes counts.
 
     """
     import torch
 
-    weights = [torch.randn(shape).to(dtype) for shape in shapes]
-    inputs = {width: torch.randn(rows, width).to(dtype) for _, width in shapes}
+    weights = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+    inputs = {width: torch.randn(rows, width, device=device).to(dtype) for _, width in shapes}
     work = sum(2 * rows * outputs * width for outputs, width in shapes)
     best, run_start = float("inf"), time.perf_counter()
     with torch.inference_mode():
@@ -84,5 +87,7 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dt
             start = time.perf_counter()
             for weight in weights:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            if device.type == "cuda":  # its products are queued, not done
+                torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - start)
     return work / best
