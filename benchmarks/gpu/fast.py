@@ -15,11 +15,9 @@ from results import Stage
 from shapes import SHAPES, passages_of, write_checkpoint
 
 from mistral_rerank.benchmark.baselines import Baseline, Ours, SentenceTransformers, Transformers
-from mistral_rerank.benchmark.bench import kendall_tau
-from mistral_rerank.benchmark.operations import ComputedTokens, Linears
-from mistral_rerank.benchmark.timing import matmul_peak, take_turns
-from mistral_rerank.benchmark.workloads import SHAPES as LENGTHS
-from mistral_rerank.benchmark.workloads import make_pairs
+from mistral_rerank.benchmark.bench import SHAPES as LENGTHS
+from mistral_rerank.benchmark.bench import _Counter, _Linears, make_pairs
+from mistral_rerank.benchmark.timing import alternate, kendall_tau, matmul_peak
 from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.model import rerank_model
 from mistral_rerank.local.reranker import LocalReranker
@@ -73,14 +71,14 @@ def allocated(device: torch.device, *, peak: bool = False) -> float:
 
 
 def measure(
-    entry: dict[str, Any], contenders: Contenders, pairs: list[Pair], linears: Linears, peak: float, rounds: int
+    entry: dict[str, Any], contenders: Contenders, pairs: list[Pair], linears: _Linears, peak: float, rounds: int
 ) -> None:
     """Time all contenders on some pairs."""
     ours = contenders.rerankers[0]
-    counted = ComputedTokens()
+    counted = _Counter()
     ours.observe(counted)
     tokens = sum(score.tokens or 0 for score in ours.score_pairs(pairs))
-    timings = take_turns(contenders.baselines, pairs, rounds=rounds)
+    timings = alternate(contenders.baselines, pairs, rounds=rounds)
     first = timings[0]
     for timing in timings:
         slow = statistics.quantiles(timing.seconds, n=20, method="inclusive")[-1]
@@ -99,7 +97,7 @@ def measure(
     entry["floor ms"] = round(1000 * work / peak, 1)
 
 
-def rounds_of(counted: ComputedTokens, pairs: list[Pair]) -> float:
+def rounds_of(counted: _Counter, pairs: list[Pair]) -> float:
     """Return how often the pairs were scored while tokens were counted; equal pairs are scored once."""
     return counted.sequences / len(set(pairs))
 
@@ -113,9 +111,9 @@ def shape(stage: Stage, name: str, peak: float) -> None:
             entry["weights GiB"] = contenders.memory
         if not entry["ok"]:
             return
-        linears = Linears.of(folder, None)
+        linears = _Linears.of(folder, None)
         model = contenders.rerankers[0]._engine._stage.scorer.model  # type: ignore[union-attr]
-        linears = replace(linears, ends=linears.ends and model._packed is not None)
+        linears = replace(linears, last_token=linears.last_token and model._packed is not None)
         tokenizer = load_tokenizer(open_checkpoint(folder))
         tokens = 512 if stage.full else 24
         workloads = {

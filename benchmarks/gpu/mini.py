@@ -5,7 +5,7 @@ from pathlib import Path
 from results import Stage
 
 from mistral_rerank import open_reranker
-from mistral_rerank.benchmark.bench import kendall_tau
+from mistral_rerank.benchmark.timing import kendall_tau
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.local.model import rerank_model
 

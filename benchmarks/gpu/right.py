@@ -77,7 +77,7 @@ def parity(stage: Stage, name: str, window: int | None) -> None:
                 model = open_model(classifier, stage.device, attention)
                 logits = torch.zeros(len(sequences))
                 for batch in model.plan(sequences, BATCH_TOKENS):
-                    logits[batch] = torch.tensor(model.logits([sequences[i] for i in batch]))
+                    logits[list(batch.members)] = torch.tensor(model.logits(batch))
                 errors[path] = error(logits, expected)
                 del model
             entry |= {path: float(f"{found:.2g}") for path, found in errors.items()}
@@ -96,13 +96,14 @@ def synchronizations(stage: Stage) -> None:
         config.num_hidden_layers = layers
         model = open_model(make_classifier(config, stage.device, torch.bfloat16), stage.device, attention)
         sequences = [ids for seed in range(repeats) for ids in make_sequences(2000, longest=64, seed=seed)]
-        model.logits(sequences)
+        (batch,) = model.plan(sequences, BATCH_TOKENS)
+        model.logits(batch)
         with warnings.catch_warnings(record=True) as waits:
             warnings.simplefilter("always")
             if stage.device.type == "cuda":
                 torch.cuda.set_sync_debug_mode("warn")
             try:
-                model.logits(sequences)
+                model.logits(batch)
             finally:
                 if stage.device.type == "cuda":
                     torch.cuda.set_sync_debug_mode("default")

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support import plain_logits, tiny_config
+from support import model_logits, plain_logits, tiny_config
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank import LocalReranker
@@ -36,15 +36,15 @@ def test_scores_equal_transformers_own_in_float32(device, window, dtype, toleran
     taken = copy.deepcopy(reference)
     taken.base_model.to(dtype)
     model = RerankModel(taken.base_model, taken.score, device)
-    assert model.logits(SEQUENCES) == pytest.approx(plain_logits(reference, SEQUENCES), abs=tolerance)
+    assert model_logits(model, SEQUENCES) == pytest.approx(plain_logits(reference, SEQUENCES), abs=tolerance)
 
 
 def test_a_resumed_forward_gives_the_scores_of_a_whole_one(device):
     torch.manual_seed(0)
     classifier = MistralForSequenceClassification(tiny_config(100)).eval()
     model = RerankModel(classifier.base_model, classifier.score, device, resumable=True)
-    whole = model.logits(SEQUENCES)
-    assert model.logits(SEQUENCES, model.states(SEQUENCES, 2)) == pytest.approx(whole, abs=1e-4)
+    (batch,) = model.plan(SEQUENCES, 1000)
+    assert model.logits(batch, model.states(batch, 2)) == pytest.approx(model.logits(batch), abs=1e-4)
 
 
 @pytest.mark.usefixtures("packed")

@@ -1,11 +1,11 @@
-"""Ways to score the same pairs with the same weights: ours, and other libraries as their users call them."""
+"""Implementations that score the same pairs with the same weights: ours, and other libraries as users call them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.checkpoints.config import CheckpointConfig, read_config
+from mistral_rerank.local.checkpoints.config import read_config
 from mistral_rerank.templates import Template
 
 if TYPE_CHECKING:
@@ -40,15 +40,7 @@ class Ours:
 class SentenceTransformers:
     """`CrossEncoder.predict` of sentence-transformers: batches of 32 pairs, sorted by length, padded.
 
-    Args:
-        folder: a whole checkpoint, as `export` writes it.
-        dtype: what to run in.
-        device: where to run.
-        name: of the baseline.
-
-    Raises:
-        MissingDependencyError: the extra `dense` is not installed.
-
+    `folder` is a whole checkpoint, as `export` writes it.
     """
 
     def __init__(
@@ -61,7 +53,7 @@ class SentenceTransformers:
             raise MissingDependencyError.of("dense", error) from error
         import torch
 
-        self._split = _halves(read_config(folder))
+        self._prompt = Template(read_config(folder).template)
         self._model: Any = CrossEncoder(
             str(folder),
             device=str(device),
@@ -72,21 +64,22 @@ class SentenceTransformers:
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `Baseline.score`."""
-        halves = [self._split(pair) for pair in pairs]
-        found = self._model.predict(halves, batch_size=32, show_progress_bar=False, convert_to_tensor=True)
-        logits: list[float] = found.float().tolist()
+        halves = [self._halves(pair) for pair in pairs]
+        predicted = self._model.predict(halves, batch_size=32, show_progress_bar=False, convert_to_tensor=True)
+        logits: list[float] = predicted.float().tolist()
         return logits
+
+    def _halves(self, pair: Pair) -> tuple[str, str]:
+        """Cut the prompt in two, since a `CrossEncoder` concatenates the tokens of a pair without a template."""
+        prompt = self._prompt.format(*pair)
+        cut = prompt.passage_end if self._prompt.passage_first else prompt.passage_start
+        return prompt.text[:cut], prompt.text[cut:]
 
 
 class Transformers:
-    """Batches of pairs in input order, padded: the loop of FlagEmbedding's and rerankers' model classes.
+    """Padded batches of `rows` pairs in input order: the loop of FlagEmbedding's and rerankers' model classes.
 
-    Args:
-        folder: a whole checkpoint, as `export` writes it.
-        dtype: what to run in.
-        device: where to run.
-        rows: pairs of a batch.
-
+    `folder` is a whole checkpoint, as `export` writes it.
     """
 
     name = "transformers, input order"
@@ -115,7 +108,7 @@ class Transformers:
         return logits
 
 
-def _in_float32(folder: Path, _: torch.dtype, device: torch.device) -> SentenceTransformers:
+def _float32_sentence_transformers(folder: Path, _: torch.dtype, device: torch.device) -> SentenceTransformers:
     import torch
 
     return SentenceTransformers(folder, torch.float32, device, name="sentence-transformers in float32")
@@ -123,31 +116,19 @@ def _in_float32(folder: Path, _: torch.dtype, device: torch.device) -> SentenceT
 
 BASELINES: dict[str, Callable[[Path, torch.dtype, torch.device], Baseline]] = {
     "sentence-transformers": SentenceTransformers,
-    "sentence-transformers-float32": _in_float32,
+    "sentence-transformers-float32": _float32_sentence_transformers,
     "transformers": Transformers,
 }
 
 
 def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
-    """Load the named peers.
+    """Load the named baselines.
 
     Raises:
         SettingsError: a name is not known.
+        MissingDependencyError: the extra `dense` is not installed, for sentence-transformers.
 
     """
     if unknown := sorted(set(names) - BASELINES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not known here; compare with {', '.join(BASELINES)}")
     return [BASELINES[name](folder, dtype, device) for name in names]
-
-
-def _halves(config: CheckpointConfig) -> Callable[[Pair], tuple[str, str]]:
-    """Cut a prompt's text in two, since a `CrossEncoder` takes nothing but pairs and puts their tokens in a row."""
-    prompt = Template(config.template)
-
-    def split(pair: Pair) -> tuple[str, str]:
-        query, passage = pair
-        text = prompt.format(query, passage)
-        cut = text.passage_end if prompt.passage_first else text.passage_start
-        return text.text[:cut], text.text[cut:]
-
-    return split

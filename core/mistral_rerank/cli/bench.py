@@ -36,8 +36,8 @@ def bench(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
 ) -> None:
     """Measure how fast a model scores on this machine, alone and against other libraries with the same weights."""
+    from mistral_rerank.benchmark.bench import SHAPES
     from mistral_rerank.benchmark.bench import bench as measure
-    from mistral_rerank.benchmark.workloads import SHAPES
 
     settings = RerankSettings(backend="local", **reranker)
     report = measure(
@@ -82,7 +82,7 @@ def print_report(report: Report) -> None:
             ]
         table.add_row(*cells)
     console.print(table)
-    for size, (median, slow) in report.latency.items():
-        console.print(f"{size} passages: p50 {median * 1000:.0f} ms, p95 {slow * 1000:.0f} ms")
+    for size, (median, p95) in report.latency.items():
+        console.print(f"{size} passages: p50 {median * 1000:.0f} ms, p95 {p95 * 1000:.0f} ms")
     if report.peak_memory is not None:
         console.print(f"peak memory: {report.peak_memory / 2**30:.2f} GiB")
