@@ -34,7 +34,7 @@ from mistral_rerank.benchmark.bench import bench, make_pairs
 from mistral_rerank.benchmark.timing import kendall_tau
 from mistral_rerank.cli.models import print_report
 from mistral_rerank.local.checkpoints.export import export_merged
-from mistral_rerank.local.model.int8 import multiplies_bytes
+from mistral_rerank.local.model.quantization import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 from mistral_rerank.reranker import Pair
 

@@ -154,7 +154,7 @@ class Reranker(ABC):
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        call = TextPairs([(query, passage) for passage in passages])
+        call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         scores = call.complete(self.score_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
@@ -171,7 +171,7 @@ class Reranker(ABC):
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        call = TextPairs([(query, passage) for passage in passages])
+        call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
@@ -202,6 +202,10 @@ class Reranker(ABC):
         await self.aclose()
 
 
+class CheckedPairs(list[Pair]):
+    """Pairs that are valid, so that they are not checked again."""
+
+
 class TextPairs:
     """The pairs of a call without those whose passages are blank.
 
@@ -217,14 +221,16 @@ class TextPairs:
     """
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
-        checked = check_pairs(pairs)
+        checked = pairs if isinstance(pairs, CheckedPairs) else check_pairs(pairs)
         self._has_text = [bool(passage) and not passage.isspace() for _, passage in checked]
-        self.pairs = [pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text]
+        self.pairs: Sequence[Pair] = CheckedPairs(
+            pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text
+        )
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Return the scores of all pairs, given those of `self.pairs`."""
-        if len(scores) != len(self.pairs):
-            raise ScoringError(f"{len(self.pairs)} pairs were scored, and {len(scores)} scores came")
+        """Return the scores of all pairs, given those of the pairs with text."""
+        if len(scores) != sum(self._has_text):
+            raise ScoringError(f"{sum(self._has_text)} pairs were scored, and {len(scores)} scores came")
         remaining = iter(scores)
         return [next(remaining) if has_text else BLANK_SCORE for has_text in self._has_text]
 
@@ -281,7 +287,11 @@ def check_passages(query: str, passages: Iterable[str]) -> list[str]:
             "the call is rank(question, passages)"
         )
     check_query(query)
-    return _listed(passages, "passages", "a list of strings")
+    checked = _listed(passages, "passages", "a list of strings")
+    for position, passage in enumerate(checked):
+        if not isinstance(passage, str):
+            raise InvalidInputError(f"passage {position} must be a string, got {_type_name(passage)}")
+    return checked
 
 
 def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:

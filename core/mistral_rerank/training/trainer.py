@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.batching.packing import Pack, pack
-from mistral_rerank.local.batching.planning import plan_packs
+from mistral_rerank.local.batching.planning import plan_by_frequencies, plan_packed
 from mistral_rerank.local.model.attention import span_masks, window_of
 from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig, apply_head, sequence_means
 from mistral_rerank.local.model.rotary import same_frequencies
@@ -24,7 +24,7 @@ except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.training.groups import Group
@@ -55,11 +55,10 @@ class GroupCollator:
         """
         pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
         sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
-        packs = [
-            packed
-            for members in same_frequencies(self._config, [len(sequence) for sequence in sequences])
-            for packed in self._rows(sequences, members)
-        ]
+        plan = functools.partial(plan_packed, budget=self._batch_tokens, share=self._pooling.shares)
+        frequencies = same_frequencies(self._config, [len(sequence) for sequence in sequences])
+        batches = plan_by_frequencies(plan, sequences, frequencies)
+        packs = [pack(batch, causal=not self._pooling.bidirectional) for batch in batches]
         order = torch.tensor([member for packed in packs for member in packed.members])
         nan = float("nan")
         grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
@@ -71,13 +70,6 @@ class GroupCollator:
             "grades": torch.tensor(grades),
             "teacher": torch.tensor(teacher) if teacher else None,
         }
-
-    def _rows(self, sequences: Sequence[Sequence[int]], members: Sequence[int]) -> Iterator[Pack]:
-        """Lay out the sequences of these indices in rows."""
-        chosen = [sequences[member] for member in members]
-        for prefix_groups in plan_packs(chosen, self._batch_tokens, share=self._pooling.shares):
-            packed = pack(chosen, prefix_groups, causal=not self._pooling.bidirectional)
-            yield replace(packed, members=tuple(members[index] for index in packed.members))
 
 
 def group_logits(

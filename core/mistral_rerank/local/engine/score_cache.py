@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 class ScoreCache:
     """A least-recently-used cache of one reranker's scores. Thread-safe.
 
-    Keys are digests of 16 bytes, so a pair takes a few hundred bytes however long its texts are.
-
-    Args:
-        size: the most pairs; 0 turns the cache off.
-
+    Keys are digests of 16 bytes, so each of at most `size` pairs takes a few hundred bytes, however long its texts are.
     """
 
     def __init__(self, size: int) -> None:
@@ -36,8 +32,6 @@ class ScoreCache:
 
     def look_up(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Lookup:
         """Look up the scores of pairs."""
-        if not self._size:
-            return Lookup(pairs, [], [None] * len(pairs), self._store)
         keys = [_key(pair, overflow) for pair in pairs]
         with self._lock:
             cached = [self._scores.get(key) for key in keys]
@@ -53,7 +47,7 @@ class ScoreCache:
 
     def _store(self, keys: Sequence[bytes], scores: Sequence[Score]) -> None:
         with self._lock:
-            self._scores.update(zip(keys, scores, strict=False))  # no keys if the cache is off
+            self._scores.update(zip(keys, scores, strict=True))
             while len(self._scores) > self._size:
                 self._scores.popitem(last=False)
 

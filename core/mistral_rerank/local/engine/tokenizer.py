@@ -99,6 +99,8 @@ class PairTokenizer:
         self._start, self._end = _special_tokens_around(backend)
         if append_eos and self._end[-1:] != [tokenizer.eos_token_id]:
             self._end.append(int(tokenizer.eos_token_id))
+        self._room = max_length - len(self._start) - len(self._end)  # tokens of a pair without special tokens
+        self._first_cut = CHARACTERS * (max(self._room, 0) + MARGIN)
         self._backend = Tokenizer.from_str(backend.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -129,7 +131,8 @@ class PairTokenizer:
         batch: list[tuple[int, Pair]] = []
         size = 0
         for position, (query, passage) in enumerate(pairs):
-            self._check_length(position, query)
+            if len(query) > self._first_cut:
+                self._check_length(position, query)
             if overflow == "chunk" and len(passage) > SECTION_CHARACTERS:
                 yield self._encode(batch, overflow, locate=locate)
                 batch, size = [], 0
@@ -148,15 +151,6 @@ class PairTokenizer:
             batch.append((position, (query, passage)))
             size += length
         yield self._encode(batch, overflow, locate=locate)
-
-    @property
-    def _room(self) -> int:
-        """The most tokens of a pair without special tokens."""
-        return self._max_length - len(self._start) - len(self._end)
-
-    @property
-    def _first_cut(self) -> int:
-        return CHARACTERS * (max(self._room, 0) + MARGIN)
 
     def _check_length(self, position: int, query: str) -> None:
         """Reject a question far over the limit without tokenizing all of it."""
@@ -188,7 +182,7 @@ class PairTokenizer:
                 over_limit.append((position, text))
             else:
                 ids = self._start + encoding.ids + self._end
-                encoded[position] = EncodedPair((ids,), (self._locate(encoding, text, locate=locate),))
+                encoded[position] = EncodedPair((ids,), (self._locate(encoding, text) if locate else range(0),))
         if not locate:  # truncation needs the offsets that the fast call leaves out
             encodings = self._backend.encode_batch([text.text for _, text in over_limit], add_special_tokens=False)
         else:
@@ -199,10 +193,8 @@ class PairTokenizer:
             encoded[position] = self._fit_cut(position, pair, overflow)
         return [encoded[position] for position, _ in pairs]
 
-    def _locate(self, encoding: Encoding, text: RenderedPair, *, locate: bool) -> range:
+    def _locate(self, encoding: Encoding, text: RenderedPair) -> range:
         """Return the passage's tokens of a pair within the limit."""
-        if not locate:
-            return range(0)
         first, last = _passage_tokens(encoding, text)
         return range(len(self._start) + first, len(self._start) + last)
 
@@ -217,9 +209,7 @@ class PairTokenizer:
             (encoding,) = self._backend.encode_batch([text.text], add_special_tokens=False)
             tokens = _Tokens.of(encoding, text)
             if not is_cut and len(encoding.ids) <= self._room:
-                return EncodedPair(
-                    (self._start + encoding.ids + self._end,), (self._locate(encoding, text, locate=True),)
-                )
+                return EncodedPair((self._start + encoding.ids + self._end,), (self._locate(encoding, text),))
             end = text.passage_start + len(parts[0])
             before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
             if not is_cut or before_cut >= self._room + MARGIN:
