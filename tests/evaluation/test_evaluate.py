@@ -14,7 +14,7 @@ from mistral_rerank import InvalidInputError, ScoringError, SettingsError
 from mistral_rerank.evaluation.evaluate import evaluate, reordered, sample_queries
 from mistral_rerank.evaluation.metrics import per_query
 from mistral_rerank.evaluation.run_files import read_run
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 EVALUATE = """
 import os, signal, sys
@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.evaluate import evaluate
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 model, out, at_once, stop, *data = sys.argv[1:]
 torch.set_num_threads(1)  # as many each time: their number shows in the last bits

@@ -59,7 +59,8 @@ def mine(
 
     With --model they come from the upper half of the first stage's passages, as that reranker ranks them.
     """
-    from mistral_rerank.evaluation.first_stage import open_encoder, open_first_stage
+    from mistral_rerank.evaluation.embedding_models import open_encoder
+    from mistral_rerank.evaluation.first_stage import open_first_stage
     from mistral_rerank.training.groups import check_free, write_groups
     from mistral_rerank.training.mining import load_split
     from mistral_rerank.training.mining import mine as mine_set

@@ -101,7 +101,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
             "index": ranked.index,
             "logit": ranked.score.logit,
             "probability": ranked.score.probability,
-            "relevance_score": score_of(ranked, request.unit),
+            "relevance_score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:
             result["document"] = {"text": ranked.text}

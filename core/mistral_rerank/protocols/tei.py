@@ -69,7 +69,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
             "index": ranked.index,
             "logit": ranked.score.logit,
             "probability": ranked.score.probability,
-            "score": score_of(ranked, request.unit),
+            "score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:
             rank["text"] = ranked.text

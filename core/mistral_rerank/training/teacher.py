@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mistral_rerank.calibration.optimizer import minimize
+from mistral_rerank.calibration.fit import minimize
 from mistral_rerank.evaluation.first_stage import BM25
 
 if TYPE_CHECKING:

@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from mistral_rerank import InvalidInputError, Score
 from mistral_rerank.protocols import PROTOCOLS, RerankReply, RerankRequest
 from mistral_rerank.protocols.replies import read_scores
-from mistral_rerank.reranker import order
+from mistral_rerank.reranker import ProtocolName, order
 
 texts = st.text(max_size=30)
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -98,3 +99,7 @@ def test_documents_are_returned_if_requested(name, document):
     reply = protocol.write_reply(request, RerankReply(tuple(order(["a"], [Score.from_logit(0)])), "m", "id"))
     (entry,) = reply.get("results") or reply.get("data")
     assert entry == {"index": 0, "logit": 0.0, "probability": 0.5, "relevance_score": 0.5, "document": document}
+
+
+def test_the_setting_names_every_protocol():
+    assert get_args(ProtocolName) == tuple(PROTOCOLS)
