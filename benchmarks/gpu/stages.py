@@ -33,10 +33,10 @@ class Stage:
 
 
 STAGES = (
-    Stage("right", call=1, seconds=130),
+    Stage("right", call=1, seconds=150),
     Stage("fast", call=2, seconds=190),
     Stage("mini", call=3, seconds=45),
-    Stage("learn", call=3, seconds=270),
+    Stage("learn", call=3, seconds=250),
 )
 CALLS = sorted({stage.call for stage in STAGES})
 
