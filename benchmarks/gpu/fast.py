@@ -151,7 +151,7 @@ def main() -> None:
                 entry["ok"] = False
                 entry["seconds left"] = round(stage.seconds_left)
             continue
-        shape(stage, name, peak)
+        stage.attempt(shape, name, peak)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,14 @@ class Stage:
         self.device = pick_device(options.device)
         self.full = self.device.type == "cuda"
         self.results = Results(self.out / f"{name}.json")
+
+    def attempt(self, section: Callable[..., None], *arguments: object) -> None:
+        """Run a section of several checks; an error outside of them is recorded as one more failed check."""
+        try:
+            section(self, *arguments)
+        except Exception as error:
+            with self.results.check(f"{section.__name__} {' '.join(map(str, arguments))}"):
+                raise error
 
     @property
     def seconds_left(self) -> float:

@@ -71,7 +71,8 @@ def parity(stage: Stage, name: str, window: int | None) -> None:
         title = f"{name}, window {window}, {str(dtype).removeprefix('torch.')}"
         with stage.results.check(f"parity: {title}") as entry:
             classifier = copy.deepcopy(original)
-            classifier.base_model.to(dtype)
+            for parameter in classifier.base_model.parameters():  # buffers stay: rotary frequencies are float32
+                parameter.data = parameter.data.to(dtype)
             heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
             flash = passes_self_check(*heads, stage.device, dtype)
             paths = {"padded": None, "spans": SpanAttention} | ({"flash": FlashAttention} if flash else {})
@@ -199,8 +200,8 @@ def main() -> None:
             entry["multiprocessors"] = properties.multi_processor_count
     for name in ("mini", "4b"):
         for window in (None, 128 if stage.full else 24):
-            parity(stage, name, window)
-    synchronizations(stage)
+            stage.attempt(parity, name, window)
+    stage.attempt(synchronizations)
     device_tests(stage)
     with tempfile.TemporaryDirectory() as folder:
         write_checkpoint("mini", Path(folder), stage.device, full=stage.full)

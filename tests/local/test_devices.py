@@ -34,7 +34,8 @@ def test_scores_equal_transformers_own_in_float32(device, window, dtype, toleran
     torch.manual_seed(0)
     reference = MistralForSequenceClassification(tiny_config(100, sliding_window=window)).eval()
     taken = copy.deepcopy(reference)
-    taken.base_model.to(dtype)
+    for parameter in taken.base_model.parameters():  # buffers stay: rotary frequencies are float32
+        parameter.data = parameter.data.to(dtype)
     model = RerankModel(taken.base_model, taken.score, device)
     assert model_logits(model, SEQUENCES) == pytest.approx(plain_logits(reference, SEQUENCES), abs=tolerance)
 
