@@ -7,6 +7,7 @@ tree travels with every call. The last lines are the calls to make.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -73,20 +74,23 @@ def pack_base(parts: list[Path], room: list[int]) -> None:
         emptiest = left.index(max(left))
         shards[emptiest][name] = tensor.contiguous()
         left[emptiest] -= round(COMPRESSION * tensor.nbytes)
-    weight_map = {}
+    weight_map, checksums = {}, {}
     for number, (part, shard) in enumerate(zip(parts, shards, strict=True), start=1):
         file = part / f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         save_file(shard, file, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file.name)
+        checksums[file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
         with zipfile.ZipFile(part / "base.zip", "w", zipfile.ZIP_BZIP2) as archive:
             archive.write(file, f"{base.name}/{file.name}")
             if part is parts[-1]:
-                index = {"metadata": {}, "weight_map": weight_map}
-                archive.writestr(f"{base.name}/model.safetensors.index.json", json.dumps(index))
-                for other in sorted(base.iterdir()):
-                    if other.suffix != ".safetensors" and other.name != "config.json":
-                        archive.write(other, f"{base.name}/{other.name}")
-                archive.writestr(f"{base.name}/config.json", json.dumps(config | {"num_hidden_layers": layers}))
+                index = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+                others = {other.name: other.read_bytes() for other in base.iterdir() if other.name.startswith("token")}
+                others |= {"config.json": json.dumps(config | {"num_hidden_layers": layers}).encode()}
+                others |= {"model.safetensors.index.json": index}
+                checksums |= {name: hashlib.sha256(content).hexdigest() for name, content in others.items()}
+                others["checksums.json"] = json.dumps(checksums).encode()  # a converted base has them in the cache
+                for name, content in others.items():
+                    archive.writestr(f"{base.name}/{name}", content)
         file.unlink()
 
 
