@@ -19,6 +19,12 @@ def length_reranker() -> LengthReranker:
     return LengthReranker()
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """CUDA where there is a card, else the CPU; tests that use it are marked `any_device`."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture(scope="session")
 def facts() -> BeirDataset:
     return load_beir(FACTS)

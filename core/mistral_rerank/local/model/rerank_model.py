@@ -2,8 +2,8 @@
 
 There are two forwards with equal scores:
 
-- Mistral and Llama run on packed rows, on a CPU, and on CUDA if flash attention passes its self-check. A batch is one
-  row without padding, and shared prefixes are computed once.
+- Mistral and Llama run on packed rows on a CPU, and on CUDA with `PACKED_ON_CUDA`, if flash attention passes its
+  self-check. A batch is one row without padding, and shared prefixes are computed once.
 - All other models run on rows of similar length that are padded on the right. Causal attention never reaches the
   padding, so no attention mask is passed.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from mistral_rerank.errors import CheckpointError
-from mistral_rerank.local.batching.packing import pack, sequence_segments
+from mistral_rerank.local.batching.packing import copy_to, pack, sequence_segments
 from mistral_rerank.local.batching.planning import bucket_capacity, plan_by_frequencies, plan_packed, plan_padded
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from mistral_rerank.local.model.attention import RowAttention
     from mistral_rerank.local.model.early_exit import EarlyExit
     from mistral_rerank.reranker import Quantization
+
+PACKED_ON_CUDA = False
+"""Whether CUDA may run packed rows. Padded rows run there until `benchmarks/gpu` has passed on a card."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -64,7 +67,7 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]
 
 def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | None:
     """Choose the attention implementation for packed rows; None if batches are padded instead."""
-    if not is_known(backbone):
+    if not is_known(backbone) or (device.type == "cuda" and not PACKED_ON_CUDA):
         return None
     if device.type == "cuda":
         attention, heads = backbone.layers[0].self_attn, backbone.config.num_attention_heads
@@ -166,7 +169,7 @@ class RerankModel:
         logits: torch.Tensor
         if self._packed is None:
             ids, lengths = pad(batch.sequences)
-            on_device = ids.to(self._device), lengths.to(self._device)
+            on_device = copy_to(self._device, ids), copy_to(self._device, lengths)
             logits = pooled_logits(self._backbone, self._head, *on_device, self._pooling)
         else:
             packed = pack(batch, causal=not self._pooling.bidirectional)
@@ -209,7 +212,7 @@ class RerankModel:
 
     def _token_indices(self, packed: Pack) -> list[torch.Tensor]:
         """Return the indices of each sequence's tokens in a row, int64."""
-        return [
-            torch.cat([torch.arange(part.start, part.stop) for part in parts]).to(self._device)
-            for parts in sequence_segments(packed)
+        indices = [
+            torch.cat([torch.arange(part.start, part.stop) for part in parts]) for parts in sequence_segments(packed)
         ]
+        return list(copy_to(self._device, torch.cat(indices)).split([len(part) for part in indices]))
