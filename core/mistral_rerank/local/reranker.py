@@ -14,12 +14,11 @@ from mistral_rerank.errors import CheckpointError, MissingDependencyError, Setti
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import ScoreCache
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
-from mistral_rerank.templates import Template
 
 try:
     import torch
 
-    from mistral_rerank.local.checkpoints.loading import MINI, load_model, load_tokenizer, open_checkpoint
+    from mistral_rerank.local.checkpoints.loading import MINI, length_limit, load_model, load_tokenizer, open_checkpoint
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
     from mistral_rerank.local.engine.tokenizer import EncodedPair, PairTokenizer
@@ -52,6 +51,8 @@ class LocalReranker(Reranker):
         model: "mini", a checkpoint folder or a hub id.
         base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
+        rerank_config: how to read a checkpoint that does not say: the name of a known family, or a file like
+            `rerank.json`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
         quantization: of the linears: "int8" for weights and activations in 8 bits, faster on a CPU with VNNI
@@ -79,6 +80,7 @@ class LocalReranker(Reranker):
         model: str | PathLike[str] = MINI,
         *,
         base: str | PathLike[str] | None = None,
+        rerank_config: str | PathLike[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantization: Quantization | None = None,
@@ -91,9 +93,11 @@ class LocalReranker(Reranker):
     ) -> None:
         model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
         base = None if base is None else str(plain(base))
+        rerank_config = None if rerank_config is None else str(plain(rerank_config))
         self._model_name = model
         self._options = {
             "base": base,
+            "rerank_config": rerank_config,
             "device": device,
             "dtype": dtype,
             "quantization": quantization,
@@ -116,6 +120,7 @@ class LocalReranker(Reranker):
                 LoadedCheckpoint,
                 model,
                 base=base,
+                rerank_config=rerank_config,
                 device=self.device,
                 dtype=self.dtype,
                 quantization=quantization,
@@ -212,6 +217,7 @@ class LoadedCheckpoint:
     Args:
         model: as in `LocalReranker`, like the next ones.
         base: under an adapter.
+        rerank_config: of a checkpoint that does not say how it is read.
         device: where to run.
         dtype: of the backbone.
         quantization: of its linears.
@@ -235,6 +241,7 @@ class LoadedCheckpoint:
         model: str,
         *,
         base: str | None = None,
+        rerank_config: str | None = None,
         device: torch.device,
         dtype: torch.dtype,
         quantization: Quantization | None,
@@ -243,7 +250,7 @@ class LoadedCheckpoint:
         early_exit: bool = False,
         resumable: bool = False,
     ) -> None:
-        checkpoint = open_checkpoint(model, base=base)
+        checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
         config = checkpoint.config
         exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
         if early_exit and exit_config is None:
@@ -253,19 +260,23 @@ class LoadedCheckpoint:
             )
         loaded = load_model(checkpoint, dtype=dtype)
         self.layers: int = loaded.config.num_hidden_layers
-        limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", config.max_length))
+        limit = length_limit(checkpoint, loaded.config)
+        tokenizer = load_tokenizer(checkpoint)
         self._tokenizer = PairTokenizer(
-            load_tokenizer(checkpoint),
-            Template(config.template),
+            tokenizer,
+            config.prompt,
+            add_special_tokens=config.add_special_tokens,
             append_eos=config.append_eos,
             max_length=min(limit, max_length or limit),
             overflow=overflow,
         )
+        head = getattr(loaded, "score", None)
         self.model = RerankModel(
-            loaded.base_model,
-            loaded.score,
+            loaded if head is None else loaded.base_model,
+            head,
             device,
             pooling=config.pooling_config,
+            separator=tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None,
             quantization=quantization,
             resumable=early_exit or resumable,
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -110,6 +110,7 @@ class RerankRequest:
         top_n: number of passages in the reply; None for all.
         unit: of the scores, where the protocol offers a choice.
         return_texts: whether the reply contains the passages.
+        instruction: what counts as relevant; None for the server's default.
 
     """
 
@@ -120,6 +121,7 @@ class RerankRequest:
     top_n: int | None = None
     unit: Unit = "logit"
     return_texts: bool = False
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +147,17 @@ class Body(Message):
     the validation.
     """
 
+    instruction: str | None = Field(
+        default=None, description="an extension of this package: what counts as relevant, for models that take one"
+    )
+
     @abstractmethod
     def to_request(self) -> RerankRequest:
+        """Convert the body to a protocol-independent request, without the instruction."""
+
+    def request(self) -> RerankRequest:
         """Convert the body to a protocol-independent request."""
+        return replace(self.to_request(), instruction=self.instruction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +173,7 @@ class WireProtocol:
         body: schema of a request's body, for a server.
         write_request: makes the JSON body that a client sends.
         write_reply: makes the JSON body that a server sends.
+        takes_instruction: whether its requests have an `instruction`, beyond this package's server.
         hosted: base URL of the vendor's service, if there is one.
         key_variables: environment variables that hold the vendor's key.
 
@@ -176,6 +187,7 @@ class WireProtocol:
     write_request: Callable[[RerankRequest], dict[str, Any]]
     write_reply: Callable[[RerankRequest, RerankReply], Any]
     max_bytes: int = 4_000_000
+    takes_instruction: bool = False
     hosted: str | None = None
     key_variables: tuple[str, ...] = ()
 
@@ -187,7 +199,7 @@ class WireProtocol:
 
         """
         try:
-            return self.body.model_validate(body).to_request()
+            return self.body.model_validate(body).request()
         except ValidationError as error:
             raise InvalidInputError(describe_fields(error.errors(include_input=False, include_url=False))) from None
 

@@ -30,6 +30,7 @@ class ScoreBody(Message):
     model: ModelName | None = None
     use_activation: Flag | None = None
     truncate_prompt_tokens: Whole | None = None
+    instruction: str | None = None
 
     @property
     def unit(self) -> Unit:

@@ -61,11 +61,12 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Passages of one question, and whether a pair over the model's limit is truncated or refused."""
+    """Passages of one question, whether a pair over the model's limit is truncated or refused, and the instruction."""
 
     query: str
     passages: Sequence[str]
     truncate: bool
+    instruction: str | None = None
 
 
 class Endpoint:
@@ -227,9 +228,18 @@ class Endpoint:
         headers = {**self._headers, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
         if self._needs_model(protocol, url):
             yield from self._fetch_model(url, headers, deadline)
+        if batch.instruction is not None and not protocol.takes_instruction:
+            raise InvalidInputError(
+                f"the protocol {protocol.name!r} has no instruction; leave it out, or put it into the question"
+            )
         unit = self._unit or protocol.unit
         request = RerankRequest(
-            batch.query, tuple(batch.passages), model=self._model, truncate=batch.truncate, unit=unit
+            batch.query,
+            tuple(batch.passages),
+            model=self._model,
+            truncate=batch.truncate,
+            unit=unit,
+            instruction=batch.instruction,
         )
         content = _encoded(protocol.write_request(request))
 
@@ -242,7 +252,9 @@ class Endpoint:
                 except InvalidReplyError:
                     if not is_error_body(response.content):
                         raise
-            hide = partial(redact, secrets=self._secrets, texts=(batch.query, *batch.passages))
+            hide = partial(
+                redact, secrets=self._secrets, texts=(batch.query, batch.instruction or batch.query, *batch.passages)
+            )
             raise to_error(response, url=url, request_id=headers["X-Request-Id"], hide=hide)
 
         return (yield from with_retries(attempt, self._retries, deadline=deadline))

@@ -65,6 +65,7 @@ class RemoteReranker(Reranker):
             at a vendor's own hosts over https, for that vendor's variable, such as `NVIDIA_API_KEY`.
         overflow: whether a pair over the model's limit is truncated or refused ("error"), where the protocol offers
             a choice; "chunk" needs the local backend.
+        instruction: what counts as relevant, where the protocol has an instruction; None for the endpoint's default.
         timeout: seconds of a call in total.
         connect_timeout: seconds to wait for a connection.
         read_timeout: seconds to wait for each part of a response before a retry; None for the rest of the timeout.
@@ -94,6 +95,7 @@ class RemoteReranker(Reranker):
         protocol: Protocol = "auto",
         api_key: str | SecretStr | None = None,
         overflow: Overflow = "truncate",
+        instruction: str | None = None,
         timeout: float = 120.0,
         connect_timeout: float = 5.0,
         read_timeout: float | None = None,
@@ -115,6 +117,7 @@ class RemoteReranker(Reranker):
             "base_url": base_url,
             "protocol": protocol,
             "overflow": overflow,
+            "instruction": instruction,
             "timeout": timeout,
             "connect_timeout": connect_timeout,
             "read_timeout": read_timeout,
@@ -127,7 +130,7 @@ class RemoteReranker(Reranker):
         }
         routes = candidates(base_url, protocol, model)
         private = _private_headers(_key(api_key, routes[0][1]), headers or {})
-        self.model, self._timeout, self._overflow = model, timeout, overflow
+        self.model, self._timeout, self._overflow, self._instruction = model, timeout, overflow, instruction
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
         self._host = urlsplit(routes[0][1]).netloc
         self._endpoint = Endpoint(
@@ -179,7 +182,9 @@ class RemoteReranker(Reranker):
         """The model's name, or else the endpoint's host."""
         return self.model or self._host
 
-    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    def score_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.score_pairs`.
 
         Raises:
@@ -190,7 +195,7 @@ class RemoteReranker(Reranker):
         deadline = time.monotonic() + self._timeout
         scores: list[Score | None] = [None] * len(call.pairs)
         stopped = threading.Event()
-        batches = self._batches(call.pairs, overflow)
+        batches = self._batches(call.pairs, overflow, instruction)
         running: dict[Future[list[Score]], list[int]] = {}
         try:
             while True:
@@ -211,12 +216,14 @@ class RemoteReranker(Reranker):
             for future in running:
                 future.cancel()
 
-    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
         call = TextPairs(pairs)
         deadline = time.monotonic() + self._timeout
         scores: list[Score | None] = [None] * len(call.pairs)
-        batches = list(self._batches(call.pairs, overflow))
+        batches = list(self._batches(call.pairs, overflow, instruction))
         queue = iter(batches)
 
         async def score(batch: Batch, indices: list[int]) -> None:
@@ -256,9 +263,11 @@ class RemoteReranker(Reranker):
         await self._transport.aclose()
         _release(self._transport, self._threads)
 
-    def _batches(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Iterator[tuple[Batch, list[int]]]:
+    def _batches(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None
+    ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
-        overflow = overflow or self._overflow
+        overflow, instruction = overflow or self._overflow, instruction or self._instruction
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
         limit = self._max_passages or self._endpoint.protocol.max_passages
@@ -273,11 +282,11 @@ class RemoteReranker(Reranker):
             for index in query_indices:
                 length = _length(pairs[index][1])
                 if indices and (len(indices) == size or used_bytes + length > self._endpoint.max_bytes):
-                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate"), indices
+                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
                     indices, used_bytes = [], _length(query)
                 indices.append(index)
                 used_bytes += length
-            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate"), indices
+            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
 
     def _concurrency(self) -> int:
         """How many requests may run at once: one until the protocol is known."""

@@ -99,7 +99,7 @@ async def _answer(body: Body, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
-    rerank_request = body.to_request()
+    rerank_request = body.request()
     reply = await service.rerank(rerank_request, request)
     return JSONResponse(PROTOCOL_OF[type(body)].write_reply(rerank_request, reply))
 

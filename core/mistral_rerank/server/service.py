@@ -150,7 +150,12 @@ class Service:
         overflow = _overflow(rerank_request.truncate)
 
         async def rank() -> list[RankedPassage]:
-            return await self._reranker.arank(rerank_request.query, rerank_request.passages, overflow=overflow)
+            return await self._reranker.arank(
+                rerank_request.query,
+                rerank_request.passages,
+                overflow=overflow,
+                instruction=rerank_request.instruction,
+            )
 
         async def traced() -> list[RankedPassage]:
             with rerank_span(
@@ -176,7 +181,8 @@ class Service:
         overflow = _overflow(body.truncate_prompt_tokens is not None)
 
         async def score() -> list[Score]:
-            return await self._reranker.ascore_pairs(pairs, overflow=overflow)
+            instruction = {} if body.instruction is None else {"instruction": body.instruction}
+            return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
 
         async def traced() -> list[Score]:
             texts = [passage for _, passage in pairs]

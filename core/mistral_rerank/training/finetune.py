@@ -31,8 +31,8 @@ from mistral_rerank.local.checkpoints.config import (
     PretrainedBase,
     WheelBase,
     named_base,
-    read_config,
 )
+from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import (
     Checkpoint,
     find_checkpoint,
@@ -47,7 +47,7 @@ from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.nf4 import import_bitsandbytes
 from mistral_rerank.local.model.rotary import forget_lengths
 from mistral_rerank.local.model.transformer import is_known
-from mistral_rerank.templates import DEFAULT_TEMPLATE, Template
+from mistral_rerank.templates import DEFAULT_TEMPLATE
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.model_card import TrainingRecord, write_checkpoint
 from mistral_rerank.training.sources import load_groups
@@ -117,7 +117,8 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     lora = _lora(settings, init, base.layers or shape.num_hidden_layers)
     tokenizer = PairTokenizer(
         load_tokenizer(Checkpoint(folder, config, None)),
-        Template(config.template),
+        config.prompt,
+        add_special_tokens=config.add_special_tokens,
         append_eos=config.append_eos,
         max_length=settings.max_length,
     )

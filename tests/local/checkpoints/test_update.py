@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
-from mistral_rerank.local.checkpoints.config import Calibration, CheckpointConfig, PretrainedBase, read_config
+from mistral_rerank.local.checkpoints.config import Calibration, CheckpointConfig, PretrainedBase
+from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 

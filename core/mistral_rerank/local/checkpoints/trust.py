@@ -7,6 +7,8 @@ These are all the files and keys that are read; every other reference in a check
     adapter_config.json             the LoRA fields below; its base as in rerank.json
     tokenizer_config.json           no code, no paths
     *.safetensors, index.json       files of the folder, of the size that their headers and config.json say
+    modules.json                    classes of sentence-transformers by name; folders inside the checkpoint
+    chat_template.jinja             rendered in the sandbox of transformers, once
     any file or link in the folder  a regular file; a link stays inside the folder, or in its hub cache's blobs
 
 Every rejection is a CheckpointError that names the file and the key.
@@ -22,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import CheckpointError, RerankError
+from mistral_rerank.local.checkpoints.families import find_family
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,8 +34,8 @@ if TYPE_CHECKING:
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}(/[A-Za-z0-9][\w.-]{0,127}){0,4}", re.ASCII)
-READ_FOLDERS = ("early_exit", "additional_chat_templates")
-"""Subfolders that are read, here and by transformers' tokenizers."""
+READ_FOLDERS = re.compile(r"early_exit|additional_chat_templates|\d_[A-Z][A-Za-z]+")
+"""Subfolders that are read: of the early exit, by transformers' tokenizers, and of sentence-transformers' modules."""
 JSON_LIMIT = 2**26
 """The most bytes of a JSON file; an index of 100,000 tensors has 10 MB."""
 TOKENIZER_LIMIT = 2**29
@@ -51,6 +54,8 @@ DROPPED = {
     *("num_labels", "id2label", "label2id", "problem_type"),  # one label is always loaded
     *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "torchscript"),
 }
+WITHOUT_CODE = {"llama_bidirec": "llama"}
+"""Model types of remote code that are read as others, with the attention and pooling of their family."""
 COUNTS = re.compile(r"num_\w+|n_(layers?|heads?)")
 NEEDED = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
 STRING_KEYS = {"_name_or_path", "architectures", "dtype", "model_name", "model_type", "tokenizer_class", "torch_dtype"}
@@ -115,11 +120,10 @@ def check_files(folder: Path) -> None:
     roots = _roots(folder)
     with unusable(folder):
         entries = [*folder.iterdir()]
-        for name in READ_FOLDERS:
-            if (folder / name).is_dir():
-                entries += [folder / name, *(folder / name).iterdir()]
+        for inner in [entry for entry in entries if READ_FOLDERS.fullmatch(entry.name) and entry.is_dir()]:
+            entries += inner.iterdir()
         for entry in sorted(entries):
-            read = entry.name in READ_FOLDERS or not entry.is_dir()
+            read = READ_FOLDERS.fullmatch(entry.name) or not entry.is_dir()
             if read and not any(entry.resolve().is_relative_to(root) for root in roots):
                 raise CheckpointError(f"{entry} is a link out of the checkpoint; put a copy of the file in its place")
             if read and entry.exists() and not entry.is_file() and not entry.is_dir():
@@ -151,13 +155,18 @@ def read_json(file: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
         CheckpointError: the file is no JSON object, or too large.
 
     """
-    with unusable(file):
-        if (size := file.stat().st_size) > limit:
-            raise CheckpointError(f"{file} has {size} bytes, and at most {limit} are read")
-        content = json.loads(file.read_text("utf-8-sig"))
+    content = read_json_value(file, limit=limit)
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object")
     return content
+
+
+def read_json_value(file: Path, *, limit: int = JSON_LIMIT) -> Any:
+    """Read a JSON file of limited size."""
+    with unusable(file):
+        if (size := file.stat().st_size) > limit:
+            raise CheckpointError(f"{file} has {size} bytes, and at most {limit} are read")
+        return json.loads(file.read_text("utf-8-sig"))
 
 
 def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedConfig:
@@ -176,8 +185,9 @@ def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedC
     file = folder / "config.json"
     raw = read_json(file)
     for key, reason in REFUSED_IN_CONFIG.items():
-        if raw.get(key) is not None:
+        if raw.get(key) is not None and not (key == "auto_map" and find_family(folder, raw.get("architectures"))):
             raise CheckpointError(f"{file}: {key} is refused; {reason}")
+    raw["model_type"] = WITHOUT_CODE.get(str(raw.get("model_type")), raw.get("model_type"))
     with unusable(f"{file}: model_type {_short(raw.get('model_type'))}"):
         known = AutoConfig.for_model(raw["model_type"])
         string_keys = STRING_KEYS | known.to_dict().keys()
@@ -200,19 +210,42 @@ def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedC
         return type(known).from_dict(kept | {"num_hidden_layers": layers})
 
 
-def check_weights(folder: Path, config: PreTrainedConfig) -> None:
+def is_encoder(folder: Path) -> bool:
+    """Tell whether a checkpoint is an encoder with a classifier, as transformers knows them.
+
+    Raises:
+        CheckpointError: as `read_model_config`.
+
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    architectures = read_json(folder / "config.json").get("architectures")
+    config = read_model_config(folder)
+    if config.is_encoder_decoder or not str(architectures).endswith("ForSequenceClassification']"):
+        return False
+    with unusable(folder / "config.json"), torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    return not hasattr(model, "score")  # the head of decoders
+
+
+def check_weights(folder: Path, config: PreTrainedConfig, model_class: Any) -> None:
     """Check that the weights are safetensors in the folder, and that config.json does not describe more than they hold.
+
+    Args:
+        folder: of the weights.
+        config: as `read_model_config` returns it.
+        model_class: the class of transformers that will be loaded, such as `AutoModel`.
 
     Raises:
         CheckpointError: a file is missing, truncated or outside the folder, or config.json describes more weights.
 
     """
     import torch
-    from transformers import AutoModelForSequenceClassification
 
     stored = sum(math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
     with unusable(folder / "config.json"), torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        empty = model_class.from_config(config, trust_remote_code=False)
         described = sum(weight.numel() for name, weight in empty.named_parameters() if not name.startswith("score."))
     if described > stored:
         raise CheckpointError(
