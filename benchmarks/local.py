@@ -22,7 +22,7 @@ from mistral_rerank.benchmark.workloads import SHAPES as LENGTHS
 from mistral_rerank.benchmark.workloads import make_pairs
 from mistral_rerank.cli.bench import print_report
 from mistral_rerank.local.checkpoints.export import export_merged
-from mistral_rerank.local.model.int8 import multiplies_bytes
+from mistral_rerank.local.model.quantization import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 
 SHAPES = {

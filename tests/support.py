@@ -83,3 +83,12 @@ def split_facts(folder: Path) -> Path:
     for split, some in {"train": rows[:32], "test": rows[32:]}.items():
         (folder / "qrels" / f"{split}.tsv").write_text("\n".join([head, *some]) + "\n")
     return folder
+
+
+def model_logits(model, sequences, budget=10**9):
+    """Run a `RerankModel` on sequences, and give the logits in their order."""
+    logits = [0.0] * len(sequences)
+    for batch in model.plan(sequences, budget):
+        for member, logit in zip(batch.members, model.logits(batch), strict=True):
+            logits[member] = logit
+    return logits

@@ -28,14 +28,6 @@ Quantization = Literal["int8", "nf4"]
 
 
 @dataclass(frozen=True, slots=True)
-class CallOptions:
-    """What one call may set; None for the reranker's default."""
-
-    overflow: Overflow | None = None
-    instruction: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Score:
     """The score of one pair.
 
@@ -171,7 +163,7 @@ class Reranker(ABC):
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        call = TextPairs([(query, passage) for passage in passages])
+        call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         options = _call_options(overflow, instruction)
         scores = call.complete(self.score_pairs(call.pairs, **options) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
@@ -190,7 +182,7 @@ class Reranker(ABC):
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
-        call = TextPairs([(query, passage) for passage in passages])
+        call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         options = _call_options(overflow, instruction)
         scores = call.complete(await self.ascore_pairs(call.pairs, **options) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
@@ -227,6 +219,10 @@ def _call_options(overflow: Overflow | None, instruction: str | None) -> dict[st
     return {"overflow": overflow} if instruction is None else {"overflow": overflow, "instruction": instruction}
 
 
+class CheckedPairs(list[Pair]):
+    """Pairs that are valid, so that they are not checked again."""
+
+
 class TextPairs:
     """The pairs of a call without those whose passages are blank.
 
@@ -242,14 +238,16 @@ class TextPairs:
     """
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
-        checked = check_pairs(pairs)
+        checked = pairs if isinstance(pairs, CheckedPairs) else check_pairs(pairs)
         self._has_text = [bool(passage) and not passage.isspace() for _, passage in checked]
-        self.pairs = [pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text]
+        self.pairs: Sequence[Pair] = CheckedPairs(
+            pair for pair, has_text in zip(checked, self._has_text, strict=True) if has_text
+        )
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Return the scores of all pairs, given those of `self.pairs`."""
-        if len(scores) != len(self.pairs):
-            raise ScoringError(f"{len(self.pairs)} pairs were scored, and {len(scores)} scores came")
+        """Return the scores of all pairs, given those of the pairs with text."""
+        if len(scores) != sum(self._has_text):
+            raise ScoringError(f"{sum(self._has_text)} pairs were scored, and {len(scores)} scores came")
         remaining = iter(scores)
         return [next(remaining) if has_text else BLANK_SCORE for has_text in self._has_text]
 
@@ -306,7 +304,11 @@ def check_passages(query: str, passages: Iterable[str]) -> list[str]:
             "the call is rank(question, passages)"
         )
     check_query(query)
-    return _listed(passages, "passages", "a list of strings")
+    checked = _listed(passages, "passages", "a list of strings")
+    for position, passage in enumerate(checked):
+        if not isinstance(passage, str):
+            raise InvalidInputError(f"passage {position} must be a string, got {_type_name(passage)}")
+    return checked
 
 
 def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:

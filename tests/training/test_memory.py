@@ -5,7 +5,7 @@ from support import tiny_config
 from transformers import MistralConfig, MistralForSequenceClassification
 
 from mistral_rerank.local.batching.packing import pack
-from mistral_rerank.local.batching.prefix_groups import find_prefix_groups
+from mistral_rerank.local.batching.planning import plan_packed
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN
 from mistral_rerank.training.finetune import LORA_TARGETS
@@ -41,7 +41,7 @@ def test_activations_are_near_what_autograd_keeps():
         return tensor
 
     sequences = [[n % 90 + 1 for n in range(start, start + 100)] for start in range(8)]
-    packed = pack(sequences, find_prefix_groups(sequences))
+    packed = pack(*plan_packed(sequences, 10**9))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         group_logits(classifier, LAST_TOKEN, packs=[packed], positions=torch.arange(8)[None])
     found = estimate(

@@ -9,7 +9,7 @@ from support import plain_logits, tiny_config
 from transformers import MistralForSequenceClassification, TrainerState
 
 from mistral_rerank.local.batching.packing import pack
-from mistral_rerank.local.batching.prefix_groups import find_prefix_groups
+from mistral_rerank.local.batching.planning import plan_packed
 from mistral_rerank.local.model import attention
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN
@@ -31,7 +31,7 @@ def classifiers(request):
 
 
 def logits(classifier):
-    row = pack(SEQUENCES, find_prefix_groups(SEQUENCES))
+    row = pack(*plan_packed(SEQUENCES, 10**9))
     return group_logits(classifier, LAST_TOKEN, packs=[row], positions=torch.tensor(row.members).argsort())
 
 

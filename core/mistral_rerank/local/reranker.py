@@ -6,13 +6,12 @@ import asyncio
 import functools
 import logging
 import weakref
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from mistral_rerank._values import plain
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
-from mistral_rerank.local.engine.score_cache import ScoreCache
+from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
 
 try:
@@ -21,19 +20,17 @@ try:
     from mistral_rerank.local.checkpoints.loading import MINI, length_limit, load_model, load_tokenizer, open_checkpoint
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
-    from mistral_rerank.local.engine.tokenizer import EncodedPair, PairTokenizer
-    from mistral_rerank.local.model.early_exit import EarlyExit, read_early_exit, read_early_exit_config
+    from mistral_rerank.local.engine.tokenizer import PairTokenizer
+    from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
     from mistral_rerank.local.model.quantization import check_quantization
     from mistral_rerank.local.model.rerank_model import RerankModel
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from concurrent.futures import Future
     from os import PathLike
-
-    from mistral_rerank.local.model.rerank_model import PartialStates
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +58,7 @@ class LocalReranker(Reranker):
         max_length: the most tokens of a pair; None for the checkpoint's limit.
         overflow: a passage over the limit is truncated ("truncate"), scored in chunks of which the best counts
             ("chunk"), or rejected ("error"). The question is never truncated.
+        instruction: what counts as relevant, for a model that takes an instruction; None for the checkpoint's own.
         batch_tokens: the most tokens that a batch computes, padding included; None for the device's default.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
@@ -86,6 +84,7 @@ class LocalReranker(Reranker):
         quantization: Quantization | None = None,
         max_length: int | None = None,
         overflow: Overflow = "truncate",
+        instruction: str | None = None,
         batch_tokens: int | None = None,
         share_batches: bool | None = None,
         cascade_depth: int | None = None,
@@ -103,6 +102,7 @@ class LocalReranker(Reranker):
             "quantization": quantization,
             "max_length": max_length,
             "overflow": overflow,
+            "instruction": instruction,
             "batch_tokens": batch_tokens,
             "share_batches": share_batches,
             "cascade_depth": cascade_depth,
@@ -110,8 +110,8 @@ class LocalReranker(Reranker):
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
-        self._cascade_depth = cascade_depth
-        self._cache = ScoreCache(cache_size)
+        self._cascade_depth, self._instruction = cascade_depth, instruction
+        self._cache = ScoreCache(cache_size) if cache_size else None
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         check_quantization(quantization, self.device, self.dtype)
@@ -148,19 +148,29 @@ class LocalReranker(Reranker):
         """The name of the model, as the user gave it."""
         return self._model_name
 
-    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    def score_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        call = _Call(pairs, overflow, self._cascade_depth, self._cache)
-        return call.complete(self._submit(call).result() if call.missing else [])
+        call = self._start(pairs, overflow, instruction)
+        return call.complete(self._submit(call, overflow, instruction).result() if call.pairs else [])
 
-    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call = _Call(pairs, overflow, self._cascade_depth, self._cache)
-        scores = await asyncio.wrap_future(self._submit(call)) if call.missing else []
+        call = self._start(pairs, overflow, instruction)
+        scores = await asyncio.wrap_future(self._submit(call, overflow, instruction)) if call.pairs else []
         return call.complete(scores)
 
-    def _submit(self, call: _Call) -> Future[list[Score]]:
-        return self._engine.submit(call.missing, call.overflow, choice=call if call.over_depth else None)
+    def _start(self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None) -> TextPairs:
+        if self._cascade_depth is None and self._cache is None:
+            return TextPairs(pairs)
+        return _Call(pairs, f"{overflow}/{instruction}", self._cascade_depth, self._cache)
+
+    def _submit(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> Future[list[Score]]:
+        choice = call if isinstance(call, _Call) and call.over_depth else None
+        return self._engine.submit(call.pairs, overflow, instruction=instruction or self._instruction, choice=choice)
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -173,63 +183,68 @@ class LocalReranker(Reranker):
     def close(self) -> None:
         """Free the model; calls that are still waiting fail with RerankerClosedError."""
         self._engine.close()
-        self._cache.clear()
+        self._clear_cache()
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop while a batch or the load of the model ends."""
         await asyncio.wrap_future(self._engine.stop())
-        self._cache.clear()
+        self._clear_cache()
+
+    def _clear_cache(self) -> None:
+        if self._cache is not None:
+            self._cache.clear()
 
 
-class _Call:
-    """One call: it skips blank passages, and pairs with cached scores; a cascade's first pass comes before the cache.
+class _Call(TextPairs):
+    """A call with a cascade or a cache, which leave fewer pairs to the engine.
 
     Attributes:
-        overflow: as in `score_pairs`.
-        over_depth: the pairs that the first pass estimates.
-        missing: the pairs for the engine.
+        pairs: for the engine.
+        over_depth: the pairs that the cascade's first pass estimates; empty without a cascade.
 
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, cascade_depth: int | None, cache: ScoreCache
+        self, pairs: Iterable[Pair], options: str, cascade_depth: int | None, cache: ScoreCache | None
     ) -> None:
-        self._texts = TextPairs(pairs)
-        self._cascade = Cascade(self._texts.pairs, cascade_depth)
-        self._cache = cache
-        self.overflow = overflow
-        self.over_depth = self._cascade.over_depth
-        self.missing: Sequence[Pair] = self._texts.pairs if self.over_depth else self.choose([])
+        super().__init__(pairs)
+        self._options, self._cache = options, cache
+        self._cascade = None if cascade_depth is None else Cascade(self.pairs, cascade_depth)
+        self._lookup: Lookup | None = None
+        self.over_depth: Sequence[Pair] = () if self._cascade is None else self._cascade.over_depth
+        if not self.over_depth:
+            self.pairs = self.choose(())
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
-        """Choose the pairs to score from the estimates of the first pass."""
-        self._lookup = self._cache.look_up(self._cascade.choose(estimates), self.overflow)
+        """Choose the pairs to score from the estimates of the cascade's first pass, without those in the cache."""
+        chosen = self.pairs if self._cascade is None else self._cascade.choose(estimates)
+        if self._cache is None:
+            return chosen
+        self._lookup = self._cache.look_up(chosen, self._options)
         return self._lookup.missing
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
-        """Return the scores of all pairs, from those of the second pass."""
-        return self._texts.complete(self._cascade.complete(self._lookup.complete(scores)))
+        """Return the scores of all pairs, from those of the engine."""
+        if self._lookup is not None:
+            scores = self._lookup.complete(scores)
+        if self._cascade is not None:
+            scores = self._cascade.complete(scores)
+        return super().complete(scores)
 
 
 class LoadedCheckpoint:
     """A checkpoint's tokenizer, model and calibration; the engine's `Scorer`.
 
-    Args:
-        model: as in `LocalReranker`, like the next ones.
-        base: under an adapter.
-        rerank_config: of a checkpoint that does not say how it is read.
-        device: where to run.
-        dtype: of the backbone.
-        quantization: of its linears.
-        max_length: None for the checkpoint's limit.
-        overflow: the default of `encode`.
-        early_exit: whether to load the early exit, for `estimates`.
-        resumable: whether `RerankModel.states` is needed, which `early_exit` includes.
+    Arguments are those of `LocalReranker`; `early_exit` loads the early exit, for `estimates`, and `resumable` makes
+    `RerankModel.states` possible, which `early_exit` includes.
 
     Attributes:
-        model: the model.
-        layers: the number of its layers.
+        tokenizer: of pairs.
+        model: backbone and head.
+        layers: the number of the model's layers.
         state_bytes: bytes of a partial hidden state, for one token.
+        score: makes a score of a logit and `tokens`, with the checkpoint's calibration.
+        estimates: `RerankModel.estimates` with the checkpoint's early exit, if that was loaded.
 
     Raises:
         CheckpointError: the checkpoint cannot be found, downloaded or read, or has no early exit.
@@ -262,7 +277,7 @@ class LoadedCheckpoint:
         self.layers: int = loaded.config.num_hidden_layers
         limit = length_limit(checkpoint, loaded.config)
         tokenizer = load_tokenizer(checkpoint)
-        self._tokenizer = PairTokenizer(
+        self.tokenizer = PairTokenizer(
             tokenizer,
             config.prompt,
             add_special_tokens=config.add_special_tokens,
@@ -281,44 +296,13 @@ class LoadedCheckpoint:
             resumable=early_exit or resumable,
         )
         self.state_bytes: int = loaded.config.hidden_size * torch.float32.itemsize
-        self._calibration = config.calibration
-        self._early_exit: tuple[EarlyExit, int] | None = None
+        calibration = config.calibration
+        self.score = functools.partial(Score.from_logit, scale=calibration.scale, bias=calibration.bias)
         if exit_config is not None:
             if exit_config.layer >= self.layers:
                 raise CheckpointError(
                     f"{model} has {self.layers} layers, and its early exit is after {exit_config.layer}"
                 )
-            weights = read_early_exit(checkpoint.folder, loaded.config.hidden_size)
-            self._early_exit = weights.to(device), exit_config.layer
+            weights = read_early_exit(checkpoint.folder, loaded.config.hidden_size).to(device)
+            self.estimates = functools.partial(self.model.estimates, weights, exit_config.layer)
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)
-
-    def encode(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
-    ) -> list[EncodedPair]:
-        """See `PairTokenizer.encode`."""
-        return list(chain.from_iterable(self.slices(pairs, overflow, locate=locate)))
-
-    def slices(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
-    ) -> Iterator[list[EncodedPair]]:
-        """See `PairTokenizer.slices`; also logs how many passages were truncated."""
-        truncated = done = 0
-        for encoded in self._tokenizer.slices(pairs, overflow, locate=locate):
-            truncated += sum(pair.tokens_left_out > 0 for pair in encoded)
-            done += len(encoded)
-            if truncated and encoded and done == len(pairs):
-                logger.info("%d of %d passages were over the limit and were cut", truncated, len(pairs))
-            yield encoded
-
-    def estimates(
-        self, sequences: Sequence[Sequence[int]], passages: Sequence[range]
-    ) -> tuple[list[float], list[PartialStates]]:
-        """See `RerankModel.estimates`, with the checkpoint's early exit."""
-        if self._early_exit is None:
-            raise CheckpointError("the early exit was not loaded")
-        return self.model.estimates(*self._early_exit, sequences, passages)
-
-    def score(self, logit: float, tokens: int) -> Score:
-        """Make a score of a logit with the checkpoint's calibration."""
-        calibration = self._calibration
-        return Score.from_logit(logit, scale=calibration.scale, bias=calibration.bias, tokens=tokens)

@@ -131,7 +131,7 @@ def fit_early_exit(
     if layer >= model.layers:
         raise SettingsError(f"the model has {model.layers} layers; give a layer from 1 to {model.layers - 1}")
     encoded = [
-        model.encode([(query, passage) for passage in passages], "truncate", locate=True)
+        model.tokenizer.encode([(query, passage) for passage in passages], "truncate", locate=True)
         for query, passages in questions
     ]
     with tempfile.TemporaryDirectory() as scratch:
@@ -180,9 +180,8 @@ def _read(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> 
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
     logits = [0.0] * len(sequences)
     for batch in model.model.plan(sequences, BATCH_TOKENS["cpu"]):
-        row = [sequences[index] for index in batch]
-        partial = model.model.states(row, layer)
-        for index, hidden, logit in zip(batch, partial, model.model.logits(row, partial), strict=True):
+        partial = model.model.states(batch, layer)
+        for index, hidden, logit in zip(batch.members, partial, model.model.logits(batch, partial), strict=True):
             states[index], logits[index] = normalized(hidden.states).cpu(), logit
     return _Example(states, passages, torch.tensor(logits))
 

@@ -44,7 +44,7 @@ from mistral_rerank.local.checkpoints.trust import inner_folder, read_lora_confi
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
-from mistral_rerank.local.model.nf4 import import_bitsandbytes
+from mistral_rerank.local.model.quantization import import_bitsandbytes
 from mistral_rerank.local.model.rotary import forget_lengths
 from mistral_rerank.local.model.transformer import is_known
 from mistral_rerank.templates import DEFAULT_TEMPLATE

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.batching.packing import Pack, pack
-from mistral_rerank.local.batching.planning import plan_packs
+from mistral_rerank.local.batching.planning import plan_by_frequencies, plan_packed
 from mistral_rerank.local.model.attention import span_masks, window_of
 from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig, apply_head, sequence_means
 from mistral_rerank.local.model.rotary import same_frequencies
@@ -26,7 +27,7 @@ except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.training.groups import Group
@@ -55,11 +56,10 @@ class GroupCollator:
         """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
         pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
         sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
-        packs = [
-            packed
-            for members in same_frequencies(self._config, [len(sequence) for sequence in sequences])
-            for packed in self._rows(sequences, members)
-        ]
+        plan = functools.partial(plan_packed, budget=self._batch_tokens, share=self._pooling.shares)
+        frequencies = same_frequencies(self._config, [len(sequence) for sequence in sequences])
+        batches = plan_by_frequencies(plan, sequences, frequencies)
+        packs = [pack(batch, causal=not self._pooling.bidirectional) for batch in batches]
         order = torch.tensor([member for packed in packs for member in packed.members])
         nan = float("nan")
         grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
@@ -70,13 +70,6 @@ class GroupCollator:
             "grades": torch.tensor(grades),
             "teacher": torch.tensor(teacher) if teacher else None,
         }
-
-    def _rows(self, sequences: Sequence[Sequence[int]], members: Sequence[int]) -> Iterator[Pack]:
-        """Lay some of the sequences out in rows."""
-        own = [sequences[member] for member in members]
-        for groups in plan_packs(own, self._batch_tokens, share=self._pooling.shares):
-            packed = pack(own, groups, causal=not self._pooling.bidirectional)
-            yield replace(packed, members=tuple(members[place] for place in packed.members))
 
 
 def group_logits(

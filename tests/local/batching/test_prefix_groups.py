@@ -2,7 +2,7 @@
 
 import pytest
 
-from mistral_rerank.local.batching.prefix_groups import PrefixGroup, find_prefix_groups
+from mistral_rerank.local.batching.planning import PrefixGroup, find_prefix_groups
 
 QUESTION = list(range(10, 22))
 

@@ -48,9 +48,9 @@ def test_the_best_estimates_are_read_to_the_end_and_stay_in_front(data, pairs, c
         assert sorted(ranked[len(first) :], key=lambda pair: -estimates[pair]) == ranked[len(first) :]
 
 
-def test_without_a_number_all_are():
+def test_up_to_the_depth_all_are():
     pairs = [("a", "1"), ("a", "2"), ("a", "1")]
-    cascade = Cascade(pairs, None)
+    cascade = Cascade(pairs, 2)
     assert cascade.over_depth == []
     assert cascade.choose([]) == pairs
 

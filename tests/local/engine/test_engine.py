@@ -11,10 +11,9 @@ from itertools import pairwise
 import pytest
 
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
-from mistral_rerank.local.batching.planning import PaddedCost, plan_padded
+from mistral_rerank.local.batching.planning import plan_padded
 from mistral_rerank.local.engine import engine as module
-from mistral_rerank.local.engine.batch_size import BatchSize
-from mistral_rerank.local.engine.engine import Engine
+from mistral_rerank.local.engine.engine import BatchSize, Engine
 from mistral_rerank.local.engine.tokenizer import EncodedPair
 from mistral_rerank.reranker import Observer
 
@@ -36,7 +35,11 @@ class Lengths:
     def model(self):
         return self
 
-    def slices(self, pairs, overflow=None, *, locate=False):
+    @property
+    def tokenizer(self):
+        return self
+
+    def slices(self, pairs, overflow=None, *, instruction=None, locate=False):
         self.tokenized += [passage for _, passage in pairs]
         if pairs[-1][1] == "open":
             self.gate.set()
@@ -50,12 +53,10 @@ class Lengths:
         return [EncodedPair(parts, tuple(range(len(part) if locate else 0) for part in parts)) for parts in sequences]
 
     def plan(self, sequences, budget):
-        return plan_padded([len(ids) for ids in sequences], budget)
+        return plan_padded(sequences, budget)
 
-    def cost(self, sequences):
-        return PaddedCost(len(sequences), max(map(len, sequences)))
-
-    def logits(self, sequences, partial_states=()):
+    def logits(self, batch, partial_states=()):
+        sequences = batch.sequences
         self.partial_states += len(partial_states)
         assert not partial_states or partial_states == ["".join(map(chr, ids)) for ids in sequences]
         self.gate.wait(10)
@@ -64,11 +65,11 @@ class Lengths:
             raise MemoryError("too big")
         return [float(len(ids)) for ids in sequences]
 
-    def estimates(self, sequences, passages):
-        assert list(map(len, passages)) == list(map(len, sequences))
-        return [-logit for logit in self.logits(sequences)], ["".join(map(chr, ids)) for ids in sequences]
+    def estimates(self, batch, passages):
+        assert list(map(len, passages)) == list(map(len, batch.sequences))
+        return [-logit for logit in self.logits(batch)], ["".join(map(chr, ids)) for ids in batch.sequences]
 
-    def score(self, logit, tokens=0):
+    def score(self, logit, *, tokens):
         return Score.from_logit(logit)
 
 
@@ -179,9 +180,9 @@ def test_what_is_kept_between_passes_is_bounded_over_all_calls(monkeypatch):
     held = []
 
     class Watching(Lengths):
-        def logits(self, sequences, partial_states=()):
+        def logits(self, batch, partial_states=()):
             held.append(sum(len(ids) for job in made._jobs for ids in job.states))
-            return super().logits(sequences, partial_states)
+            return super().logits(batch, partial_states)
 
     scorer = Watching()
     made = engine(scorer, batch_tokens=4)
@@ -195,10 +196,10 @@ def test_what_is_kept_between_passes_is_bounded_over_all_calls(monkeypatch):
 
 def test_running_out_of_memory_frees_what_is_kept_before_it_halves_a_batch():
     class Tight(Lengths):
-        def logits(self, sequences, partial_states=()):
+        def logits(self, batch, partial_states=()):
             self.memory = 6 if any(job.states for job in made._jobs) and not self.held else 10**9
             self.held = self.held or self.memory == 6
-            return super().logits(sequences, partial_states)
+            return super().logits(batch, partial_states)
 
     scorer = Tight()
     scorer.held = False
@@ -383,7 +384,7 @@ def test_cancelled_calls_are_not_tokenized():
     tokenizing, may_go_on = threading.Event(), threading.Event()
 
     class Slow(Lengths):
-        def slices(self, pairs, overflow=None, *, locate=False):
+        def slices(self, pairs, overflow=None, *, instruction=None, locate=False):
             if pairs[0][1] == "slow":
                 tokenizing.set()
                 may_go_on.wait(10)
@@ -403,7 +404,7 @@ def test_cancelled_calls_are_not_tokenized():
 
 def test_a_call_with_much_text_holds_up_no_batch_and_no_other_calls_tokens():
     class Slices(Lengths):
-        def slices(self, pairs, overflow=None, *, locate=False):
+        def slices(self, pairs, overflow=None, *, instruction=None, locate=False):
             for pair in pairs:
                 if pair[1] == "wait":
                     answered.wait(10)

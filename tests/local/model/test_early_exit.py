@@ -71,12 +71,16 @@ def test_estimates_are_those_of_transformers_own_states(layer, reading):
             ).hidden_states[layer][0]
             wanted.append(early_exit([states], [passage]).item())
     assert max(wanted) - min(wanted) > 0.1
-    estimates, partial_states = ours.estimates(early_exit, layer, sequences, passages)
-    assert estimates == pytest.approx(wanted, abs=1e-4)
+    (batch,) = ours.plan(sequences, 10**9)
+    estimates, partial_states = ours.estimates(early_exit, layer, batch, [passages[place] for place in batch.members])
+    assert estimates == pytest.approx([wanted[place] for place in batch.members], abs=1e-4)
+    states = dict(zip(batch.members, partial_states, strict=True))
+    logits = dict(zip(batch.members, ours.logits(batch), strict=True))
     some = [3, 1]
-    logits = ours.logits(sequences)
-    gone_on = ours.logits([sequences[place] for place in some], [partial_states[place] for place in some])
-    assert gone_on == pytest.approx([logits[place] for place in some], abs=1e-4)
+    (resumed,) = ours.plan([sequences[place] for place in some], 10**9)
+    order = [some[member] for member in resumed.members]
+    gone_on = ours.logits(resumed, [states[place] for place in order])
+    assert gone_on == pytest.approx([logits[place] for place in order], abs=1e-4)
 
 
 def test_passages_of_the_second_pass_have_the_whole_models_scores_and_come_first(checkpoint, pairs, tiny_reranker):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import plain_logits, tiny_config
+from support import model_logits, plain_logits, tiny_config
 from torch.nn.attention import varlen
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank.local.batching.packing import pack
-from mistral_rerank.local.batching.prefix_groups import group_by_prefix
+from mistral_rerank.local.batching.planning import plan_packed
 from mistral_rerank.local.model import rerank_model as models
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
@@ -59,7 +59,7 @@ def states(packed, dtype=torch.float32):
 @pytest.mark.parametrize("window", [None, 8, 1000])
 @pytest.mark.parametrize("causal", [True, False])
 def test_it_gives_what_a_call_for_each_span_gives(window, causal):
-    packed = pack(SEQUENCES, group_by_prefix(SEQUENCES, share=causal), causal=causal).padded_to_bucket()
+    packed = pack(*plan_packed(SEQUENCES, 10**9, share=causal), causal=causal).padded_to_bucket()
     query, key, value = states(packed)
     ours, expected = (kind(packed, window, CPU) for kind in (FlashAttention, SpanAttention))
     for way, asked in (("all_tokens", query), ("last_tokens", query[:, :, packed.last])):
@@ -78,7 +78,7 @@ def test_scores_equal_transformers_own_one_at_a_time(window, data):
     prefixes = data.draw(st.lists(ids, min_size=1, max_size=3))
     suffixes = data.draw(st.lists(st.tuples(st.sampled_from(prefixes), ids), min_size=1, max_size=12))
     sequences = [prefix + rest for prefix, rest in suffixes]
-    packed = pack(sequences, group_by_prefix(sequences))
+    packed = pack(*plan_packed(sequences, 10**9))
     ours = PackedBackbone(copy.deepcopy(reference.base_model), CPU, attention=FlashAttention)
     with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
         patch.setattr(varlen, "varlen_attn", plain_kernel)
@@ -111,7 +111,7 @@ def test_short_and_long_sequences_keep_their_own_rotary_frequencies(monkeypatch,
     taken = copy.deepcopy(reference)
     ours = models.RerankModel(taken.base_model, taken.score, CPU)
     expected = [logit for ids in SEQUENCES for logit in plain_logits(copy.deepcopy(reference), [ids])]
-    assert ours.logits(SEQUENCES) == pytest.approx(expected, abs=1e-4)
+    assert model_logits(ours, SEQUENCES) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.usefixtures("kernel")
@@ -162,7 +162,7 @@ def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, 
 
 def test_pytorchs_own_kernel_takes_what_it_is_given():
     """Shapes, dtypes and names alone: tensors on the meta device hold no values."""
-    packed = pack(SEQUENCES, group_by_prefix(SEQUENCES))
+    packed = pack(*plan_packed(SEQUENCES, 10**9))
     meta = torch.device("meta")
     for window in (None, 8):
         attention = FlashAttention(packed, window, meta)

@@ -8,8 +8,7 @@ import torch
 from command import run as run_command
 
 from mistral_rerank import SettingsError, open_reranker
-from mistral_rerank.local.model import int8
-from mistral_rerank.local.model.int8 import ActivationQuantizer, Int8Linear, multiplies_bytes
+from mistral_rerank.local.model.quantization import QMAX, ActivationQuantizer, Int8Linear, multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
 
 here = pytest.mark.skipif(not multiplies_bytes(), reason="this CPU has no VNNI instructions")
@@ -29,7 +28,7 @@ def test_a_linear_is_the_product_of_rounded_factors(dtype, bias):
     linear = torch.nn.Linear(96, 40, bias=bias).to(dtype)
     states = torch.randn(7, 96).to(dtype)
     states[1] *= 1000  # another token's size must not matter
-    wanted = rounded(states.float(), int8.QMAX) @ rounded(linear.weight.detach().float(), 127).T
+    wanted = rounded(states.float(), QMAX) @ rounded(linear.weight.detach().float(), 127).T
     wanted = wanted + linear.bias.detach().float() if bias else wanted
     with torch.inference_mode():
         found = Int8Linear(linear)(states, ActivationQuantizer())

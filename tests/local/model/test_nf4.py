@@ -8,8 +8,7 @@ import torch
 from command import run as run_command
 
 from mistral_rerank import MissingDependencyError, SettingsError, open_reranker
-from mistral_rerank.local.model.int8 import ActivationQuantizer
-from mistral_rerank.local.model.nf4 import NF4Linear
+from mistral_rerank.local.model.quantization import ActivationQuantizer, NF4Linear
 from mistral_rerank.local.reranker import LocalReranker
 
 NF4 = (  # the 16 values, from QLoRA's appendix E (arXiv 2305.14314)

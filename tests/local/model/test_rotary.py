@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from support import plain_logits, tiny_config
+from support import model_logits, plain_logits, tiny_config
 from transformers import (
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -81,8 +81,8 @@ def test_sequences_keep_their_own_frequencies_beside_shorter_and_longer_ones(kin
     model = made(kind, architecture=LlamaForSequenceClassification)
     expected = alone(model, SEQUENCES)
     reranker = ours(model, packed=packed)
-    assert reranker.logits(SEQUENCES) == pytest.approx(expected, abs=1e-4)
-    assert reranker.logits(SEQUENCES[::-1])[::-1] == pytest.approx(expected, abs=1e-4)
+    assert model_logits(reranker, SEQUENCES) == pytest.approx(expected, abs=1e-4)
+    assert model_logits(reranker, SEQUENCES[::-1])[::-1] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
@@ -91,15 +91,17 @@ def test_scores_up_to_position_8192_are_those_of_transformers(kind, packed):
     model = made(kind, trained=2048, num_attention_heads=2, num_hidden_layers=2, initializer_range=0.1)
     lengths = (8192, 2500, 2048, 300)
     sequences = [[(11 * n + length) % 90 + 3 for n in range(length)] for length in lengths]
-    assert ours(model, packed=packed).logits(sequences) == pytest.approx(alone(model, sequences), abs=1e-4)
+    assert model_logits(ours(model, packed=packed), sequences) == pytest.approx(alone(model, sequences), abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
 def test_a_cascade_goes_on_with_the_same_frequencies(kind):
     model = made(kind)
     reranker = ours(model, resumable=True)
-    partial_states = reranker.states(SEQUENCES, 2)
-    assert reranker.logits(SEQUENCES, partial_states) == pytest.approx(alone(model, SEQUENCES), abs=1e-4)
+    expected = alone(model, SEQUENCES)
+    for batch in reranker.plan(SEQUENCES, 10**9):
+        logits = reranker.logits(batch, reranker.states(batch, 2))
+        assert logits == pytest.approx([expected[member] for member in batch.members], abs=1e-4)
 
 
 OTHERS = {
@@ -135,15 +137,15 @@ def test_other_architectures_keep_each_sequences_frequencies_too(name):
     ).eval()
     expected = alone(model, SEQUENCES)
     reranker = ours(model)
-    assert reranker.logits(SEQUENCES) == pytest.approx(expected, abs=1e-4)
-    assert reranker.logits(SEQUENCES[::-1])[::-1] == pytest.approx(expected, abs=1e-4)
+    assert model_logits(reranker, SEQUENCES) == pytest.approx(expected, abs=1e-4)
+    assert model_logits(reranker, SEQUENCES[::-1])[::-1] == pytest.approx(expected, abs=1e-4)
 
 
 def test_sequences_are_grouped_by_what_their_frequencies_depend_on():
     lengths = [10, 64, 65, 70, 65, 5]
-    assert same_frequencies(made("yarn").config, lengths) == [[0, 1, 2, 3, 4, 5]]
-    assert same_frequencies(made("longrope").config, lengths) == [[0, 1, 5], [2, 3, 4]]
-    assert same_frequencies(made("dynamic").config, lengths) == [[0, 1, 5], [2, 4], [3]]
+    assert same_frequencies(made("yarn").config, lengths) == {(): [0, 1, 2, 3, 4, 5]}
+    assert same_frequencies(made("longrope").config, lengths) == {(0,): [0, 1, 5], (1,): [2, 3, 4]}
+    assert same_frequencies(made("dynamic").config, lengths) == {(0,): [0, 1, 5], (65,): [2, 4], (70,): [3]}
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +190,7 @@ def test_long_inputs_lose_no_more_in_bfloat16_than_in_transformers(checkpoints):
     )
     sequences = [[(7 * n + 13 * start) % 400 + 3 for n in range(900)] for start in range(8)]
     loaded = load_model(open_checkpoint(str(folder)), dtype=torch.bfloat16)
-    found = RerankModel(loaded.base_model, loaded.score, CPU).logits(sequences)
+    found = model_logits(RerankModel(loaded.base_model, loaded.score, CPU), sequences)
     expected = torch.tensor(plain_logits(exact, sequences))
     error, usual = (
         (torch.tensor(logits) - expected).square().mean().sqrt() for logits in (found, plain_logits(theirs, sequences))

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-from support import plain_logits, tiny_config
+from support import model_logits, plain_logits, tiny_config
 from transformers import (
     GPT2Config,
     GPT2Model,
@@ -19,7 +19,7 @@ from transformers import (
 from transformers import Qwen2ForSequenceClassification as Qwen2
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.model.int8 import multiplies_bytes
+from mistral_rerank.local.model.quantization import multiplies_bytes
 from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.local.model.transformer import is_known
 from mistral_rerank.reranker import Quantization
@@ -72,8 +72,10 @@ def test_scores_are_those_of_transformers(name):
     model = made(name)
     expected = plain_logits(model, SEQUENCES)
     ours = packed(model)
-    assert ours.logits(SEQUENCES) == pytest.approx(expected, abs=1e-4)
-    assert ours.logits(SEQUENCES[::-1])[::-1] == pytest.approx(expected, abs=1e-4), "nothing is left of the last row"
+    assert model_logits(ours, SEQUENCES) == pytest.approx(expected, abs=1e-4)
+    assert model_logits(ours, SEQUENCES[::-1])[::-1] == pytest.approx(expected, abs=1e-4), (
+        "nothing is left of the last row"
+    )
 
 
 def errors(model, *others):
@@ -81,7 +83,7 @@ def errors(model, *others):
     sequences = [[(7 * n + start) % 90 + 3 for n in range(5 + 11 * start % 70)] for start in range(40)]
     expected = torch.tensor(plain_logits(model, sequences))
     found = (
-        other.logits(sequences) if isinstance(other, RerankModel) else plain_logits(other, sequences)
+        model_logits(other, sequences) if isinstance(other, RerankModel) else plain_logits(other, sequences)
         for other in others
     )
     return [
@@ -103,7 +105,7 @@ def test_weights_are_not_held_twice(quantization):
     held = [weakref.ref(layer.mlp.down_proj.weight) for layer in model.base_model.layers]
     ours = RerankModel(model.base_model, model.score, torch.device("cpu"), quantization=quantization)
     assert not any(weight() for weight in held)
-    assert len(ours.logits(SEQUENCES)) == len(SEQUENCES)
+    assert len(model_logits(ours, SEQUENCES)) == len(SEQUENCES)
 
 
 def test_what_has_no_layers_is_not_known():
@@ -114,7 +116,7 @@ def test_another_architecture_runs_in_its_own_way_and_not_in_fewer_bits():
     torch.manual_seed(0)
     model = Qwen2(Qwen2Config(**SHAPE | {"initializer_range": 0.2})).eval()
     assert not is_known(model.base_model)
-    assert packed(model).logits(SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
+    assert model_logits(packed(model), SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
     for quantization in get_args(Quantization):
         with pytest.raises(CheckpointError, match="leave it out"):
             packed(model, quantization=quantization)
@@ -137,7 +139,7 @@ def test_scores_in_4_bits_are_those_of_the_rounded_weights(name):
         if isinstance(module, torch.nn.Linear):
             rounded = quantize_4bit(module.weight.detach(), quant_type="nf4", compress_statistics=True)
             module.weight.data = dequantize_4bit(*rounded)
-    assert ours.logits(SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
+    assert model_logits(ours, SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
 
 
 def test_a_rounded_model_lets_go_of_the_memory_that_its_weights_were_read_into():

@@ -1,1 +1,1 @@
-"""Batching: prefix groups, batch planning, and packing into rows without padding."""
+"""Batching: planning batches, and packing them into rows without padding."""

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+from mistral_rerank.local.batching.planning import bucket_length
 
-    from mistral_rerank.local.batching.prefix_groups import PrefixGroup
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mistral_rerank.local.batching.planning import Batch
 
 SPAN_TOKENS = 256
 """The most suffix tokens of a prefix group that attend in one call."""
@@ -64,7 +66,7 @@ class Pack:
     Attributes:
         ids: (1, tokens) int64.
         positions: (1, tokens) int64, of each token in its sequence.
-        members: positions in the batch of the sequences that it holds.
+        members: those of its batch.
         last: (members,) int64, index of each member's last token in the row.
         spans: cover the row from left to right.
 
@@ -90,43 +92,17 @@ class Pack:
         return replace(self, ids=ids, positions=positions, spans=(*self.spans, Span(tokens, tokens + padding)))
 
 
-def bucket_length(tokens: int) -> int:
-    """Round the length of a row up; long rows get 1% longer on average.
-
-    oneDNN compiles and caches kernels for every number of rows: milliseconds and a megabyte for each.
-    """
-    step = _bucket_step(tokens)
-    return -(-tokens // step) * step
-
-
-def bucket_capacity(budget: int) -> int:
-    """Return the longest row whose `bucket_length` is at most `budget`; at least 1."""
-    return max(1, budget // _bucket_step(budget) * _bucket_step(budget))
-
-
-def _bucket_step(tokens: int) -> int:
-    return max(8, 1 << tokens.bit_length() >> 6)
-
-
-def pack(sequences: Sequence[Sequence[int]], groups: Sequence[PrefixGroup], *, causal: bool = True) -> Pack:
-    """Lay out prefix groups in one row, longest first, so that sequences of one length are neighbours.
-
-    Args:
-        sequences: token ids.
-        groups: of the sequences to lay out.
-        causal: whether attention is causal; otherwise no group may have a prefix.
-
-    """
+def pack(batch: Batch, *, causal: bool = True) -> Pack:
+    """Lay out the prefix groups of a packed batch in one row; without `causal` attention no group has a prefix."""
     ids: list[int] = []
     positions: list[int] = []
     last: list[int] = []
     spans: list[Span] = []
-    groups = sorted(groups, key=lambda group: (group.prefix > 0, -len(sequences[group.members[0]])))
-    for group in groups:
+    for group in batch.groups or ():
         if not group.prefix:
             for member in group.members:
-                start, length = len(ids), len(sequences[member])
-                ids += sequences[member]
+                start, length = len(ids), len(batch.sequences[member])
+                ids += batch.sequences[member]
                 positions += range(length)
                 last.append(len(ids) - 1)
                 if spans and start - spans[-1].start == length * spans[-1].sequences:
@@ -135,13 +111,13 @@ def pack(sequences: Sequence[Sequence[int]], groups: Sequence[PrefixGroup], *, c
                     spans.append(Span(start, len(ids), causal=causal))
             continue
         prefix = (len(ids), len(ids) + group.prefix)
-        ids += sequences[group.members[0]][: group.prefix]
+        ids += batch.sequences[group.members[0]][: group.prefix]
         positions += range(group.prefix)
         spans.append(Span(*prefix))
         start = len(ids)
         suffixes: list[int] = []
         for member in group.members:
-            suffix = sequences[member][group.prefix :]
+            suffix = batch.sequences[member][group.prefix :]
             if suffixes and len(ids) - start + len(suffix) > SPAN_TOKENS:
                 spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes)))
                 start, suffixes = len(ids), []
@@ -150,8 +126,7 @@ def pack(sequences: Sequence[Sequence[int]], groups: Sequence[PrefixGroup], *, c
             last.append(len(ids) - 1)
             suffixes.append(len(suffix))
         spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes)))
-    members = tuple(member for group in groups for member in group.members)
-    return Pack(torch.tensor([ids]), torch.tensor([positions]), members, torch.tensor(last), tuple(spans))
+    return Pack(torch.tensor([ids]), torch.tensor([positions]), batch.members, torch.tensor(last), tuple(spans))
 
 
 def segments(packed: Pack) -> Iterator[tuple[range, ...]]:

@@ -15,11 +15,7 @@ if TYPE_CHECKING:
 
 
 class Cascade:
-    """The cascade over the pairs of one call.
-
-    Args:
-        pairs: questions with passages.
-        cascade_depth: the number of passages of a question that reach the second pass; None for all.
+    """The cascade over the pairs of one call; `depth` passages of a question reach the second pass.
 
     Attributes:
         over_depth: the pairs of questions with more passages than that, without duplicates. The first pass estimates
@@ -27,14 +23,14 @@ class Cascade:
 
     """
 
-    def __init__(self, pairs: Sequence[Pair], cascade_depth: int | None) -> None:
-        self._pairs = pairs
-        self._depth = len(pairs) if cascade_depth is None else cascade_depth
+    def __init__(self, pairs: Sequence[Pair], depth: int) -> None:
+        self._pairs, self._depth = pairs, depth
         self._estimates: dict[Pair, Score] = {}
         self.over_depth: list[Pair] = []
-        if len(pairs) > self._depth:
-            passages = Counter(question for question, _ in dict.fromkeys(pairs))
-            self.over_depth = [pair for pair in dict.fromkeys(pairs) if passages[pair[0]] > self._depth]
+        if len(pairs) > depth:
+            distinct = dict.fromkeys(pairs)
+            passages = Counter(question for question, _ in distinct)
+            self.over_depth = [pair for pair in distinct if passages[pair[0]] > depth]
 
     def choose(self, estimates: Sequence[Score]) -> Sequence[Pair]:
         """Choose the pairs of the second pass from the estimates of the first, in input order.
@@ -42,8 +38,6 @@ class Cascade:
         Of a question over the cascade's depth these are the passages with the highest estimates; ties go to the
         earlier passage.
         """
-        if not self.over_depth:
-            return self._pairs
         estimated = dict(zip(self.over_depth, estimates, strict=True))
         chosen: Counter[str] = Counter()
         for pair in sorted(estimated, key=lambda pair: -estimated[pair].logit):
@@ -58,8 +52,6 @@ class Cascade:
         Estimates rank below every score of the same question's second pass: one that is higher is lowered to the next
         smaller number. Their order stays.
         """
-        if not self.over_depth:
-            return list(scores)
         remaining = iter(scores)
         by_pair = {pair: next(remaining) for pair in self._pairs if pair not in self._estimates}
         lowest: dict[str, Score] = {}

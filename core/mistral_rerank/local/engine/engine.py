@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank._forks import ForkLock, after_fork
 from mistral_rerank.errors import RerankerClosedError, ScoringError
-from mistral_rerank.local.engine.batch_size import BatchSize
-from mistral_rerank.local.engine.job import Batch, Job, plan_batches
+from mistral_rerank.local.batching.planning import joined_tokens
+from mistral_rerank.local.engine.job import Job, join_batches, plan_batches
 from mistral_rerank.local.engine.tokenizer_stage import TokenizerStage
 from mistral_rerank.reranker import Observer
 
@@ -35,11 +35,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.errors import RerankError
-    from mistral_rerank.local.engine.job import Choice, Item, Scorer
+    from mistral_rerank.local.engine.job import Choice, QueuedBatch, Scorer
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 STATE_BYTES = 512 * 1024**2
 """The memory for partial hidden states: 230,000 tokens of mini, 32,768 of a Mistral-7B."""
+
+FIRST_WAIT = 8
+LONGEST_WAIT = 1024
 
 
 class Engine:
@@ -92,20 +95,26 @@ class Engine:
         self._refusal = self._refusal or self._in_child
 
     def submit(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, choice: Choice | None = None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None = None,
+        *,
+        instruction: str | None = None,
+        choice: Choice | None = None,
     ) -> Future[list[Score]]:
         """Queue pairs; the future's result is one score for each, in input order. Cancelling it drops the job.
 
         Args:
             pairs: questions with passages.
-            overflow: as in `Scorer.slices`.
+            overflow: as in `PairTokenizer.slices`.
+            instruction: likewise.
             choice: of a call with a cascade; the result is then the scores of the pairs that it chooses.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = Job(pairs, overflow, choice)
+        job = Job(pairs, overflow, instruction, choice)
         with self._lock:
             if self._refusal is not None:
                 raise type(self._refusal)(*self._refusal.args)
@@ -151,7 +160,8 @@ class Engine:
     def _run(self) -> None:
         while self._receive():
             with self._fork_lock:
-                self._admit()
+                if self._pending:
+                    self._admit()
                 if self._jobs and self._stage.scorer is not None:
                     self._step(self._stage.scorer)
         self._stage.scorer = None
@@ -194,11 +204,11 @@ class Engine:
             return
         job = self._jobs[0]
         try:
-            batch = self._next_batch(scorer, job)
+            queued = self._next_batch(scorer, job)
         except BaseException as error:
             self._fail(job, error)
             return
-        self._score(scorer, batch)
+        self._score(scorer, queued)
         self._jobs.rotate(-1)
         self._advance(scorer)
 
@@ -208,74 +218,75 @@ class Engine:
             if job.advance(scorer, self._size.tokens):
                 self._jobs.remove(job)
 
-    def _score(self, scorer: Scorer, batch: Batch) -> None:
+    def _score(self, scorer: Scorer, queued: QueuedBatch) -> None:
         """Score a batch. If it fails and several jobs share it, each is tried alone, and fails alone."""
-        jobs = list({id(item.job): item.job for item in batch.items}.values())
+        jobs = list({id(item.job): item.job for item in queued.items}.values())
         start = time.perf_counter()
         try:
             for job in jobs:
                 if job.submitted is not None:
                     self.observer.started(start - job.submitted)
                     job.submitted = None
-            logits = self._logits(scorer, batch.items, resumes=batch.resumes)
+            self._forward(scorer, queued, resumes=queued.resumes)
             self._size.succeeded()
-            self.observer.ran_batch(len(batch.items), batch.cost.tokens, time.perf_counter() - start)
+            self.observer.ran_batch(len(queued.items), queued.batch.tokens, time.perf_counter() - start)
         except BaseException as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
                 return
             for job in jobs:
-                items = [item for item in batch.items if item.job is job]
-                self._score(scorer, Batch(items, scorer.model.cost([item.ids for item in items]), batch.resumes))
-            return
-        for item, logit in zip(batch.items, logits, strict=True):
-            item.job.record(item, logit)
+                self._score(scorer, queued.select(i for i, item in enumerate(queued.items) if item.job is job))
 
     def _fail(self, job: Job, error: BaseException) -> None:
         job.fail(error)
         self._jobs.remove(job)
 
-    def _next_batch(self, scorer: Scorer, job: Job) -> Batch:
-        batch = job.waiting.popleft()
+    def _next_batch(self, scorer: Scorer, job: Job) -> QueuedBatch:
+        queued = job.waiting.popleft()
         budget = self._size.tokens
-        if len(batch.items) > 1 and batch.cost.tokens > budget:  # planned before the size was reduced
-            batch, *later = plan_batches(scorer.model, batch.items, budget, resumes=batch.resumes)
+        if len(queued.items) > 1 and queued.batch.tokens > budget:  # planned before the size was reduced
+            queued, *later = plan_batches(scorer.model, queued.items, budget, resumes=queued.resumes)
             job.waiting.extendleft(reversed(later))
-        if not self._share:
-            return batch
-        items, cost = list(batch.items), batch.cost
-        for other in list(self._jobs)[1:]:
-            while other.waiting and other.waiting[0].kind == batch.kind and not other.future.cancelled():
-                joint_cost = cost + other.waiting[0].cost
-                if joint_cost.tokens > budget:
+        batches = [queued]
+        for other in list(self._jobs)[1:] if self._share else ():
+            while other.waiting and other.waiting[0].kind == queued.kind and not other.future.cancelled():
+                joined = [*batches, other.waiting[0]]
+                if joined_tokens([part.batch for part in joined]) > budget:
                     break
-                items += other.waiting.popleft().items
-                cost = joint_cost
-        return Batch(items, cost, batch.resumes)
+                batches = joined
+                other.waiting.popleft()
+        return join_batches(batches)
 
-    def _logits(self, scorer: Scorer, items: list[Item], *, resumes: bool) -> list[float]:
-        """Score a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
-        sequences = [item.ids for item in items]
+    def _forward(self, scorer: Scorer, queued: QueuedBatch, *, resumes: bool) -> None:
+        """Run a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
+        items, number = queued.items, len(queued.items)
         try:
-            if not items[0].job.estimating:
-                partial_states = [item.job.states.get(item.ids) for item in items] if resumes else []
-                return scorer.model.logits(sequences, [] if None in partial_states else partial_states)
-            estimates, partial_states = scorer.estimates(sequences, [item.passage for item in items])
-            for item, partial in zip(items, partial_states, strict=True):
-                item.job.keep(item, partial)
-            return estimates
+            if items[0].job.estimating:
+                logits, states = scorer.estimates(queued.batch, [item.passage for item in items])
+                for item, partial in zip(items, states, strict=True):
+                    item.job.keep(item, partial)
+            else:
+                states = [item.job.states.get(item.ids) for item in items] if resumes else []
+                logits = scorer.model.logits(queued.batch, [] if None in states else states)
         except MemoryError as error:
             has_freed = self._free_states()
-            if len(sequences) == 1 and not has_freed:
+            if number == 1 and not has_freed:
                 raise ScoringError(
-                    f"out of memory for a single pair of {len(sequences[0])} tokens; lower max_length, or use "
+                    f"out of memory for a single pair of {len(items[0].ids)} tokens; lower max_length, or use "
                     "a smaller dtype or another device"
                 ) from error
+        else:
+            for item, logit in zip(items, logits, strict=True):
+                item.job.record(item, logit)
+            return
         if has_freed:
-            return self._logits(scorer, items, resumes=False)
-        half = (len(sequences) + 1) // 2
-        self._size.out_of_memory(scorer.model.cost(sequences[:half]).tokens)
-        return [logit for part in (items[:half], items[half:]) for logit in self._logits(scorer, part, resumes=resumes)]
+            self._forward(scorer, queued, resumes=False)
+            return
+        half = (number + 1) // 2
+        halves = [queued.select(range(half)), queued.select(range(half, number))]
+        self._size.out_of_memory(halves[0].batch.tokens)
+        for part in halves:
+            self._forward(scorer, part, resumes=resumes)
 
     def _free_states(self) -> bool:
         """Free the partial hidden states of all jobs, which are then recomputed; True if there were any."""
@@ -287,3 +298,43 @@ class Engine:
 
 def _closed_error() -> RerankError:
     return RerankerClosedError("the reranker was closed before these pairs were scored")
+
+
+class BatchSize:
+    """The most tokens that a batch may compute.
+
+    After `FIRST_WAIT` batches without an error the size doubles, up to the initial size. Each time that this was too
+    early, the next wait doubles too, up to `LONGEST_WAIT`.
+
+    Attributes:
+        tokens: the current size.
+
+    """
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = self._initial = tokens
+        self._wait = FIRST_WAIT
+        self._successes = 0
+        self._has_grown = False
+
+    def out_of_memory(self, tokens: int) -> None:
+        """Reduce the size to `tokens` after a larger batch did not fit."""
+        self.tokens = max(1, min(self.tokens, tokens))
+        self._successes = 0
+        if self._has_grown:
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._has_grown = False
+
+    def succeeded(self) -> None:
+        """Count a batch that fitted."""
+        if self.tokens == self._initial and not self._has_grown:
+            return
+        self._successes += 1
+        if self._successes < self._wait:
+            return
+        self._successes = 0
+        self._has_grown = self.tokens < self._initial
+        if self._has_grown:
+            self.tokens = min(2 * self.tokens, self._initial)
+        else:
+            self._wait = FIRST_WAIT

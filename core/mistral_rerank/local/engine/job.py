@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mistral_rerank.local.batching.planning import Batch, join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mistral_rerank.local.engine.tokenizer import EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
-
-class Cost(Protocol):
-    """The cost of a batch; the sum of two is the cost of both in one batch, or an upper bound."""
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are computed."""
-
-    def __add__(self, other: Self, /) -> Self: ...
+logger = logging.getLogger(__name__)
 
 
 class Model(Protocol):
     """What the engine needs of a model."""
 
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-        """Put sequences into batches of at most `budget` computed tokens: lists of positions."""
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
+        """Put sequences into batches of at most `budget` computed tokens."""
 
-    def cost(self, sequences: Sequence[Sequence[int]]) -> Cost:
-        """Return the cost of a batch of these sequences."""
-
-    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[Any]) -> list[float]:
+    def logits(self, batch: Batch, partial_states: Sequence[Any]) -> list[float]:
         """Score one batch, resuming from `partial_states` if there are any.
 
         Raises:
@@ -43,8 +35,29 @@ class Model(Protocol):
         """
 
 
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer."""
+
+    def slices(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, *, instruction: str | None, locate: bool
+    ) -> Iterator[list[EncodedPair]]:
+        """Tokenize pairs in input order, in steps of bounded work; a step yields some of them, or none yet.
+
+        Args:
+            pairs: questions with passages.
+            overflow: what happens to pairs over the limit; None for the checkpoint's default.
+            instruction: to the model; None for the checkpoint's default.
+            locate: whether to find the passages' tokens.
+
+        """
+
+
 class Scorer(Protocol):
     """What the engine needs of a loaded checkpoint."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer."""
 
     @property
     def model(self) -> Model:
@@ -54,23 +67,13 @@ class Scorer(Protocol):
     def state_bytes(self) -> int:
         """Bytes that the partial hidden state of a token takes."""
 
-    def slices(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> Iterator[list[EncodedPair]]:
-        """Tokenize pairs in input order, in steps of bounded work; a step yields some of them, or none yet.
-
-        Args:
-            pairs: questions with passages.
-            overflow: what happens to pairs over the limit; None for the checkpoint's default.
-            locate: whether to find the passages' tokens.
-
-        """
-
-    def estimates(self, sequences: Sequence[Sequence[int]], passages: Sequence[range]) -> tuple[list[float], list[Any]]:
+    def estimates(self, batch: Batch, passages: Sequence[range]) -> tuple[list[float], list[Any]]:
         """Estimate the logits of one batch; also return the partial hidden states of each sequence.
 
         `passages` are the passages' tokens. Raises MemoryError like `Model.logits`.
         """
 
-    def score(self, logit: float, tokens: int) -> Score:
+    def score(self, logit: float, *, tokens: int) -> Score:
         """Make a score of a logit and a number of tokens; ScoringError if the logit is not finite."""
 
 
@@ -96,17 +99,22 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Sequences that share a forward; `resumes` if it resumes from partial hidden states of all of them."""
+class QueuedBatch:
+    """A batch and the items of its sequences; `resumes` if it resumes from partial hidden states of all of them."""
 
     items: list[Item]
-    cost: Any  # a Cost; batches of one model have the same type
+    batch: Batch
     resumes: bool = False
 
     @property
-    def kind(self) -> tuple[bool, bool]:
+    def kind(self) -> tuple[object, ...]:
         """Which forward it needs; batches of the same kind can be joined."""
-        return self.items[0].job.estimating, self.resumes
+        return self.items[0].job.estimating, self.resumes, self.batch.frequencies
+
+    def select(self, positions: Iterable[int]) -> QueuedBatch:
+        """Make a batch of some of the items."""
+        part = self.batch.select(positions)
+        return QueuedBatch([self.items[member] for member in part.members], part, self.resumes)
 
 
 class Job:
@@ -124,15 +132,17 @@ class Job:
 
     """
 
-    def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None, choice: Choice | None) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None, choice: Choice | None
+    ) -> None:
         self.future: Future[list[Score]] = Future()
         self.estimating = choice is not None
-        self.waiting: deque[Batch] = deque()
+        self.waiting: deque[QueuedBatch] = deque()
         self.states: dict[tuple[int, ...], Any] = {}
         self.need = self.granted = 0
         self.submitted: float | None = time.perf_counter()
         self.tokenizing = 0.0
-        self._pairs, self._overflow, self._choice = pairs, overflow, choice
+        self._pairs, self._overflow, self._instruction, self._choice = pairs, overflow, instruction, choice
         self._steps: Iterator[list[EncodedPair]] | None = None
         self._encoded: list[EncodedPair] = []
         self._logits: list[float] = []
@@ -144,11 +154,16 @@ class Job:
         """Tokenize some of the pairs; True if these were the last."""
         start = time.perf_counter()
         if self._steps is None:
-            self._steps = scorer.slices(self._pairs, self._overflow, locate=self.estimating)
+            self._steps = scorer.tokenizer.slices(
+                self._pairs, self._overflow, instruction=self._instruction, locate=self.estimating
+            )
         if len(self._encoded) < len(self._pairs):
             self._encoded += next(self._steps)
         self.tokenizing += time.perf_counter() - start
-        return len(self._encoded) == len(self._pairs)
+        is_done = len(self._encoded) == len(self._pairs)
+        if is_done and (truncated := sum(pair.tokens_left_out > 0 for pair in self._encoded)):
+            logger.info("%d of %d passages were over the limit and were cut", truncated, len(self._pairs))
+        return is_done
 
     def plan(self, scorer: Scorer, budget: int) -> None:
         """Plan the batches of the first pass."""
@@ -171,7 +186,7 @@ class Job:
         self.states = {ids: states for ids, states in self.states.items() if ids in owners}
         for resumes in (False, True):
             alike = [item for item in items if (item.ids in self.states) == resumes]
-            self.waiting += plan_batches(scorer.model, alike, budget, resumes=resumes) if alike else []
+            self.waiting += plan_batches(scorer.model, alike, budget, resumes=resumes)
         self._logits = [float("-inf")] * len(encoded)
         self._tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
@@ -201,7 +216,9 @@ class Job:
     def advance(self, scorer: Scorer, budget: int) -> bool:
         """After the last batch of a pass, start the second or resolve the future; True if the job is done."""
         try:
-            scores = [scorer.score(*pair) for pair in zip(self._logits, self._tokens, strict=True)]
+            scores = [
+                scorer.score(logit, tokens=tokens) for logit, tokens in zip(self._logits, self._tokens, strict=True)
+            ]
             if self.estimating and self._choice is not None:
                 by_pair = dict(zip(self._pairs, self._encoded, strict=True))
                 self.estimating = False
@@ -223,7 +240,15 @@ class Job:
             self.future.set_exception(error)
 
 
-def plan_batches(model: Model, items: list[Item], budget: int, *, resumes: bool) -> list[Batch]:
+def plan_batches(model: Model, items: Sequence[Item], budget: int, *, resumes: bool) -> list[QueuedBatch]:
     """Put items into batches of at most `budget` tokens."""
-    planned = [[items[i] for i in positions] for positions in model.plan([item.ids for item in items], budget)]
-    return [Batch(batch, model.cost([item.ids for item in batch]), resumes) for batch in planned]
+    planned = model.plan([item.ids for item in items], budget) if items else []
+    return [QueuedBatch([items[member] for member in batch.members], batch, resumes) for batch in planned]
+
+
+def join_batches(batches: Sequence[QueuedBatch]) -> QueuedBatch:
+    """Join batches of one kind."""
+    if len(batches) == 1:
+        return batches[0]
+    batch, items = join([queued.batch for queued in batches]), [item for queued in batches for item in queued.items]
+    return QueuedBatch([items[member] for member in batch.members], batch, batches[0].resumes)

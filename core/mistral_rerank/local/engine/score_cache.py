@@ -12,17 +12,13 @@ from mistral_rerank._forks import after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mistral_rerank.reranker import Overflow, Pair, Score
+    from mistral_rerank.reranker import Pair, Score
 
 
 class ScoreCache:
     """A least-recently-used cache of one reranker's scores. Thread-safe.
 
-    Keys are digests of 16 bytes, so a pair takes a few hundred bytes however long its texts are.
-
-    Args:
-        size: the most pairs; 0 turns the cache off.
-
+    Keys are digests of 16 bytes, so each of at most `size` pairs takes a few hundred bytes, however long its texts are.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,11 +30,9 @@ class ScoreCache:
     def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
-    def look_up(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Lookup:
+    def look_up(self, pairs: Sequence[Pair], options: str) -> Lookup:
         """Look up the scores of pairs."""
-        if not self._size:
-            return Lookup(pairs, [], [None] * len(pairs), self._store)
-        keys = [_key(pair, overflow) for pair in pairs]
+        keys = [_key(pair, options) for pair in pairs]
         with self._lock:
             cached = [self._scores.get(key) for key in keys]
             for key, score in zip(keys, cached, strict=True):
@@ -53,7 +47,7 @@ class ScoreCache:
 
     def _store(self, keys: Sequence[bytes], scores: Sequence[Score]) -> None:
         with self._lock:
-            self._scores.update(zip(keys, scores, strict=False))  # no keys if the cache is off
+            self._scores.update(zip(keys, scores, strict=True))
             while len(self._scores) > self._size:
                 self._scores.popitem(last=False)
 
@@ -84,9 +78,9 @@ class Lookup:
         return complete
 
 
-def _key(pair: Pair, overflow: Overflow | None) -> bytes:
+def _key(pair: Pair, options: str) -> bytes:
     query, passage = (text.encode("utf-8", "surrogatepass") for text in pair)
-    digest = blake2b(f"{overflow}/{len(query)}/".encode(), digest_size=16)
+    digest = blake2b(f"{len(options)}/{options}/{len(query)}/".encode(), digest_size=16)
     digest.update(query)
     digest.update(passage)
     return digest.digest()

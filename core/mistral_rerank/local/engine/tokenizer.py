@@ -150,6 +150,7 @@ class PairTokenizer:
             raise CheckpointError("rerank.json asks for an end token, and the tokenizer has none (eos_token)")
         self._template = template
         self._max_length = max_length
+        self._first_cut = CHARACTERS * (max_length + MARGIN)
         self._overflow = overflow
         start, end = (
             _special_tokens_around(backend) if add_special_tokens and template.template is not None else ([], [])
@@ -273,10 +274,6 @@ class PairTokenizer:
             batch.append((position, prompt, passage))
             size += length
         yield self._encode(batch, overflow, locate=locate)
-
-    @property
-    def _first_cut(self) -> int:
-        return CHARACTERS * (self._max_length + MARGIN)
 
     def _check_length(self, position: int, *texts: str) -> None:
         """Reject a question or an instruction far over the limit without tokenizing all of it."""

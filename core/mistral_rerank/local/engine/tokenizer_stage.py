@@ -19,14 +19,10 @@ if TYPE_CHECKING:
 
 
 class TokenizerStage:
-    """Tokenizes jobs, plans their batches and passes them on.
+    """Tokenizes jobs and passes them to `prepare`.
 
     Attributes:
-        scorer: the loaded model; None before, and after a failed load.
-
-    Args:
-        load: loads the scorer; called again if it failed.
-        prepare: called with a job whose pairs are all tokenized; it plans the batches and passes the job on.
+        scorer: the loaded model; None before, and after a failed load, which the next job repeats.
 
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
@@ -26,46 +27,32 @@ PLAIN_SCORES = 400**2
 class RowAttention(Protocol):
     """Attention in one packed row: each sequence attends to itself and its prefix.
 
+    The row is on the CPU. `window` is the sliding window, in tokens, the token itself included; None for no window.
     Queries are (1, heads, tokens, width), keys and values (1, key heads, tokens, width). `scaling` multiplies the
     scores before the softmax; None for 1 / sqrt(width).
     """
 
     def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None: ...
 
-    def all_tokens(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention of all tokens: (tokens, heads, width)."""
 
-    def last_tokens(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def last_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention of the members' last tokens only, whose queries are given: (members, heads, width)."""
 
 
 class SpanAttention:
-    """Attention with one `scaled_dot_product_attention` call for each span of a row.
-
-    Args:
-        packed: the row, on the CPU.
-        window: the sliding window, in tokens, the token itself included; None for no window.
-        device: of queries, keys and values.
-
-    """
+    """Attention with one `scaled_dot_product_attention` call for each span of a row; arguments as in `RowAttention`."""
 
     def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None:
         self._spans, self._last = packed.spans, packed.last.tolist()
         self._masks = span_masks(packed.to(device), window=window)
 
-    def all_tokens(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `RowAttention.all_tokens`."""
         return attend_spans(query, key, value, self._spans, self._masks, scaling)
 
-    def last_tokens(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def last_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `RowAttention.last_tokens`."""
         done, outputs = 0, []
         for span, mask in zip(self._spans, self._masks, strict=True):
@@ -90,21 +77,14 @@ def window_of(backbone: Any) -> int | None:
     return None if has_none else window  # some architectures ignore the field
 
 
-def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor | None]:
-    """Make the attention mask of every span.
+def span_masks(packed: Pack, *, window: int | None = None) -> list[Tensor | None]:
+    """Make the attention mask of every span: (queries, keys) bool, on the row's device.
 
-    Args:
-        packed: the row.
-        window: the sliding window, in tokens, the token itself included; None for no window.
-
-    Returns:
-        A (queries, keys) bool mask for each span, on the row's device. For whole sequences it is the mask of one of
-        them; for suffixes the keys are the prefix and then the suffixes. None where causal or full attention, as
-        `Span.causal` says, needs no mask.
-
+    For whole sequences it is the mask of one of them; for suffixes the keys are the prefix and then the suffixes. It is
+    None where causal or full attention, as `Span.causal` says, needs no mask.
     """
     positions = packed.positions[0]
-    masks: list[torch.Tensor | None] = []
+    masks: list[Tensor | None] = []
     for span in packed.spans:
         queries = positions[span.start : span.stop]
         if span.prefix is None:
@@ -129,42 +109,29 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[torch.Tensor 
 
 def packed_attention(
     _module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     _attention_mask: None,
     *,
     spans: Sequence[Span],
-    masks: Sequence[torch.Tensor | None],
+    masks: Sequence[Tensor | None],
     scaling: float | None = None,
     **_: Any,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """`attend_spans` with the signature of transformers' attention functions; returns (1, tokens, heads, width)."""
     return attend_spans(query, key, value, spans, masks, scaling)[None], None
 
 
 def attend_spans(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     spans: Sequence[Span],
-    masks: Sequence[torch.Tensor | None],
+    masks: Sequence[Tensor | None],
     scaling: float | None,
-) -> torch.Tensor:
-    """Attention of all tokens of a packed row.
-
-    Args:
-        query: (1, heads, tokens, width).
-        key: (1, key heads, tokens, width).
-        value: as `key`.
-        spans: of the row.
-        masks: from `span_masks`, on the device of `query`.
-        scaling: multiplies the scores before the softmax; None for 1 / sqrt(width).
-
-    Returns:
-        (tokens, heads, width).
-
-    """
+) -> Tensor:
+    """Attention of all tokens of a packed row, with shapes as in `RowAttention`; masks are those of `span_masks`."""
     outputs = []
     for span, mask in zip(spans, masks, strict=True):
         queries = span.unpack(query[:, :, span.start : span.stop])
@@ -175,14 +142,14 @@ def attend_spans(
 
 
 def attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
     scaling: float | None,
     *,
     is_causal: bool = False,
-) -> torch.Tensor:
+) -> Tensor:
     """Grouped-query attention; arguments have the shape that `Span.unpack` returns, and so has the result."""
     if query.requires_grad and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= PLAIN_SCORES:
         return _attend_plainly(query, key, value, mask, scaling, is_causal=is_causal)
@@ -195,14 +162,14 @@ def attend(
 
 
 def _attend_plainly(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
     scaling: float | None,
     *,
     is_causal: bool,
-) -> torch.Tensor:
+) -> Tensor:
     """Unfused attention: on a CPU its backward pass takes a third of the fused kernel's time."""
     (sequences, _, tokens, width), heads = query.shape, key.shape[1]
     if is_causal:

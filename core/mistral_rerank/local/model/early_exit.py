@@ -43,12 +43,7 @@ class EarlyExitConfig(BaseModel):
 
 
 class EarlyExit(nn.Module):
-    """Estimates logits from the hidden states of a layer.
-
-    Args:
-        hidden: dimensions of the states.
-
-    """
+    """Estimates logits from the hidden states of a layer, which have `hidden` dimensions."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()

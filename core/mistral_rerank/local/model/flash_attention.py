@@ -16,9 +16,10 @@ import logging
 from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import Tensor
 
 from mistral_rerank.local.batching.packing import pack, segments, sequence_segments
-from mistral_rerank.local.batching.prefix_groups import find_prefix_groups
+from mistral_rerank.local.batching.planning import plan_packed
 from mistral_rerank.local.model.attention import SpanAttention
 
 if TYPE_CHECKING:
@@ -33,14 +34,7 @@ TOLERANCE = 0.05
 
 
 class FlashAttention:
-    """Attention with one `varlen_attn` call for a row, in float16 or bfloat16.
-
-    Args:
-        packed: the row, on the CPU.
-        window: the sliding window, in tokens, the token itself included; None for no window.
-        device: of queries, keys and values.
-
-    """
+    """Attention with one `varlen_attn` call for a row, in float16 or bfloat16; arguments as in `RowAttention`."""
 
     def __init__(self, packed: Pack, window: int | None, device: torch.device) -> None:
         keys, member_keys = list(segments(packed)), sequence_segments(packed)
@@ -49,15 +43,11 @@ class FlashAttention:
         self._all_tokens = _VarlenAttention(keys, [len(ranges[-1]) for ranges in keys], window_size, device)
         self._last_tokens = _VarlenAttention(member_keys, [1] * len(member_keys), window_size, device)
 
-    def all_tokens(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def all_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `RowAttention.all_tokens`."""
         return self._all_tokens(query, key, value, scaling)
 
-    def last_tokens(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def last_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `RowAttention.last_tokens`."""
         return self._last_tokens(query, key, value, scaling)
 
@@ -80,7 +70,7 @@ class _VarlenAttention:
         window_size: tuple[int, int],
         device: torch.device,
     ) -> None:
-        def cumulative(lengths: Sequence[int]) -> torch.Tensor:
+        def cumulative(lengths: Sequence[int]) -> Tensor:
             return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
 
         lengths = [sum(map(len, ranges)) for ranges in keys]
@@ -90,9 +80,7 @@ class _VarlenAttention:
         indices = [torch.arange(part.start, part.stop) for ranges in keys for part in ranges]
         self._key_indices = torch.cat(indices).to(device)
 
-    def __call__(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None
-    ) -> torch.Tensor:
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
         output = varlen_attn(
@@ -107,24 +95,15 @@ class _VarlenAttention:
             window_size=self._window_size,
             enable_gqa=True,
         )
-        return cast("torch.Tensor", output)
+        return cast("Tensor", output)
 
 
 @functools.cache
 def passes_self_check(heads: int, key_heads: int, width: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether flash attention runs on this device, with the output of `SpanAttention`.
-
-    Args:
-        heads: of the queries.
-        key_heads: of keys and values.
-        width: of a head.
-        device: to check.
-        dtype: of queries, keys and values.
-
-    """
+    """Tell whether flash attention runs on this device, with the output of `SpanAttention`; `width` is a head's."""
     prefix = list(range(20))
     sequences = [[1] * 9, [2] * 9, [3] * 70, [*prefix, *[4] * 30], [*prefix, 5], [*prefix, *[6] * 50]]
-    packed = pack(sequences, find_prefix_groups(sequences)).padded_to_bucket()
+    packed = pack(*plan_packed(sequences, 1000)).padded_to_bucket()
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(1, number, packed.ids.shape[1], width, generator=generator).to(device, dtype)

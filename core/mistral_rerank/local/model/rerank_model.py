@@ -1,4 +1,4 @@
-"""The reranking model: token ids in, one logit for each sequence out.
+"""The reranking model: a batch of token ids in, one logit for each sequence out, in the batch's order.
 
 There are two forwards with equal scores:
 
@@ -10,16 +10,16 @@ There are two forwards with equal scores:
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
 from mistral_rerank.errors import CheckpointError
-from mistral_rerank.local.batching.packing import bucket_capacity, pack, sequence_segments
-from mistral_rerank.local.batching.planning import PaddedCost, packed_cost, plan_packs, plan_padded
-from mistral_rerank.local.batching.prefix_groups import group_by_prefix
+from mistral_rerank.local.batching.packing import pack, sequence_segments
+from mistral_rerank.local.batching.planning import bucket_capacity, plan_by_frequencies, plan_packed, plan_padded
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
 from mistral_rerank.local.model.pooling import (
@@ -37,11 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.local.batching.packing import Pack
-    from mistral_rerank.local.batching.planning import PackedCost
+    from mistral_rerank.local.batching.planning import Batch
     from mistral_rerank.local.model.attention import RowAttention
     from mistral_rerank.local.model.early_exit import EarlyExit
     from mistral_rerank.reranker import Quantization
 
+Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
@@ -77,6 +78,29 @@ def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | N
         shape = heads, backbone.config.num_key_value_heads, attention.head_dim
         return FlashAttention if passes_self_check(*shape, device, attention.q_proj.weight.dtype) else None
     return SpanAttention if device.type == "cpu" else None
+
+
+def _within_memory(
+    forward: Callable[Concatenate[RerankModel, Arguments], Result],
+) -> Callable[Concatenate[RerankModel, Arguments], Result]:
+    """Run a method in inference mode; if memory runs out, free what it had allocated and raise MemoryError."""
+
+    @functools.wraps(forward)
+    def run(self: RerankModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        try:
+            with torch.inference_mode():
+                return forward(self, *args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            message = str(error)
+        except RuntimeError as error:
+            if "can't allocate memory" not in str(error):  # the message of PyTorch's CPU allocator
+                raise
+            message = str(error)
+        if self._device.type == "cuda":  # outside the except clause, where the error still references tensors
+            torch.cuda.empty_cache()
+        raise MemoryError(message)
+
+    return run
 
 
 class RerankModel:
@@ -130,136 +154,75 @@ class RerankModel:
         else:
             self._backbone.to(device)
 
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
-        """Put sequences into batches of at most `budget` computed tokens: lists of positions."""
-        if self._packed:
-            rows = plan_packs(sequences, bucket_capacity(budget), share=self._pooling.shares)
-            return [[member for group in groups for member in group.members] for groups in rows]
-        return plan_padded([len(sequence) for sequence in sequences], budget)
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
+        """Put sequences into batches of at most `budget` computed tokens."""
 
-    def cost(self, sequences: Sequence[Sequence[int]]) -> PackedCost | PaddedCost:
-        """Count the tokens that a batch of these sequences computes."""
-        if self._packed:
-            return packed_cost(sequences, share=self._pooling.shares)
-        return PaddedCost(len(sequences), max(map(len, sequences)))
+        def plan(same: Sequence[Sequence[int]]) -> list[Batch]:
+            if self._packed is None:
+                return plan_padded(same, budget)
+            return plan_packed(same, bucket_capacity(budget), share=self._pooling.shares)
 
-    def logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates] = ()) -> list[float]:
-        """Score one batch, in input order.
+        frequencies = same_frequencies(self._backbone.config, list(map(len, sequences)))
+        return plan_by_frequencies(plan, sequences, frequencies)
 
-        Args:
-            sequences: token ids.
-            partial_states: of each sequence, from `states` or `estimates`, to resume from; empty to run all layers.
+    @_within_memory
+    def logits(self, batch: Batch, partial_states: Sequence[PartialStates] = ()) -> list[float]:
+        """Score one batch; with `partial_states` of each sequence, resume from them.
 
         Raises:
             MemoryError: the batch does not fit into memory; what it had allocated is freed.
 
         """
-        return self._within_memory(lambda: self._logits(sequences, partial_states))
+        logits: torch.Tensor
+        if self._packed is None:
+            ids, lengths = pad(batch.sequences)
+            on_device = ids.to(self._device), lengths.to(self._device)
+            if self._encoder:
+                logits = encoder_logits(self._backbone, self._head, *on_device, self._pooling, self._separator)
+            else:
+                logits = pooled_logits(self._backbone, self._head, *on_device, self._pooling)
+        else:
+            packed = pack(batch, causal=not self._pooling.bidirectional)
+            indices, layer = (self._token_indices(packed), partial_states[0].layer) if partial_states else ([], 0)
+            resumed = [(where, partial.states) for where, partial in zip(indices, partial_states, strict=True)]
+            pooled = self._packed(packed, mean=self._pooling.mean, partial_states=resumed, layer=layer)
+            logits = apply_head(self._head, pooled)
+        return logits.tolist()
 
+    @_within_memory
     def estimates(
-        self, early_exit: EarlyExit, layer: int, sequences: Sequence[Sequence[int]], passages: Sequence[range]
+        self, early_exit: EarlyExit, layer: int, batch: Batch, passages: Sequence[range]
     ) -> tuple[list[float], list[PartialStates]]:
-        """Estimate the logits of one batch with an early exit, in input order.
+        """Estimate the logits of one batch with an early exit after `layer` layers; also return the partial states.
 
-        Args:
-            early_exit: on the device.
-            layer: number of layers below the early exit.
-            sequences: token ids.
-            passages: the passage's tokens in each sequence.
-
-        Returns:
-            The estimates and the partial hidden states.
+        `passages` are the passage's tokens in each sequence.
 
         Raises:
             CheckpointError: as in `states`.
             MemoryError: as in `logits`.
 
         """
-
-        def compute() -> tuple[list[float], list[PartialStates]]:
-            partial_states = self.states(sequences, layer)
-            estimates: torch.Tensor = early_exit([partial.states for partial in partial_states], passages)
-            return estimates.tolist(), partial_states
-
-        return self._within_memory(compute)
+        partial_states = self.states(batch, layer)
+        estimates: torch.Tensor = early_exit([partial.states for partial in partial_states], passages)
+        return estimates.tolist(), partial_states
 
     @torch.inference_mode()
-    def states(self, sequences: Sequence[Sequence[int]], layer: int) -> list[PartialStates]:
-        """Run one batch through the first layers, in input order.
-
-        Args:
-            sequences: token ids.
-            layer: number of layers, fewer than all.
+    def states(self, batch: Batch, layer: int) -> list[PartialStates]:
+        """Run one batch through the first `layer` layers, fewer than all.
 
         Raises:
             CheckpointError: the model is not `resumable`.
 
         """
-        backbone = self._packed
-        if backbone is None:
-            raise CheckpointError("this model was not loaded for an early exit")
-
-        def run(members: Sequence[int]) -> list[PartialStates]:
-            packed = self._pack([sequences[member] for member in members])
-            hidden = backbone.states(packed, layer)
-            return [PartialStates(hidden[indices], layer) for indices in self._token_indices(packed)]
-
-        return self._by_frequencies(sequences, run)
-
-    @torch.inference_mode()
-    def _within_memory(self, compute: Callable[[], Result]) -> Result:
-        try:
-            return compute()
-        except torch.OutOfMemoryError as error:
-            message = str(error)
-        except RuntimeError as error:
-            if "can't allocate memory" not in str(error):  # the message of PyTorch's CPU allocator
-                raise
-            message = str(error)
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        raise MemoryError(message)
-
-    def _by_frequencies(
-        self, sequences: Sequence[Sequence[int]], run: Callable[[Sequence[int]], list[Result]]
-    ) -> list[Result]:
-        """Call `run` with the positions of sequences with the same rotary frequencies; results in input order."""
-        results: dict[int, Result] = {}
-        for members in same_frequencies(self._backbone.config, [len(sequence) for sequence in sequences]):
-            results |= zip(members, run(members), strict=True)
-        return [results[position] for position in range(len(sequences))]
-
-    def _logits(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates]) -> list[float]:
-        def run(members: Sequence[int]) -> list[float]:
-            partial = [partial_states[member] for member in members] if partial_states else []
-            return self._forward([sequences[member] for member in members], partial)
-
-        return self._by_frequencies(sequences, run)
-
-    def _forward(self, sequences: Sequence[Sequence[int]], partial_states: Sequence[PartialStates]) -> list[float]:
-        """Score sequences with the same rotary frequencies."""
         if self._packed is None:
-            ids, lengths = pad(sequences)
-            on_device = ids.to(self._device), lengths.to(self._device)
-            if self._encoder:
-                arguments = self._pooling, self._separator
-                return encoder_logits(self._backbone, self._head, *on_device, *arguments).tolist()
-            return pooled_logits(self._backbone, self._head, *on_device, self._pooling).tolist()
-        packed = self._pack(sequences)
-        indices, layer = (self._token_indices(packed), partial_states[0].layer) if partial_states else ([], 0)
-        resumed = [(where, partial.states) for where, partial in zip(indices, partial_states, strict=True)]
-        pooled = self._packed(packed, mean=self._pooling.mean, partial_states=resumed, layer=layer)
-        logits = dict(zip(packed.members, apply_head(self._head, pooled).tolist(), strict=True))
-        return [logits[position] for position in range(len(sequences))]
-
-    def _pack(self, sequences: Sequence[Sequence[int]]) -> Pack:
-        groups = group_by_prefix(sequences, share=self._pooling.shares)
-        return pack(sequences, groups, causal=not self._pooling.bidirectional)
+            raise CheckpointError("this model was not loaded for an early exit")
+        packed = pack(batch, causal=not self._pooling.bidirectional)
+        hidden = self._packed.states(packed, layer)
+        return [PartialStates(hidden[indices], layer) for indices in self._token_indices(packed)]
 
     def _token_indices(self, packed: Pack) -> list[torch.Tensor]:
-        """Return the indices of each sequence's tokens in a row, int64, in input order."""
-        members = dict(zip(packed.members, sequence_segments(packed), strict=True))
+        """Return the indices of each sequence's tokens in a row, int64."""
         return [
-            torch.cat([torch.arange(part.start, part.stop) for part in members[position]]).to(self._device)
-            for position in range(len(members))
+            torch.cat([torch.arange(part.start, part.stop) for part in parts]).to(self._device)
+            for parts in sequence_segments(packed)
         ]

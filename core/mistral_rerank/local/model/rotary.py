@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+_LONGEST_SEEN = "max_seq_len_cached"
+"""The end of the names of attributes in which transformers remembers the longest sequence."""
+
 
 def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate queries or keys (tokens, heads, width) by their positions; `cos` and `sin` are (tokens, 1, width)."""
@@ -25,7 +28,7 @@ def apply_rotary(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return rotated
 
 
-def same_frequencies(config: Any, lengths: Sequence[int]) -> list[list[int]]:
+def same_frequencies(config: Any, lengths: Sequence[int]) -> dict[tuple[int, ...], list[int]]:
     """Group sequences by their rotary frequencies.
 
     Args:
@@ -33,33 +36,28 @@ def same_frequencies(config: Any, lengths: Sequence[int]) -> list[list[int]]:
         lengths: tokens of each sequence.
 
     Returns:
-        Lists of positions in `lengths`, every position once.
+        The positions in `lengths` of each group, under a key that is equal for equal frequencies.
 
     """
     scalings = list(_length_dependent_scalings(config))
-    if not scalings:
-        return [list(range(len(lengths)))]
     groups: dict[tuple[int, ...], list[int]] = {}
     for position, length in enumerate(lengths):
-        key = tuple(0 if length <= limit else length if each_differs else 1 for limit, each_differs in scalings)
+        key = tuple([0 if length <= limit else length if each_differs else 1 for limit, each_differs in scalings])
         groups.setdefault(key, []).append(position)
-    return list(groups.values())
+    return groups
 
 
 def forget_lengths(backbone: nn.Module) -> None:
     """Make dynamic NTK scaling depend on the current sequence only, not on earlier ones."""
     for module in backbone.modules():
-        if any(map(_is_longest_seen, vars(module))):
+        if any(name.endswith(_LONGEST_SEEN) for name in vars(module)):
             module.register_forward_pre_hook(_reset_longest_seen)
 
 
 def _reset_longest_seen(rotary: nn.Module, _arguments: object) -> None:
-    for name in filter(_is_longest_seen, list(vars(rotary))):
-        setattr(rotary, name, 0)
-
-
-def _is_longest_seen(name: str) -> bool:
-    return name.endswith("max_seq_len_cached")
+    for name in list(vars(rotary)):
+        if name.endswith(_LONGEST_SEEN):
+            setattr(rotary, name, 0)
 
 
 def _length_dependent_scalings(config: Any) -> Iterator[tuple[int, bool]]:

@@ -20,9 +20,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mistral_rerank.local.model.attention import SpanAttention, window_of
-from mistral_rerank.local.model.int8 import ActivationQuantizer
 from mistral_rerank.local.model.pooling import sequence_means
-from mistral_rerank.local.model.quantization import quantize
+from mistral_rerank.local.model.quantization import ActivationQuantizer, quantize
 from mistral_rerank.local.model.rotary import apply_rotary
 
 if TYPE_CHECKING:
@@ -53,15 +52,10 @@ def is_known(backbone: Any) -> bool:
 
 
 class PackedBackbone:
-    """A backbone for packed rows.
+    """A backbone for packed rows, made of one that `is_known`.
 
-    Args:
-        backbone: a backbone that `is_known`. It loses its layers: each is moved and quantized before the next, so the
-            device never holds all unquantized weights.
-        device: where to run.
-        quantization: of the linears; None for none.
-        attention: the attention implementation.
-
+    That one loses its layers: each is moved and quantized before the next, so the device never holds all unquantized
+    weights.
     """
 
     def __init__(
@@ -106,7 +100,7 @@ class PackedBackbone:
         """
         hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), partial_states)
         if mean:
-            return sequence_means(self._norm(hidden, row), packed)[: len(packed.members)]
+            return sequence_means(self._norm(hidden, row), packed)[: len(packed.last)]
         return self._norm(self._layers[-1].last_tokens(hidden, row), row)
 
     def states(self, packed: Pack, layers: int) -> Tensor:
@@ -197,16 +191,7 @@ class _Layer:
         self._gate, self._up, self._down = linear(mlp, "gate_proj"), linear(mlp, "up_proj"), linear(mlp, "down_proj")
 
     def __call__(self, hidden: Tensor, row: _Row) -> Tensor:
-        """Run all tokens.
-
-        Args:
-            hidden: (tokens, hidden) float32, the output of the layer below; it is overwritten.
-            row: of the tokens.
-
-        Returns:
-            (tokens, hidden).
-
-        """
+        """Run all tokens: (tokens, hidden) float32, the output of the layer below, is overwritten."""
         normed = self._input_norm(hidden, row)
         query = self._rotate(self._query(normed, row.quantizer), self._query_norm, row.cos, row.sin)
         key, value = self._keys_and_values(normed, row)
