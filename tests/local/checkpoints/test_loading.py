@@ -16,6 +16,7 @@ from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import find_checkpoint, load_classifier, open_checkpoint, summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.templates import Template
 
 
@@ -86,16 +87,25 @@ def test_a_model_without_a_score_head_is_refused(folder, tokenizer):
         reranker.warmup()
 
 
-def test_an_encoder_is_refused_with_a_way_to_use_it(folder, tokenizer):
+def test_an_encoder_with_two_labels_is_refused(folder, tokenizer):
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     with (
         LocalReranker(str(folder), device="cpu") as reranker,
-        pytest.raises(CheckpointError, match="backend='remote'"),
+        pytest.raises(CheckpointError, match="not usable"),
     ):
         reranker.warmup()
+
+
+def test_quantization_of_an_encoder_is_refused(folder, tokenizer):
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    model = BertForSequenceClassification(config)
+    with pytest.raises(CheckpointError, match="'nf4' is for rows without padding of a Mistral, Llama"):
+        RerankModel(model, None, torch.device("cpu"), quantization="nf4")
 
 
 def test_a_model_that_needs_code_of_its_own_is_refused(folder):
@@ -123,8 +133,10 @@ def test_settings_that_are_not_understood_are_refused(folder, settings, hint):
 
 
 def test_a_plain_peft_folder_names_its_base(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
-    assert read_config(tmp_path).base.name == "some/base"
+    folder = tmp_path / "rankllama-v1-7b-lora-passage"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
+    assert read_config(folder).base.name == "some/base"
 
 
 @pytest.mark.parametrize("name", ["/not/there", "./not-there", "nothing"])

@@ -343,7 +343,7 @@ def test_a_hostile_model_opens_nothing_outside_itself(name, whole, outside, tmp_
 
 @pytest.mark.parametrize("name", ADAPTER)
 def test_a_hostile_adapter_opens_nothing_outside_itself(name, adapter, outside, tmp_path):
-    check(shutil.copytree(adapter, tmp_path / "model"), outside, *ADAPTER[name])
+    check(shutil.copytree(adapter, tmp_path / "rankllama"), outside, *ADAPTER[name])  # a family names no base
 
 
 def test_what_is_not_hostile_opens(whole, adapter, outside, tmp_path):

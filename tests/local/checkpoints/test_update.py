@@ -66,8 +66,8 @@ def test_a_copy_is_written_whole_and_the_original_left_alone(checkpoint, tmp_pat
     out = tmp_path / "copy"
     assert store_calibration(FOUND, checkpoint, out) == out
     assert read_config(out).calibration == FOUND
-    assert not (checkpoint / "rerank.json").exists()
-    assert {f.name for f in checkpoint.iterdir()} | {"rerank.json"} == {f.name for f in out.iterdir()}
+    assert read_config(checkpoint).calibration == Calibration()
+    assert {f.name for f in checkpoint.iterdir()} == {f.name for f in out.iterdir()}
     assert {f.name for f in tmp_path.iterdir()} == {"mine", "copy"}
     MistralForSequenceClassification.from_pretrained(out)
 

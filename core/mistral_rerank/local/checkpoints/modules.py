@@ -13,6 +13,7 @@ instruction. It is rendered once, in the sandbox of transformers, to get the tex
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import CheckpointError
@@ -185,14 +186,18 @@ def _chat_fields(folder: Path, options: Mapping[str, Any], *, flat: bool) -> dic
             text = text.replace(marker, placeholder)
         return str(text)
 
-    plain, instructed = render("query", "document"), render("system", "query", "document")
+    plain = render("query", "document")
     if sorted(PLACEHOLDER.findall(plain)) != ["{passage}", "{query}"]:
         raise CheckpointError(
             f"{folder}: its chat template does not render the roles query and document once each; give rerank_config"
         )
-    fields: dict[str, Any] = {"template": plain}
-    if "{instruction}" in instructed:
-        fields |= {"instruction_template": instructed, "instruction": _default_prompt(folder)}
+    fields: dict[str, Any] = {"template": plain, "instruction": _default_prompt(folder)}
+    with suppress(CheckpointError):  # a template may refuse the role
+        instructed = render("system", "query", "document")
+        if sorted(PLACEHOLDER.findall(instructed)) == ["{instruction}", "{passage}", "{query}"]:
+            fields["instruction_template"] = instructed
+    if fields["instruction"] and "instruction_template" not in fields:
+        raise CheckpointError(f"{folder}: it has a default prompt, and its chat template has no place for one")
     return fields
 
 

@@ -221,8 +221,10 @@ def is_encoder(folder: Path) -> bool:
     from transformers import AutoModelForSequenceClassification
 
     architectures = read_json(folder / "config.json").get("architectures")
+    if not str(architectures).endswith("ForSequenceClassification']"):
+        return False
     config = read_model_config(folder)
-    if config.is_encoder_decoder or not str(architectures).endswith("ForSequenceClassification']"):
+    if getattr(config, "is_encoder_decoder", False):
         return False
     with unusable(folder / "config.json"), torch.device("meta"):
         model = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)

@@ -20,6 +20,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from tokenizers import AddedToken, Tokenizer
+from tokenizers.models import Unigram
 
 from mistral_rerank.errors import CheckpointError, InputTooLongError
 from mistral_rerank.templates import PLACEHOLDER, RenderedPair
@@ -436,11 +437,16 @@ def _pair_layout(backend: Tokenizer) -> list[list[int] | _Segment]:
 
 def _text_tokenizer(backend: Tokenizer, special: dict[str, int]) -> Tokenizer:
     """Copy a tokenizer, so that no text becomes one of its special tokens or of those that a template holds."""
-    content = backend.to_str()
-    if not all(token.special for token in backend.get_added_tokens_decoder().values() if token.content in special):
+    content, added = backend.to_str(), backend.get_added_tokens_decoder().values()
+    is_unigram = isinstance(backend.model, Unigram)
+    if is_unigram or not all(token.special for token in added if token.content in special):
         settings = json.loads(content)
         for token in settings["added_tokens"]:
             token["special"] |= token["content"] in special
+        if is_unigram:  # it would find special tokens in a text, since its vocabulary holds them
+            names = {token.content for token in added if token.special}
+            for piece in settings["model"]["vocab"]:
+                piece[0] = f"\ue000{piece[0]}" if piece[0] in names else piece[0]
         content = json.dumps(settings)
     copy = Tokenizer.from_str(content)
     copy.no_truncation()

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-WORDS = ["yes no Yes No 1 0 true false query document instruction: Query: Document: A: B: passage question"] * 50
+WORDS = ["yes", "no", "Yes", "No", "1", "0", "query:", "document:", "<Query>: yes", "A: B: no"] * 100
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -282,7 +282,9 @@ def zerank(folder: Path, name: str = "zerank-1-small") -> Path:
 
 def zerank_modules(folder: Path) -> Path:
     folder = zerank(folder, "zerank-2")
-    update_json(folder / "config.json", auto_map=None)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    del config["auto_map"]
+    (folder / "config.json").write_text(json.dumps(config))
     score = ("LogitScore", {"true_token_id": qwen_tokenizer().get_vocab()["Yes"], "false_token_id": None}, {})
     save_modules(folder, score, task="text-generation", **messages("causal_logits", add_generation_prompt=True))
     (folder / "chat_template.jinja").write_text(ZERANK_ROLES)
