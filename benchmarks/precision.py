@@ -36,11 +36,12 @@ def main() -> None:
     for length in options.lengths:
         exact, usual = scored(pairs, "float32", length)
         for dtype in options.dtypes:
-            found, seconds = scored(pairs, dtype, length)
-            apart = [abs(a - b) for a, b in zip(found, exact, strict=True)]
+            logits, seconds = scored(pairs, dtype, length)
+            differences = [abs(a - b) for a, b in zip(logits, exact, strict=True)]
             mean = sum(exact) / len(exact)
             print(
-                f"| {length} | {dtype} | {mean:+.3f} (mean) | {sum(apart) / len(apart):.4f} | {max(apart):.4f} "
+                f"| {length} | {dtype} | {mean:+.3f} (mean) | "
+                f"{sum(differences) / len(differences):.4f} | {max(differences):.4f} "
                 f"| {usual:.1f} | {seconds:.1f} |",
                 flush=True,
             )

@@ -1,4 +1,4 @@
-"""Time the remote backend beside NVIDIA's own LangChain reranker, on one loopback server that speaks their protocol.
+"""Compare the remote backend with NVIDIA's LangChain reranker, on one loopback server that speaks their protocol.
 
 python benchmarks/remote.py [--runs 7]
 
@@ -113,7 +113,7 @@ def main() -> None:
         baseline = NVIDIARerank(base_url=url, model=MODEL, top_n=5, truncate="END")
         ours = MistralRerank(backend="remote", base_url=url, model=MODEL, protocol="nvidia", top_n=5)
         documents = [Document(page_content=f"{number} {TEXT}") for number in range(512)]
-        found = medians(
+        seconds_of = medians(
             {
                 "NVIDIARerank": lambda: baseline.compress_documents(documents, "why?"),
                 "ours": lambda: ours.compress_documents(documents, "why?"),
@@ -123,15 +123,15 @@ def main() -> None:
             runs,
         )
         print("512 passages")
-        for name, seconds in found.items():
-            base = found["NVIDIARerank, async" if "async" in name else "NVIDIARerank"]
+        for name, seconds in seconds_of.items():
+            base = seconds_of["NVIDIARerank, async" if "async" in name else "NVIDIARerank"]
             print(f"  {name:22} {seconds * 1000:8.1f} ms   {base / seconds:5.2f} times as fast")
 
         texts = [document.page_content for document in documents[:32]]
         request = RerankRequest("why?", tuple(texts), model=MODEL)
         body = PROTOCOLS["nvidia"].write_request(request)
         client, async_client, reranker = httpx.Client(), httpx.AsyncClient(), ours.use()
-        found = medians(
+        seconds_of = medians(
             {
                 "a bare post": lambda: client.post(f"{url}/ranking", json=body).json(),
                 "ours": lambda: reranker.rank("why?", texts),
@@ -143,8 +143,8 @@ def main() -> None:
             runs * 3,
         )
         print("32 passages")
-        for name, seconds in found.items():
-            base = found["a bare post, async" if "async" in name else "a bare post"]
+        for name, seconds in seconds_of.items():
+            base = seconds_of["a bare post, async" if "async" in name else "a bare post"]
             print(f"  {name:22} {seconds * 1000:8.1f} ms   {seconds / base - 1:+7.1%}")
         ours.unload()
         client.close()

@@ -1,12 +1,12 @@
 """Compare the server with infinity-emb on the same weights, the same machine and the same load.
 
 mistral-rerank export --model mini --dtype float32 --out mini-merged
-python -m venv peer && peer/bin/pip install 'infinity-emb[server,torch]'
-python benchmarks/server.py --model mini-merged --peer peer/bin/infinity_emb [--rounds 5] [--requests 100]
+python -m venv infinity && infinity/bin/pip install 'infinity-emb[server,torch]'
+python benchmarks/server.py --model mini-merged --infinity infinity/bin/infinity_emb [--rounds 5] [--requests 100]
 
-Both servers run as their own commands start them, in one dtype on one number of threads; one is loaded at a time,
-in turn. The peer gets a copy of the folder in the words of its transformers 4. It puts question and passage together
-without the template, so it reads a few tokens less.
+Both servers are started by their commands, with the same dtype and number of threads, and get load in alternating
+rounds. infinity-emb gets a copy of the folder in the format of its transformers 4. It joins question and passage
+without the template, so its inputs are a few tokens shorter.
 """
 
 import argparse
@@ -42,12 +42,12 @@ class Server:
     url: str
 
 
-def make_bodies(requests: int, most: int) -> list[dict[str, object]]:
-    """Give the same requests every time: real sentences, 1 to `most` a request."""
-    draw = random.Random(0)
+def make_bodies(requests: int, max_passages: int) -> list[dict[str, object]]:
+    """Give the same requests every time: real sentences, 1 to `max_passages` a request."""
+    rng = random.Random(0)
     texts = [json.loads(line)["text"] for line in WORDS.read_text(encoding="utf-8").splitlines()]
     return [
-        {"query": f"{draw.choice(texts)[:60]}?", "documents": draw.choices(texts, k=draw.randint(1, most))}
+        {"query": f"{rng.choice(texts)[:60]}?", "documents": rng.choices(texts, k=rng.randint(1, max_passages))}
         for _ in range(requests)
     ]
 
@@ -88,7 +88,7 @@ def ranks(server: Server) -> bool:
 
 
 async def load(server: Server, bodies: list[dict[str, object]], clients: int) -> tuple[float, list[float]]:
-    """Send all bodies, so many at once; gives the seconds in all and of each."""
+    """Send all bodies from concurrent clients; give the seconds of all together and of each request."""
     waiting, seconds = iter(bodies), []
 
     async def one_client(client: httpx.AsyncClient) -> None:
@@ -105,18 +105,18 @@ async def load(server: Server, bodies: list[dict[str, object]], clients: int) ->
         return time.perf_counter() - start, seconds
 
 
-def peers_copy(model: Path, folder: Path) -> None:
-    """Copy the checkpoint, with the rotary base and the tokenizer's class in the words of transformers 4."""
+def transformers_4_copy(model: Path, folder: Path) -> None:
+    """Copy the checkpoint, with the rotary base and the tokenizer's class as transformers 4 writes them."""
     shutil.copytree(model, folder)
     for name, changes in (
-        ("config.json", lambda found: {"rope_theta": found["rope_parameters"]["rope_theta"]}),
+        ("config.json", lambda content: {"rope_theta": content["rope_parameters"]["rope_theta"]}),
         (
             "tokenizer_config.json",
             lambda _: {"tokenizer_class": "PreTrainedTokenizerFast", "extra_special_tokens": {}},
         ),
     ):
-        found = json.loads((folder / name).read_text(encoding="utf-8"))
-        (folder / name).write_text(json.dumps(found | changes(found)), encoding="utf-8")
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(content | changes(content)), encoding="utf-8")
 
 
 def main() -> None:
@@ -124,7 +124,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the servers end too
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--infinity", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--passages", type=int, default=40)
@@ -133,13 +133,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     options = parser.parse_args()
 
-    shown = subprocess.run(
-        [options.baseline.with_name("pip"), "list", "--format=json"], capture_output=True, text=True, check=True
+    listing = subprocess.run(
+        [options.infinity.with_name("pip"), "list", "--format=json"], capture_output=True, text=True, check=True
     )
-    of_peer = {entry["name"].replace("_", "-"): entry["version"] for entry in json.loads(shown.stdout)}
+    infinity_versions = {entry["name"].replace("_", "-"): entry["version"] for entry in json.loads(listing.stdout)}
     names = ("torch", "transformers", "uvicorn", "mistral-rerank")
     print(", ".join(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}", sep=", ")
-    print("the peer:", ", ".join(f"{n} {of_peer[n]}" for n in ("infinity-emb", "torch", "transformers", "uvicorn")))
+    print(
+        "infinity:",
+        ", ".join(f"{n} {infinity_versions[n]}" for n in ("infinity-emb", "torch", "transformers", "uvicorn")),
+    )
     print(
         f"{os.cpu_count()} CPUs; threads a server: {options.threads}; {options.dtype}; "
         f"{options.rounds} alternating rounds"
@@ -147,13 +150,13 @@ def main() -> None:
     print(f"{options.clients} clients, {options.requests} requests of 1 to {options.passages} passages a round\n")
     sys.stdout.flush()
     bodies = make_bodies(options.requests, options.passages)
-    ours, baselines = free_port(), free_port()
+    our_port, infinity_port = free_port(), free_port()
     command = [str(Path(sys.executable).with_name("mistral-rerank")), "serve", "--model", str(options.model)]
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
-        peers_copy(options.model, folder)
+        transformers_4_copy(options.model, folder)
         infinity = [
-            str(options.baseline),
+            str(options.infinity),
             "v2",
             "--model-id",
             str(folder),
@@ -165,24 +168,26 @@ def main() -> None:
         servers = [
             stack.enter_context(running(name, line, port, route, options.threads))
             for name, line, port, route in (
-                ("infinity-emb", [*infinity, "--port", str(baselines)], baselines, "/rerank"),
-                ("ours", [*command, "--dtype", options.dtype, "--port", str(ours)], ours, "/v1/rerank"),
+                ("infinity-emb", [*infinity, "--port", str(infinity_port)], infinity_port, "/rerank"),
+                ("ours", [*command, "--dtype", options.dtype, "--port", str(our_port)], our_port, "/v1/rerank"),
             )
         ]
-        found: dict[str, list[tuple[float, list[float]]]] = {server.name: [] for server in servers}
+        measured: dict[str, list[tuple[float, list[float]]]] = {server.name: [] for server in servers}
         for _ in range(options.rounds):
             for server in servers:
-                found[server.name].append(asyncio.run(load(server, bodies, options.clients)))
+                measured[server.name].append(asyncio.run(load(server, bodies, options.clients)))
     rows = {}
-    for name, rounds in found.items():
+    for name, rounds in measured.items():
         speed = statistics.median(options.requests / seconds for seconds, _ in rounds)
-        quantiles = statistics.quantiles([second for _, each in rounds for second in each], n=20)
+        quantiles = statistics.quantiles([second for _, request_seconds in rounds for second in request_seconds], n=20)
         rows[name] = (speed, quantiles[9], quantiles[18])
         print(f"{name:14} {speed:6.2f} requests/s   p50 {quantiles[9]:6.2f} s   p95 {quantiles[18]:6.2f} s")
-    each = [theirs[0] / mine[0] for theirs, mine in zip(found["infinity-emb"], found["ours"], strict=True)]
-    ratios = [mine / theirs for mine, theirs in zip(rows["ours"], rows["infinity-emb"], strict=True)]
+    round_ratios = [
+        theirs[0] / ours[0] for theirs, ours in zip(measured["infinity-emb"], measured["ours"], strict=True)
+    ]
+    ratios = [ours / theirs for ours, theirs in zip(rows["ours"], rows["infinity-emb"], strict=True)]
     print(f"ours / infinity-emb: requests/s {ratios[0]:.2f}, p50 {ratios[1]:.2f}, p95 {ratios[2]:.2f}")
-    print("requests/s of each round:", " ".join(f"{ratio:.2f}" for ratio in each))
+    print("requests/s of each round:", " ".join(f"{ratio:.2f}" for ratio in round_ratios))
 
 
 if __name__ == "__main__":

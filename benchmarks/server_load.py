@@ -136,7 +136,7 @@ def memory(pid: int) -> float:
 
 @dataclass
 class Outcome:
-    """What one load has shown."""
+    """Counts and times of one load."""
 
     seconds: float
     answered: int
@@ -155,7 +155,7 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
     draw = random.Random(1)
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
 
-    async def one(client: httpx.AsyncClient, ask: Ask) -> None:
+    async def send(client: httpx.AsyncClient, ask: Ask) -> None:
         body = {"query": {"text": ask.query}, "passages": [{"text": text} for text in ask.passages]}
         start = time.perf_counter()
         leave_after = draw.uniform(0, 0.05) if ask.leaves else None
@@ -169,14 +169,14 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
             return
         outcome.latencies.append(time.perf_counter() - start)
         outcome.answered += 1
-        found = {place["index"]: place["logit"] for place in reply.json()["rankings"]}
-        wanted = {index: expected[ask.query, text] for index, text in enumerate(ask.passages)}
-        right = found.keys() == wanted.keys() and all(abs(found[i] - wanted[i]) <= TOLERANCE for i in wanted)
-        outcome.wrong += not (right and list(found.values()) == sorted(found.values(), reverse=True))
+        logits = {ranking["index"]: ranking["logit"] for ranking in reply.json()["rankings"]}
+        reference = {index: expected[ask.query, text] for index, text in enumerate(ask.passages)}
+        right = logits.keys() == reference.keys() and all(abs(logits[i] - reference[i]) <= TOLERANCE for i in reference)
+        outcome.wrong += not (right and list(logits.values()) == sorted(logits.values(), reverse=True))
 
     async def client_of(client: httpx.AsyncClient) -> None:
         for ask in waiting:
-            await one(client, ask)
+            await send(client, ask)
             if (outcome.answered + outcome.left) % max(1, len(asks) // 8) == 0:
                 outcome.memory.append(memory(pid))
 
@@ -227,21 +227,21 @@ def main() -> None:
         for name, share in KINDS.items():
             with a_server(model, share, options.batch_tokens, options.forward_ms) as (url, pid):
                 outcomes[name] = asyncio.run(load(url, pid, asks, options.clients, expected))
-    for name, found in outcomes.items():
-        quantiles = statistics.quantiles(found.latencies, n=20)
+    for name, outcome in outcomes.items():
+        quantiles = statistics.quantiles(outcome.latencies, n=20)
         print(
             f"\n{name}\n"
-            f"  {found.answered / found.seconds:.1f} requests/s; "
+            f"  {outcome.answered / outcome.seconds:.1f} requests/s; "
             f"p50 {quantiles[9] * 1000:.0f} ms, p95 {quantiles[18] * 1000:.0f} ms; "
-            f"{found.batch:.1f} sequences a forward\n"
-            f"  {found.answered} answered, {found.left} left, {found.wrong} wrong, "
-            f"{sum(found.failed.values())} failed {dict(found.failed) or ''}\n"
-            f"  memory, MiB: {' '.join(f'{value:.0f}' for value in found.memory)}"
+            f"{outcome.batch:.1f} sequences a forward\n"
+            f"  {outcome.answered} answered, {outcome.left} left, {outcome.wrong} wrong, "
+            f"{sum(outcome.failed.values())} failed {dict(outcome.failed) or ''}\n"
+            f"  memory, MiB: {' '.join(f'{value:.0f}' for value in outcome.memory)}"
         )
-    speeds = [found.answered / found.seconds for found in outcomes.values()]
+    speeds = [outcome.answered / outcome.seconds for outcome in outcomes.values()]
     print(f"\nshared / one request per forward: {speeds[1] / speeds[0]:.2f}")
-    bad = sum(found.wrong + sum(found.failed.values()) for found in outcomes.values())
-    lost = sum(options.requests - found.answered - found.left for found in outcomes.values())
+    bad = sum(outcome.wrong + sum(outcome.failed.values()) for outcome in outcomes.values())
+    lost = sum(options.requests - outcome.answered - outcome.left for outcome in outcomes.values())
     if bad or lost:
         sys.exit(f"{bad} replies wrong or failed, {lost} lost")
 

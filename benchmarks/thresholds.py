@@ -37,14 +37,14 @@ QUESTIONS = {
 
 def docstrings() -> dict[str, str]:
     """Give the docstring of each public function and class, by its name."""
-    found = {}
+    texts = {}
     for module in map(importlib.import_module, MODULES):
         name = "os.path" if module.__name__ in {"posixpath", "ntpath"} else module.__name__
         for attribute in module.__all__:
             text = inspect.getdoc(getattr(module, attribute))
             if text and callable(getattr(module, attribute)):
-                found[f"{name}.{attribute}"] = text[:400]
-    return found
+                texts[f"{name}.{attribute}"] = text[:400]
+    return texts
 
 
 def main() -> None:
@@ -55,14 +55,14 @@ def main() -> None:
     with open_reranker(*sys.argv[1:2]) as reranker:
         for (question, answer), ranking in zip(QUESTIONS.items(), candidates, strict=True):
             names = [name for name, _ in ranking]
-            for place in reranker.rank(question, [passages[name] for name in names]):
-                (right if names[place.index] == answer else wrong).append(place.score.probability)
+            for ranked in reranker.rank(question, [passages[name] for name in names]):
+                (right if names[ranked.index] == answer else wrong).append(ranked.score.probability)
         name = reranker.model_name
     print(f"{name}, Python {platform.python_version()}: {len(QUESTIONS)} questions, {len(passages)} passages")
     print(f"min_score  right passages kept (of {len(right)})  wrong passages kept (of {len(wrong)})")
     for threshold in (0.6361, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02):
-        kept = [sum(probability >= threshold for probability in some) for some in (right, wrong)]
-        print(f"{threshold:9.2f}  {kept[0]:26}  {kept[1]:26}")
+        counts = [sum(probability >= threshold for probability in values) for values in (right, wrong)]
+        print(f"{threshold:9.2f}  {counts[0]:26}  {counts[1]:26}")
 
 
 if __name__ == "__main__":

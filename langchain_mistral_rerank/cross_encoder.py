@@ -16,10 +16,7 @@ class MistralCrossEncoder(RerankerHolder, BaseCrossEncoder):
 
     @override
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
-        """Give a probability for each pair, in input order.
-
-        Args:
-            text_pairs: queries with texts.
+        """Give a probability for each (query, text), in input order.
 
         Raises:
             InvalidInputError: a text is not a string, or a query is blank.

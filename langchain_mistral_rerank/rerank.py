@@ -12,7 +12,6 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import override
 
 from langchain_mistral_rerank.runnable import RerankRunnable
-from langchain_mistral_rerank.tracing import achild_run, child_run
 from mistral_rerank.adapters import RerankOptions, copy_metadata
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import SECRETS, RerankSettings
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
     from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 
-    from langchain_mistral_rerank.tracing import Run
     from mistral_rerank import RankedPassage
 
 
@@ -76,18 +74,20 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
             RerankError: from the model or the endpoint.
 
         """
-        return self._compress(documents, query, {"callbacks": callbacks})
+        request: Any = {"query": query, "documents": documents}
+        return self.as_runnable().invoke(request, {"callbacks": callbacks})
 
     @override
     async def acompress_documents(
         self, documents: Iterable[Document], query: str, callbacks: Callbacks | None = None
     ) -> list[Document]:
         """`compress_documents` without blocking the event loop."""
-        return await self._acompress(documents, query, {"callbacks": callbacks})
+        request: Any = {"query": query, "documents": documents}
+        return await self.as_runnable().ainvoke(request, {"callbacks": callbacks})
 
     def as_runnable(self) -> RerankRunnable:
         """Give a Runnable from {"query", "documents"} to documents, with batches, retries and fallbacks."""
-        return RerankRunnable(self._compress, self._acompress, name=type(self).__name__)
+        return RerankRunnable(self)
 
     @classmethod
     @override
@@ -118,18 +118,6 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         if self.text_fn is not None:
             raise SettingsError("text_fn cannot be serialized; use metadata_keys, or set it again after loading")
         return super().to_json()
-
-    def _compress(self, documents: Iterable[Document], query: str, run: Run) -> list[Document]:
-        checked = self._checked(query, documents, "compress_documents(documents, query)")
-        with child_run(run, self, query, checked) as finish:
-            ranking = self.rerank(query, checked)
-            return finish(self._reordered(checked, ranking), ranking)
-
-    async def _acompress(self, documents: Iterable[Document], query: str, run: Run) -> list[Document]:
-        checked = self._checked(query, documents, "acompress_documents(documents, query)")
-        async with achild_run(run, self, query, checked) as finish:
-            ranking = await self.arerank(query, checked)
-            return finish(self._reordered(checked, ranking), ranking)
 
     @override
     def _text(self, item: Document) -> str:

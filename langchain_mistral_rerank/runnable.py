@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 from langchain_core.runnables import Runnable
-from langchain_core.runnables.config import (
-    ensure_config,
-    get_async_callback_manager_for_config,
-    get_callback_manager_for_config,
-)
 from typing_extensions import TypedDict, override
 
+from mistral_rerank._telemetry import request_attributes, result_attributes
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterator
+    from uuid import UUID
 
+    from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
     from langchain_core.runnables import RunnableConfig
 
-    from langchain_mistral_rerank.tracing import Run
+    from langchain_mistral_rerank.rerank import MistralRerank
+    from mistral_rerank import RankedPassage
 
 
 class RerankRequest(TypedDict):
@@ -39,40 +40,57 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
 
     """
 
-    def __init__(
-        self,
-        compress: Callable[[Iterable[Document], str, Run], list[Document]],
-        acompress: Callable[[Iterable[Document], str, Run], Awaitable[list[Document]]],
-        *,
-        name: str,
-    ) -> None:
-        self.name = name
-        self._compress, self._acompress = compress, acompress
+    def __init__(self, compressor: MistralRerank) -> None:
+        self.name = type(compressor).__name__
+        self._compressor = compressor
 
     @override
     def invoke(self, input: RerankRequest, config: RunnableConfig | None = None, **_: Any) -> list[Document]:
-        checked, known = _check(input), ensure_config(config)
-        run = _run(known) | {"callbacks": get_callback_manager_for_config(known)}
-        return self._compress(checked["documents"], checked["query"], run)
+        run_type = self._compressor.trace_run_type
+        outputs: Any = self._call_with_config(self._rank, self._inputs(input), config, run_type=run_type)
+        return outputs["documents"]  # type: ignore[no-any-return]
 
     @override
     async def ainvoke(self, input: RerankRequest, config: RunnableConfig | None = None, **_: Any) -> list[Document]:
-        checked, known = _check(input), ensure_config(config)
-        run = _run(known) | {"callbacks": get_async_callback_manager_for_config(known)}
-        return await self._acompress(checked["documents"], checked["query"], run)
+        run_type = self._compressor.trace_run_type
+        outputs: Any = await self._acall_with_config(self._arank, self._inputs(input), config, run_type=run_type)
+        return outputs["documents"]  # type: ignore[no-any-return]
 
+    def _rank(self, inputs: Any, run_manager: CallbackManagerForChainRun) -> Any:
+        with self._span(inputs, run_manager.run_id) as ranking:
+            ranking += self._compressor.rerank(inputs["query"], inputs["documents"])
+        return {"documents": self._compressor._reordered(inputs["documents"], ranking)}
 
-def _run(config: RunnableConfig) -> Run:
-    return {"name": config.get("run_name"), "run_id": config.get("run_id")}
+    async def _arank(self, inputs: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
+        with self._span(inputs, run_manager.run_id) as ranking:
+            ranking += await self._compressor.arerank(inputs["query"], inputs["documents"])
+        return {"documents": self._compressor._reordered(inputs["documents"], ranking)}
 
+    def _inputs(self, request: object) -> Any:
+        """Validate the input, and add what a trace shows beside it."""
+        if not isinstance(request, Mapping):
+            raise InvalidInputError(f'expected {{"query": ..., "documents": [...]}}, got a {type(request).__name__}')
+        missing = [key for key in ("query", "documents") if key not in request]
+        if missing:
+            keys = ", ".join(map(str, request)) or "none"
+            raise InvalidInputError(
+                f'the input lacks {" and ".join(missing)} (its keys: {keys}); give {{"query": ..., "documents": [...]}}'
+            )
+        compressor, query = self._compressor, request["query"]
+        documents = compressor._checked(query, request["documents"], "compress_documents(documents, query)")
+        return {"query": query, "documents": documents, "model": compressor.used_model, "top_n": compressor.top_n}
 
-def _check(request: object) -> RerankRequest:
-    if not isinstance(request, Mapping):
-        raise InvalidInputError(f'expected {{"query": ..., "documents": [...]}}, got a {type(request).__name__}')
-    missing = [key for key in ("query", "documents") if key not in request]
-    if missing:
-        keys = ", ".join(map(str, request)) or "none"
-        raise InvalidInputError(
-            f'the input lacks {" and ".join(missing)} (its keys: {keys}); give {{"query": ..., "documents": [...]}}'
-        )
-    return request  # type: ignore[return-value]
+    @contextmanager
+    def _span(self, inputs: Any, run_id: UUID) -> Iterator[list[RankedPassage]]:
+        """Set `reranker.*` attributes on OpenInference's span of this run, if its instrumentor is active."""
+        ranking: list[RankedPassage] = []
+        try:
+            yield ranking
+        finally:
+            module = sys.modules.get("openinference.instrumentation.langchain")
+            instrumentor = module.LangChainInstrumentor() if module else None
+            is_active = instrumentor is not None and instrumentor.is_instrumented_by_opentelemetry
+            if is_active and (span := instrumentor.get_span(run_id)):
+                texts = [document.page_content for document in inputs["documents"]]
+                attributes = request_attributes(inputs["query"], texts, model=inputs["model"], top_n=inputs["top_n"])
+                span.set_attributes(attributes | result_attributes(ranking))

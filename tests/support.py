@@ -1,12 +1,16 @@
 """What tests share and no fixture is: a stand-in reranker, a tiny configuration, the reference loop."""
 
-from pathlib import Path
+from __future__ import annotations
 
-import torch
-from transformers import MistralConfig
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mistral_rerank import Pair, Reranker, Score
 from mistral_rerank.reranker import Overflow
+
+if TYPE_CHECKING:  # replicas on Ray import this module, and need no torch
+    import torch
+    from transformers import MistralConfig
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
@@ -50,6 +54,8 @@ class FailingReranker(LengthReranker):
 
 def tiny_config(vocabulary: int, **changes: object) -> MistralConfig:
     """Four query heads to one key-value head, and a window shorter than many inputs."""
+    from transformers import MistralConfig
+
     options = {
         "vocab_size": vocabulary,
         "hidden_size": 64,
@@ -70,6 +76,8 @@ def tiny_config(vocabulary: int, **changes: object) -> MistralConfig:
 
 def plain_logits(model: torch.nn.Module, sequences: list[list[int]]) -> list[float]:
     """The reference: transformers' own classifier, one sequence at a time, no padding."""
+    import torch
+
     with torch.inference_mode():
         return [model(input_ids=torch.tensor([ids]), use_cache=False).logits.item() for ids in sequences]
 

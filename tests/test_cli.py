@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from command import run
+from command import run, run_installed
 from remote.endpoint import Endpoint, expected, gives, speaks
 
 
@@ -16,7 +16,7 @@ def on_tiny(tiny):
 def test_rank_reads_files_and_prints_a_table(on_tiny, tmp_path, tiny_reranker):
     (tmp_path / "a.txt").write_text("me\nyou and I\n")
     (tmp_path / "b.jsonl").write_text('{"text": "they", "id": "x"}\n')
-    found = run("rank", "who?", tmp_path / "a.txt", tmp_path / "b.jsonl", *on_tiny)
+    found = run_installed("rank", "who?", tmp_path / "a.txt", tmp_path / "b.jsonl", *on_tiny)
     assert (found.returncode, found.stderr) == (0, "")
     order = [place.text for place in tiny_reranker.rank("who?", ["me", "you and I", "they"])]
     assert [line.strip().split(maxsplit=3)[3] for line in found.stdout.splitlines()[1:]] == order
@@ -54,7 +54,7 @@ def test_rank_asks_an_endpoint(tmp_path):
 
 def test_an_endpoints_refusal_is_one_line(tmp_path):
     with Endpoint(gives(403, {"detail": "not you"})) as endpoint:
-        found = run("rank", "q", "--backend", "remote", "--base-url", endpoint.url, stdin="one\n")
+        found = run_installed("rank", "q", "--backend", "remote", "--base-url", endpoint.url, stdin="one\n")
     assert found.returncode == 1
     assert found.stderr.count("\n") == 1
     assert "403: not you" in found.stderr
@@ -105,7 +105,7 @@ def test_info_says_in_one_line_what_is_wrong_with_a_hostile_folder(tiny, tmp_pat
 
 def test_input_that_is_not_text_is_an_error(tmp_path):
     (tmp_path / "x.txt").write_bytes(b"\xff\xfe\x00")
-    found = run("rank", "who?", tmp_path / "x.txt")
+    found = run_installed("rank", "who?", tmp_path / "x.txt")
     assert (found.returncode, "not UTF-8" in found.stderr) == (1, True)
 
 

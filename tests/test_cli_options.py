@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mistral_rerank.cli import app
 from mistral_rerank.cli.options import with_settings
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 from mistral_rerank.training.settings import TrainSettings
 
 

@@ -26,15 +26,15 @@ def misleads(data: BeirDataset, query: str) -> bool:
 
 def test_a_question_has_one_answer_among_the_four_passages_of_its_scene():
     splits = {split: load_beir(FOLDER, split=split) for split in ("train", "test")}
-    asked: Counter[str] = Counter()
+    question_counts: Counter[str] = Counter()
     for data in splits.values():
         for query, judged in data.qrels.items():
             scene = query.rpartition("-")[0]
             assert set(judged) == {f"{scene}-{letter}" for letter in "abcd"}
             assert sorted(judged.values()) == [0, 0, 0, 1]
-            asked[scene] += 1
-    assert len(asked) == 392
-    assert set(asked.values()) == {6}
+            question_counts[scene] += 1
+    assert len(question_counts) == 392
+    assert set(question_counts.values()) == {6}
     assert len(data.corpus) == len(set(data.corpus.values())) == 392 * 4
     assert not splits["train"].queries.keys() & splits["test"].queries.keys()
 

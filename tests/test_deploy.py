@@ -26,8 +26,8 @@ def load(name):
 
 
 def of_kind(kind):
-    (found,) = [document for document in load("kubernetes.yaml") if document["kind"] == kind]
-    return found
+    (document,) = [document for document in load("kubernetes.yaml") if document["kind"] == kind]
+    return document
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def command(dockerfile):
     return json.loads(arguments_of(dockerfile, "CMD")[0])
 
 
-def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker, dockerfile, container):
+def test_the_server_has_the_probed_paths(length_reranker: Reranker, dockerfile, container):
     (check,) = arguments_of(dockerfile, "HEALTHCHECK")
     ((job,),) = [document["scrape_configs"] for document in load("prometheus.yml")]
     notes = of_kind("Deployment")["spec"]["template"]["metadata"]["annotations"]
@@ -63,7 +63,7 @@ def test_the_server_has_the_paths_that_are_asked_for(length_reranker: Reranker, 
     assert asked_for <= set(create_app(length_reranker, ServerSettings()).openapi()["paths"])
 
 
-def test_the_commands_are_ones_that_the_command_line_takes(dockerfile, command):
+def test_the_command_line_accepts_the_commands(dockerfile, command):
     (compose,) = load("compose.yaml")
     help_text = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     assert json.loads(arguments_of(dockerfile, "ENTRYPOINT")[0]) == ["mistral-rerank"]
@@ -76,7 +76,7 @@ def test_the_commands_are_ones_that_the_command_line_takes(dockerfile, command):
 
 def test_the_image_installs_extras_that_exist_from_files_that_exist(dockerfile):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    (extras,) = [found for rest in arguments_of(dockerfile, "RUN") for found in re.findall(r"'\.\[(.+)\]'", rest)]
+    (extras,) = [names for rest in arguments_of(dockerfile, "RUN") for names in re.findall(r"'\.\[(.+)\]'", rest)]
     assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"])
     copied = [word for rest in arguments_of(dockerfile, "COPY") for word in shlex.split(rest)[:-1]]
     assert all((ROOT / name).exists() for name in copied)
@@ -93,14 +93,14 @@ def test_stopping_leaves_time_to_drain():
     assert int(compose["services"]["server"]["stop_grace_period"].removesuffix("s")) > DRAIN_SECONDS
 
 
-def test_the_manifest_takes_keys_from_a_secret_that_the_server_reads(container, monkeypatch):
+def test_the_manifest_reads_keys_from_a_secret_that_the_server_reads(container, monkeypatch):
     (variable,) = container["env"]
     assert variable["valueFrom"]["secretKeyRef"].keys() == {"name", "key"}
     monkeypatch.setenv(variable["name"], "one,two")
     assert [key.get_secret_value() for key in ServerSettings().api_keys] == ["one", "two"]
 
 
-def test_the_ray_file_names_what_the_cluster_takes():
+def test_the_ray_file_has_valid_cluster_settings():
     pytest.importorskip("ray", reason="ray is not installed: pip install 'mistral-rerank[cluster]'")
     from mistral_rerank.server import cluster
 

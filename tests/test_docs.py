@@ -75,8 +75,8 @@ def test_files_of_the_repository_exist(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_id)
 def test_commands_have_their_options(page):
     for text in code(page):
-        found = re.search(r"(?:^|[ /])mistral-rerank +([a-z][a-z-]*)(.*)", text.split(" #")[0])
-        words = found.groups() if found else text.split(" ", 1) if text.split(" ")[0] in OPTIONS else None
+        match = re.search(r"(?:^|[ /])mistral-rerank +([a-z][a-z-]*)(.*)", text.split(" #")[0])
+        words = match.groups() if match else text.split(" ", 1) if text.split(" ")[0] in OPTIONS else None
         if words is None:
             options = re.findall(r"^--[\w-]+", text) if page.name != "vllm.md" else []  # those are vLLM's
             assert set(options) <= set().union(*OPTIONS.values()), text

@@ -118,7 +118,7 @@ def test_a_hundred_forks_under_load(local, remote):
 
 
 def test_the_children_of_a_fork_pool_answer(either):
-    expected = [place.index for place in either.rank("who moved?", PASSAGES)]
+    expected = [ranked.index for ranked in either.rank("who moved?", PASSAGES)]
     global _shared
     _shared = either
     with multiprocessing.get_context("fork").Pool(3) as pool:
@@ -126,7 +126,7 @@ def test_the_children_of_a_fork_pool_answer(either):
 
 
 def _rank_shared(_):
-    return [place.index for place in _shared.rank("who moved?", PASSAGES)]
+    return [ranked.index for ranked in _shared.rank("who moved?", PASSAGES)]
 
 
 def test_the_asynchronous_calls_of_a_child_answer(either):

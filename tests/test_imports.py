@@ -16,8 +16,8 @@ HEAVY = ("torch", "transformers", "peft", "fastapi", "bm25s")
 )
 def test_importing_a_package_loads_nothing_heavy(module, absent):
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
 def test_without_torch_the_error_says_what_to_install():
@@ -27,8 +27,8 @@ def test_without_torch_the_error_says_what_to_install():
         "try: mistral_rerank.open_reranker('mini')\n"
         "except mistral_rerank.MissingDependencyError as error: print(error)"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install 'mistral-rerank[local]'" in found.stdout
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'mistral-rerank[local]'" in process.stdout
 
 
 @pytest.mark.parametrize(
@@ -40,10 +40,10 @@ def test_without_its_extra_a_command_says_so_in_a_line(command):
         f"sys.argv = ['mistral-rerank', *{command!r}]\n"
         "from mistral_rerank.cli import main; main()"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 1
-    assert "install" in found.stderr
-    assert len(found.stderr.splitlines()) == 1
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert "install" in process.stderr
+    assert len(process.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("missing", ["matplotlib", "jinja2"])
@@ -53,9 +53,9 @@ def test_without_what_the_report_needs_an_evaluation_ends_before_it_starts(missi
         f"sys.argv = ['mistral-rerank', 'evaluate', '--data', '.', '--out', {str(tmp_path / 'out')!r}]\n"
         "from mistral_rerank.cli import main; main()"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert found.returncode == 1
-    assert found.stderr == (
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    assert process.stderr == (
         f"mistral-rerank: {missing} is not installed; install it with: pip install 'mistral-rerank[eval]'\n"
     )
     assert not list(tmp_path.iterdir())

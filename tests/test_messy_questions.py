@@ -29,33 +29,33 @@ def abstracts():
 
 
 def test_a_request_is_a_piece_of_an_abstract_that_is_not_there_any_more(messy):
-    made = messy.requests(abstracts(), random.Random(1))
-    assert set(made.queries) == {"a", "b"}
-    for query, text in made.queries.items():
-        (gone,) = {passage for passage in abstracts().corpus if passage[0] == query} - set(made.corpus)
+    dataset = messy.requests(abstracts(), random.Random(1))
+    assert set(dataset.queries) == {"a", "b"}
+    for query, text in dataset.queries.items():
+        (gone,) = {passage for passage in abstracts().corpus if passage[0] == query} - set(dataset.corpus)
         assert text in abstracts().corpus[gone]
-        assert set(made.positives(query)) == {f"{query}{i}" for i in range(3)} - {gone}
+        assert set(dataset.positives(query)) == {f"{query}{i}" for i in range(3)} - {gone}
 
 
 def test_a_double_question_has_an_answer_in_two_passages(messy):
     corpus = {f"p{i}": f"the river number{i} flows through the valley" for i in range(12)}
     queries = {f"q{i}": f"What flows through number{i}?" for i in range(12)}
-    made = messy.doubles(
+    dataset = messy.doubles(
         BeirDataset("x", corpus, queries, {f"q{i}": {f"p{i}": 1} for i in range(12)}), random.Random(1)
     )
-    assert made.corpus == corpus
-    for query, text in made.queries.items():
-        assert len(made.positives(query)) == 2
-        for passage in made.positives(query):
+    assert dataset.corpus == corpus
+    for query, text in dataset.queries.items():
+        assert len(dataset.positives(query)) == 2
+        for passage in dataset.positives(query):
             assert f"number{passage[1:]}" in text
         assert ", and What" not in text
 
 
-def test_questions_from_templates_are_asked_in_other_words(messy):
-    asked = {messy.as_a_patient("What are the symptoms of Gout ?", random.Random(seed)) for seed in range(400)}
-    assert "how do i know if i have Gout" in asked
-    assert "signs of gout" in asked
-    assert any("Gout ?" in text for text in asked), "one in five keeps its words"
+def test_template_questions_are_rephrased(messy):
+    questions = {messy.as_a_patient("What are the symptoms of Gout ?", random.Random(seed)) for seed in range(400)}
+    assert "how do i know if i have Gout" in questions
+    assert "signs of gout" in questions
+    assert any("Gout ?" in text for text in questions), "one in five keeps its words"
 
 
 def test_a_slip_of_the_keys_leaves_short_words_alone(messy):
@@ -73,8 +73,8 @@ def test_the_command_writes_folders_and_groups_that_are_read_again(messy, tmp_pa
     for name in ("medquad", "stackexchange_small", "techdocs_faq"):
         (groups / f"{name}.jsonl").write_text(json.dumps(line) + "\n", "utf-8")
     command = [sys.executable, SCRIPT, data, groups, tmp_path / "out"]
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "requests: 2 questions, 4 passages" in found.stdout
+    process = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert "requests: 2 questions, 4 passages" in process.stdout
     assert len(load_beir(tmp_path / "out" / "requests").queries) == 2
     written = json.loads((tmp_path / "out" / "medquad.jsonl").read_text("utf-8"))
     assert "gout" in written["queries"][0].lower()

@@ -9,15 +9,15 @@ from mistral_rerank.reranker import order, sigmoid
 
 def test_rank_puts_the_best_first_and_keeps_input_positions(length_reranker):
     ranking = length_reranker.rank("q", ["a", "ccc", "bb"])
-    assert [(place.index, place.text) for place in ranking] == [(1, "ccc"), (2, "bb"), (0, "a")]
+    assert [(ranked.index, ranked.text) for ranked in ranking] == [(1, "ccc"), (2, "bb"), (0, "a")]
 
 
 def test_equal_scores_keep_their_input_order(length_reranker):
-    assert [place.index for place in length_reranker.rank("q", ["aa", "bb", "cc"])] == [0, 1, 2]
+    assert [ranked.index for ranked in length_reranker.rank("q", ["aa", "bb", "cc"])] == [0, 1, 2]
 
 
 def test_duplicate_passages_keep_their_positions(length_reranker):
-    assert [place.index for place in length_reranker.rank("q", ["a", "bb", "a"])] == [1, 0, 2]
+    assert [ranked.index for ranked in length_reranker.rank("q", ["a", "bb", "a"])] == [1, 0, 2]
 
 
 @pytest.mark.parametrize(("top_n", "expected"), [(None, 3), (2, 2), (9, 3)])
@@ -35,7 +35,7 @@ async def test_nothing_is_scored_when_the_result_is_empty_anyway(length_reranker
 def test_min_score_is_a_probability_applied_before_top_n():
     scores = [Score.from_logit(logit) for logit in (-1.0, 2.0, 0.5)]
     ranking = order(["a", "b", "c"], scores, min_score=0.6, top_n=2)
-    assert [place.text for place in ranking] == ["b", "c"]
+    assert [ranked.text for ranked in ranking] == ["b", "c"]
     assert order(["a", "b", "c"], scores, min_score=0.7, top_n=2)[0].text == "b"
     assert len(order(["a", "b", "c"], scores, min_score=0.7, top_n=2)) == 1
 
@@ -79,11 +79,11 @@ def test_sigmoid_holds_at_both_ends():
 async def test_no_blank_passage_outranks_text_or_is_scored(length_reranker):
     passages = ["", "a", " \n\u3000", "bb"]
     ranking = length_reranker.rank("q", passages)
-    assert [place.index for place in ranking] == [3, 1, 0, 2]
-    assert [place.score.probability for place in ranking[2:]] == [0.0, 0.0]
+    assert [ranked.index for ranked in ranking] == [3, 1, 0, 2]
+    assert [ranked.score.probability for ranked in ranking[2:]] == [0.0, 0.0]
     assert json.loads(json.dumps(ranking[-1].score.logit)) == ranking[-1].score.logit == -1e4
     assert await length_reranker.arank("q", passages) == ranking
-    assert [place.index for place in length_reranker.rank("q", passages, min_score=0.01)] == [3, 1]
+    assert [ranked.index for ranked in length_reranker.rank("q", passages, min_score=0.01)] == [3, 1]
     length_reranker.calls = 0
     assert len(length_reranker.rank("q", ["", " "])) == 2
     assert length_reranker.calls == 0

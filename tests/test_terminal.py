@@ -48,10 +48,10 @@ def test_json_stays_json_where_standard_output_is_not_utf_8(monkeypatch):
 def test_rank_prints_no_control_characters(tiny, tmp_path, arguments):
     (tmp_path / "a.txt").write_text("x\x1b[31mred\u202e\n", "utf-8")
     on_tiny = "--model", tiny, "--device", "cpu", "--dtype", "float32"
-    found = run("rank", "who?", tmp_path / "a.txt", *arguments, *on_tiny)
-    assert (found.returncode, found.stderr) == (0, "")
-    assert printable(found.stdout) == found.stdout
-    assert "[31mred" in found.stdout
+    process = run("rank", "who?", tmp_path / "a.txt", *arguments, *on_tiny)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert printable(process.stdout) == process.stdout
+    assert "[31mred" in process.stdout
 
 
 def test_a_file_name_in_an_error_is_escaped(tmp_path):

@@ -29,13 +29,7 @@ KEPT_MODELS = 2
 
 
 class SharedRerankers:
-    """Opens one reranker per settings, and keeps the most recently used local ones open.
-
-    Args:
-        seconds: time that a local reranker stays open after its last use.
-        models: most rerankers that stay open.
-
-    """
+    """Opens one reranker per settings, and keeps the most recently used local ones open."""
 
     def __init__(self, *, seconds: float = KEPT_SECONDS, models: int = KEPT_MODELS) -> None:
         self._seconds, self._models = seconds, models
@@ -45,17 +39,13 @@ class SharedRerankers:
         self._timer: threading.Timer | None = None
 
     def get(self, settings: RerankSettings) -> Reranker:
-        """Give the reranker of these settings; open it if necessary.
-
-        Raises:
-            SettingsError, MissingDependencyError: from `RerankSettings.open`.
-
-        """
+        """Give the reranker of these settings; open it if there is none, or if it was closed."""
         key = _key(settings)
         dropped = None
         with self._lock:
             reranker = self._open.get(key)
-            if reranker is None:
+            if reranker is None or reranker.is_closed:
+                self._open.pop(key, None)
                 self._log_second_load(key)
                 reranker = self._open[key] = settings.open()
             if settings.backend == "local":
@@ -70,7 +60,8 @@ class SharedRerankers:
 
     def is_open(self, settings: RerankSettings) -> bool:
         """Whether the reranker of these settings is open."""
-        return _key(settings) in self._open
+        reranker = self._open.get(_key(settings))
+        return reranker is not None and not reranker.is_closed
 
     def close(self, settings: RerankSettings) -> None:
         """Close the reranker of these settings for all holders; the next `get` opens another."""

@@ -66,19 +66,8 @@ def result_attributes(ranking: Sequence[RankedPassage]) -> Attributes:
 def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | None, content: bool) -> Iterator[Report]:
     """Make the current span one of a rerank call; errors and cancellation end it with an error status.
 
-    Args:
-        query: the question.
-        texts: the passages.
-        model: the model's name.
-        top_n: most results; None for all.
-        content: whether the span contains the question and the passages.
-
-    Yields:
-        A function that records the ranking, and returns it.
-
-    Raises:
-        MissingDependencyError: `opentelemetry-api` is not installed.
-
+    It contains the question and the passages only with `content`. Yields a function that records and returns the
+    ranking.
     """
     start = tracer().start_as_current_span
     from opentelemetry.trace import StatusCode
@@ -115,17 +104,7 @@ def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | No
 def server_span(method: str, headers: Mapping[str, str], request_id: str) -> Iterator[Answered]:
     """Make the current span one of an HTTP request, in the client's trace if it sent a `traceparent`.
 
-    Args:
-        method: of the request.
-        headers: of the request, by lower-case names; only the trace context is read.
-        request_id: the reply's `X-Request-Id`.
-
-    Yields:
-        A function that records the route and the status of the response.
-
-    Raises:
-        MissingDependencyError: `opentelemetry-api` is not installed.
-
+    Of the headers only the trace context is read. Yields a function that records the route and the status.
     """
     start = tracer().start_as_current_span
     from opentelemetry.propagate import extract

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from mistral_rerank._options import plain, suggest
 from mistral_rerank._sharing import shared
-from mistral_rerank._suggestions import suggest
 from mistral_rerank._telemetry import rerank_span
-from mistral_rerank._values import plain
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.reranker import RankedPassage, Reranker, check_query
 from mistral_rerank.settings import RerankSettings
@@ -138,12 +137,7 @@ class RerankOptions(RerankerHolder):
     _how_to_wrap: ClassVar[str]
 
     def rerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> list[RankedPassage]:
-        """Rank the framework's objects.
-
-        Args:
-            query: the question.
-            items: documents or nodes.
-            overrides: `top_n` and `min_score` of this call.
+        """Rank documents or nodes; `overrides` are `top_n` and `min_score` of this call.
 
         Returns:
             Positions in `items`, the scored texts and their scores, best first. Without items no model is loaded.
@@ -183,12 +177,7 @@ class RerankOptions(RerankerHolder):
         return texts
 
     def _checked(self, query: object, items: Iterable[Any], call: str) -> list[Any]:
-        """Validate the query and the items; read the items once, into a list.
-
-        Raises:
-            InvalidInputError: names position and type, never the content.
-
-        """
+        """Validate the query and the items; read the items once, into a list."""
         name = self._item.__name__
         if isinstance(items, str) and not isinstance(query, str):
             raise InvalidInputError(f"query and items are swapped; call {call}")

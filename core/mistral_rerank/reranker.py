@@ -26,6 +26,12 @@ Overflow = Literal["truncate", "chunk", "error"]
 Quantization = Literal["int8", "nf4"]
 """The quantization of a local model's linears."""
 
+ProtocolName = Literal["nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
+"""The protocol of an endpoint, as `mistral_rerank.protocols` defines it."""
+
+Unit = Literal["logit", "probability"]
+"""The unit of an endpoint's scores."""
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -96,6 +102,9 @@ class Reranker(ABC):
     Subclasses implement `score_pairs` and `ascore_pairs`. A deep copy returns the same reranker, so that weights and
     connections are not duplicated.
     """
+
+    is_closed = False
+    """Whether the reranker has been closed."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self
@@ -190,8 +199,9 @@ class Reranker(ABC):
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""
 
-    def close(self) -> None:  # noqa: B027 - many rerankers hold no resources
+    def close(self) -> None:
         """Free the reranker's resources; calling it twice is harmless."""
+        self.is_closed = True
 
     async def aclose(self) -> None:
         """`close` for asynchronous code."""
@@ -224,18 +234,7 @@ class CheckedPairs(list[Pair]):
 
 
 class TextPairs:
-    """The pairs of a call without those whose passages are blank.
-
-    Args:
-        pairs: questions with passages.
-
-    Attributes:
-        pairs: those whose passages are not blank, in order.
-
-    Raises:
-        InvalidInputError: as `check_pairs`.
-
-    """
+    """The pairs of a call; `pairs` are those whose passages are not blank, in order."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         checked = pairs if isinstance(pairs, CheckedPairs) else check_pairs(pairs)
@@ -253,12 +252,7 @@ class TextPairs:
 
 
 def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
-    """Validate pairs and return them as a list. Errors name the position of a pair, never its text.
-
-    Raises:
-        InvalidInputError: a text is not a string, or a question is blank.
-
-    """
+    """Validate pairs and return them as a list. Errors name the position of a pair, never its text."""
     checked: list[Pair] = []
     for position, pair in enumerate(_listed(pairs, "pairs", "a list of (question, passage)")):
         if isinstance(pair, str) or not _has_two(pair):
@@ -277,12 +271,7 @@ def check_pairs(pairs: Iterable[Pair]) -> list[Pair]:
 
 
 def check_query(query: str) -> None:
-    """Validate a question.
-
-    Raises:
-        InvalidInputError: it is not a string, or blank.
-
-    """
+    """Refuse a question that is not a string, or blank."""
     if query is not None and not isinstance(query, str):
         raise InvalidInputError(
             f"the question must be a string, got {_type_name(query)}; the question comes before the passages"
@@ -292,12 +281,7 @@ def check_query(query: str) -> None:
 
 
 def check_passages(query: str, passages: Iterable[str]) -> list[str]:
-    """Validate the arguments of `rank` and return the passages as a list.
-
-    Raises:
-        InvalidInputError: one of them has the wrong type, or they are swapped.
-
-    """
+    """Refuse arguments of `rank` of the wrong types, or swapped; return the passages as a list."""
     if isinstance(passages, str) and not isinstance(query, str):
         raise InvalidInputError(
             f"the question is {_type_name(query)} and passages is one string; they look swapped: "

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
-from mistral_rerank._suggestions import suggest
-from mistral_rerank._values import plain
+from mistral_rerank._options import plain, suggest
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.reranker import Overflow, Quantization
+from mistral_rerank.reranker import Overflow, ProtocolName, Quantization, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -33,13 +32,7 @@ DEFAULT_MODEL = "mini"
 
 
 def read_environment(prefix: str, names: Iterable[str]) -> dict[str, str]:
-    """Give the settings that environment variables hold; an empty variable counts as unset.
-
-    Args:
-        prefix: such as `MISTRAL_RERANK_`.
-        names: settings in lower case, without the prefix.
-
-    """
+    """Give the settings that environment variables hold; an empty variable counts as unset."""
     return {name: value for name in names if (value := os.environ.get(prefix + name.upper()))}
 
 
@@ -106,9 +99,7 @@ class RerankSettings(BaseModel):
     )
     cache_size: int = Field(0, ge=0, description="pairs whose scores are cached")
     base_url: str | None = Field(None, description="URL of the endpoint; default: the vendor's")
-    protocol: Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"] = Field(
-        "auto", description="protocol of the endpoint; auto detects it"
-    )
+    protocol: Literal["auto", ProtocolName] = Field("auto", description="protocol of the endpoint; auto detects it")
     api_key: SecretStr | None = Field(
         None,
         exclude=True,
@@ -126,7 +117,7 @@ class RerankSettings(BaseModel):
     )
     max_concurrency: int = Field(8, ge=1, description="most concurrent requests of one call")
     requests_per_minute: float | None = Field(None, gt=0, description="most requests per minute")
-    score_unit: Literal["auto", "logit", "probability"] = Field(
+    score_unit: Literal["auto", Unit] = Field(
         "auto", description="unit of the endpoint's scores; auto: that of its protocol"
     )
 
@@ -249,14 +240,7 @@ SECRETS = frozenset({"api_key", "api_keys", "headers"})
 
 
 def describe(error: ValidationError, known: Collection[str] = (), from_environment: Collection[str] = ()) -> str:
-    """Describe the invalid settings in one line.
-
-    Args:
-        error: pydantic's.
-        known: the names of options, to suggest one for an unknown name.
-        from_environment: settings whose values came from environment variables.
-
-    """
+    """Describe the invalid settings in one line; `known` holds the names to suggest for an unknown one."""
     problems = []
     for problem in error.errors(include_url=False):
         name = ".".join(str(part) for part in problem["loc"])
@@ -272,15 +256,7 @@ def describe(error: ValidationError, known: Collection[str] = (), from_environme
 def warn_of_unknown_variables(
     prefix: str, known: Collection[str], *, others: tuple[str, ...] = (), stacklevel: int = 2
 ) -> None:
-    """Warn about environment variables that begin with `prefix` and name no setting.
-
-    Args:
-        prefix: such as `MISTRAL_RERANK_`.
-        known: names of settings, in lower case, without the prefix.
-        others: longer prefixes that are read elsewhere.
-        stacklevel: of the warning; 1 is the caller.
-
-    """
+    """Warn about environment variables that begin with `prefix`, not with `others`, and name no setting."""
     for variable in sorted(os.environ):
         name = variable.removeprefix(prefix).lower()
         if not variable.startswith(prefix) or variable.startswith(others) or name in known:

@@ -34,14 +34,17 @@ def wrap(adapter, texts=TEXTS):
     return [NodeWithScore(node=TextNode(text=text)) for text in texts]
 
 
-async def both_ways(made, items, query="q"):
+async def both_ways(instance, items, query="q"):
     """Texts that the synchronous and the asynchronous method give; `items` makes them anew for each."""
-    if isinstance(made, LANGCHAIN):
-        found = [made.compress_documents(items(), query), await made.acompress_documents(items(), query)]
-        return [[document.page_content for document in documents] for documents in found]
+    if isinstance(instance, LANGCHAIN):
+        reranked = [instance.compress_documents(items(), query), await instance.acompress_documents(items(), query)]
+        return [[document.page_content for document in documents] for documents in reranked]
     bundle = QueryBundle(query)
-    found = [made.postprocess_nodes(items(), query_str=query), await made.apostprocess_nodes(items(), bundle)]
-    return [[item.node.get_content() for item in items] for items in found]
+    reranked = [
+        instance.postprocess_nodes(items(), query_str=query),
+        await instance.apostprocess_nodes(items(), bundle),
+    ]
+    return [[item.node.get_content() for item in items] for items in reranked]
 
 
 @BOTH
@@ -49,13 +52,13 @@ async def both_ways(made, items, query="q"):
     "kind", [iter, tuple, Items, lambda items: dict(enumerate(items)).values(), lambda items: (i for i in items)]
 )
 async def test_items_may_be_any_iterable(adapter, kind, length_reranker):
-    made = adapter(reranker=length_reranker)
-    assert await both_ways(made, lambda: kind(wrap(adapter))) == [["ccc", "bb", "a"]] * 2
-    assert [place.index for place in made.rerank("q", kind(wrap(adapter)))] == [1, 2, 0]
-    assert [place.index for place in await made.arerank("q", kind(wrap(adapter)))] == [1, 2, 0]
+    instance = adapter(reranker=length_reranker)
+    assert await both_ways(instance, lambda: kind(wrap(adapter))) == [["ccc", "bb", "a"]] * 2
+    assert [ranked.index for ranked in instance.rerank("q", kind(wrap(adapter)))] == [1, 2, 0]
+    assert [ranked.index for ranked in await instance.arerank("q", kind(wrap(adapter)))] == [1, 2, 0]
 
 
-def test_the_cross_encoder_takes_pairs_from_a_generator(length_reranker):
+def test_the_cross_encoder_accepts_pairs_from_a_generator(length_reranker):
     assert MistralCrossEncoder(reranker=length_reranker).score(("q", text) for text in ("", "")) == [0.5, 0.5]
 
 
@@ -78,48 +81,51 @@ async def test_what_is_no_list_of_items_is_named_before_scoring(adapter, items, 
 
 @BOTH
 async def test_one_item_instead_of_a_list_is_named(adapter, length_reranker):
-    made, item = adapter(reranker=length_reranker), wrap(adapter)[0]
+    instance, item = adapter(reranker=length_reranker), wrap(adapter)[0]
     with pytest.raises(InvalidInputError, match=f"expected a list of {type(item).__name__}, got one"):
-        await both_ways(made, lambda: item)
+        await both_ways(instance, lambda: item)
 
 
-async def test_swapped_arguments_are_told_so(length_reranker):
-    made, documents = LANGCHAIN(reranker=length_reranker), wrap(LANGCHAIN)
+async def test_swapped_arguments_are_named_in_the_error(length_reranker):
+    instance, documents = LANGCHAIN(reranker=length_reranker), wrap(LANGCHAIN)
     with pytest.raises(InvalidInputError, match=r"swapped; call compress_documents\(documents, query\)"):
-        made.compress_documents("q", documents)
+        instance.compress_documents("q", documents)
     with pytest.raises(InvalidInputError, match=r"swapped; call acompress_documents\(documents, query\)"):
-        await made.acompress_documents("q", documents)
+        await instance.acompress_documents("q", documents)
     with pytest.raises(InvalidInputError, match=r"swapped; call rerank\(query, items\)"):
-        made.rerank(documents, "q")
-    made, nodes = LLAMA_INDEX(reranker=length_reranker), wrap(LLAMA_INDEX)
-    for call in (lambda: made.postprocess_nodes("q", nodes), lambda: made.postprocess_nodes(QueryBundle("q"), nodes)):
+        instance.rerank(documents, "q")
+    instance, nodes = LLAMA_INDEX(reranker=length_reranker), wrap(LLAMA_INDEX)
+    for call in (
+        lambda: instance.postprocess_nodes("q", nodes),
+        lambda: instance.postprocess_nodes(QueryBundle("q"), nodes),
+    ):
         with pytest.raises(InvalidInputError, match=r"swapped; call postprocess_nodes\(nodes, query_str=...\)"):
             call()
     with pytest.raises(InvalidInputError, match="swapped"):
-        await made.apostprocess_nodes("q", nodes)
+        await instance.apostprocess_nodes("q", nodes)
     with pytest.raises(
         InvalidInputError, match="query_bundle is a str, expected a QueryBundle; give a string as query_str"
     ):
-        made.postprocess_nodes(nodes, "q")
+        instance.postprocess_nodes(nodes, "q")
     with pytest.raises(InvalidInputError, match="give the query once"):
-        made.postprocess_nodes(nodes, QueryBundle("q"), "q")
+        instance.postprocess_nodes(nodes, QueryBundle("q"), "q")
     assert length_reranker.calls == 0
 
 
 @pytest.mark.parametrize("text_fn", [lambda _: None, lambda _: 3])
 async def test_a_text_fn_without_a_text_is_an_error_before_scoring(text_fn, length_reranker):
     for keys in ((), ("title",)):
-        made = LANGCHAIN(reranker=length_reranker, text_fn=text_fn, metadata_keys=keys)
+        instance = LANGCHAIN(reranker=length_reranker, text_fn=text_fn, metadata_keys=keys)
         documents = [Document(page_content="a", metadata={"title": "t"})]
         with pytest.raises(InvalidInputError, match="the text of item 0 is a (NoneType|int), .*text_fn"):
-            await both_ways(made, lambda documents=documents: documents)
+            await both_ways(instance, lambda documents=documents: documents)
     assert length_reranker.calls == 0
 
 
 def test_a_document_without_content_is_an_error_before_scoring(length_reranker):
-    made = LANGCHAIN(reranker=length_reranker)
+    instance = LANGCHAIN(reranker=length_reranker)
     with pytest.raises(InvalidInputError, match="the text of item 1 is a NoneType"):
-        made.compress_documents([*wrap(LANGCHAIN, ["a"]), Document.model_construct(page_content=None)], "q")
+        instance.compress_documents([*wrap(LANGCHAIN, ["a"]), Document.model_construct(page_content=None)], "q")
     assert length_reranker.calls == 0
 
 
@@ -139,9 +145,9 @@ async def test_metadata_that_cannot_be_copied_is_shared_and_the_rest_is_not(tmp_
     metadata["cycle"] = [threading.Lock()]
     metadata["cycle"].append(metadata["cycle"])
     document = Document.model_construct(page_content="a", metadata=metadata)
-    made = LANGCHAIN(reranker=length_reranker)
-    for found in (made.compress_documents([document], "q"), await made.acompress_documents([document], "q")):
-        copied = found[0].metadata
+    instance = LANGCHAIN(reranker=length_reranker)
+    for reranked in (instance.compress_documents([document], "q"), await instance.acompress_documents([document], "q")):
+        copied = reranked[0].metadata
         assert all(copied[name] is metadata[name] for name in ("lock", "tensor", "file"))
         assert copied["nested"]["l"][0] is metadata["lock"]
         copied["lists"].append(2)
@@ -150,17 +156,17 @@ async def test_metadata_that_cannot_be_copied_is_shared_and_the_rest_is_not(tmp_
     metadata["file"].close()
 
 
-async def test_a_kept_retrieval_score_works_beside_metadata_that_cannot_be_copied(tmp_path, length_reranker):
+async def test_a_retrieval_score_is_added_to_metadata_that_cannot_be_copied(tmp_path, length_reranker):
     metadata = uncopyable(tmp_path)
     node = TextNode(text="a")
     node.metadata = metadata
-    made = LLAMA_INDEX(reranker=length_reranker, keep_retrieval_score=True)
+    instance = LLAMA_INDEX(reranker=length_reranker, keep_retrieval_score=True)
     items = [NodeWithScore(node=node, score=0.25)]
-    for (found,) in (
-        made.postprocess_nodes(items, query_str="q"),
-        await made.apostprocess_nodes(items, query_str="q"),
+    for (reranked,) in (
+        instance.postprocess_nodes(items, query_str="q"),
+        await instance.apostprocess_nodes(items, query_str="q"),
     ):
-        assert found.node.metadata["retrieval_score"] == 0.25
-        assert found.node.metadata["lock"] is metadata["lock"]
-        assert found.node.metadata["lists"] is not metadata["lists"]
+        assert reranked.node.metadata["retrieval_score"] == 0.25
+        assert reranked.node.metadata["lock"] is metadata["lock"]
+        assert reranked.node.metadata["lists"] is not metadata["lists"]
     metadata["file"].close()

@@ -63,8 +63,8 @@ def inputs_stay_as_they_are(rerank):
 
 
 def ids_survive(rerank):
-    found = rerank([Document(page_content="a", id="1"), Document(page_content="bb", id="2")])
-    assert [document.id for document in found] == ["2", "1"]
+    reranked = rerank([Document(page_content="a", id="1"), Document(page_content="bb", id="2")])
+    assert [document.id for document in reranked] == ["2", "1"]
 
 
 def a_second_pass_has_its_own_scores(rerank):
@@ -146,7 +146,7 @@ def test_llama_index(check, faulty, sound):
 
 
 @pytest.mark.parametrize("mode", list(MetadataMode))
-def test_a_kept_retrieval_score_is_never_read_in_any_metadata_mode(mode):
+def test_a_retrieval_score_is_not_part_of_the_text_in_any_metadata_mode(mode):
     node = TextNode(text="a", metadata={"title": "t"}, excluded_llm_metadata_keys=["title"])
     first = our_nodes([NodeWithScore(node=node, score=0.25)], keep_retrieval_score=True, metadata_mode=mode)
     assert first[0].node.metadata == {"title": "t", "retrieval_score": 0.25}

@@ -33,17 +33,17 @@ async def both_ways(postprocessor, nodes, query="q"):
 
 async def test_nodes_come_back_reordered_in_new_wrappers(length_reranker, nodes):
     before = [(node.score, node.node.to_json()) for node in nodes]
-    found = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), nodes)
-    assert [node.node.node_id for node in found] == [
+    reranked = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), nodes)
+    assert [node.node.node_id for node in reranked] == [
         "2",
         "1",
         "3",
         "3",
     ]  # "nested: ..." is read with the text
-    assert all(type(node.score) is float for node in found)
-    assert found[0].node is nodes[1].node
-    assert found[0] is not nodes[1]
-    json.dumps([node.to_dict() for node in found])
+    assert all(type(node.score) is float for node in reranked)
+    assert reranked[0].node is nodes[1].node
+    assert reranked[0] is not nodes[1]
+    json.dumps([node.to_dict() for node in reranked])
     assert [(node.score, node.node.to_json()) for node in nodes] == before
 
 
@@ -79,8 +79,8 @@ def test_options_that_do_not_fit_are_refused(options):
 def test_class_and_settings_are_as_the_framework_expects():
     assert BaseNodePostprocessor in MistralRerank.__mro__
     assert MistralRerank.class_name() == "MistralRerank"
-    made = MistralRerank(top_n=3, device="cpu")
-    assert MistralRerank.from_dict(made.to_dict()).to_dict() == made.to_dict()
+    instance = MistralRerank(top_n=3, device="cpu")
+    assert MistralRerank.from_dict(instance.to_dict()).to_dict() == instance.to_dict()
 
 
 class Everything(BaseRetriever):
@@ -105,38 +105,38 @@ async def test_it_works_in_the_frameworks_query_engine(length_reranker, nodes):
 async def test_a_real_model_behind_it_ranks_as_the_core_does(tiny, tiny_reranker, facts):
     texts = list(facts.corpus.values())[:12]
     postprocessor = MistralRerank(model=str(tiny), device="cpu", dtype="float32", batch_tokens=400, top_n=None)
-    found = await both_ways(postprocessor, [NodeWithScore(node=TextNode(text=text)) for text in texts], "who?")
+    reranked = await both_ways(postprocessor, [NodeWithScore(node=TextNode(text=text)) for text in texts], "who?")
     expected = tiny_reranker.rank("who?", texts)
-    assert [(node.node.text, node.score) for node in found] == [
-        (place.text, place.score.probability) for place in expected
+    assert [(node.node.text, node.score) for node in reranked] == [
+        (ranked.text, ranked.score.probability) for ranked in expected
     ]
 
 
 async def test_it_works_in_citations_a_chat_and_a_tool(length_reranker, nodes):
-    found, options = Everything(nodes), {"node_postprocessors": [MistralRerank(reranker=length_reranker, top_n=1)]}
-    retriever_tool = RetrieverTool.from_defaults(found, name="facts", **options)
+    retriever, options = Everything(nodes), {"node_postprocessors": [MistralRerank(reranker=length_reranker, top_n=1)]}
+    retriever_tool = RetrieverTool.from_defaults(retriever, name="facts", **options)
     assert "cccc" in str(retriever_tool("q"))
     assert "cccc" in str(await retriever_tool.acall("q"))
-    citing = CitationQueryEngine(retriever=found, llm=MockLLM(), **options)
+    citing = CitationQueryEngine(retriever=retriever, llm=MockLLM(), **options)
     assert len(citing.query("q").source_nodes) == 1
-    chat = ContextChatEngine.from_defaults(retriever=found, llm=MockLLM(), **options)
+    chat = ContextChatEngine.from_defaults(retriever=retriever, llm=MockLLM(), **options)
     assert [node.node.node_id for node in chat.chat("q").source_nodes] == ["2"]
     assert [node.node.node_id for node in (await chat.achat("q")).source_nodes] == ["2"]
 
 
 async def test_a_node_without_text_comes_last_with_probability_0(length_reranker):
     nodes = [NodeWithScore(node=node) for node in (ImageNode(image="aGk="), Node(), TextNode(text="words"))]
-    found = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), nodes)
-    assert [type(node.node) for node in found] == [TextNode, ImageNode, Node]
-    assert [node.score for node in found][1:] == [0.0, 0.0]
+    reranked = await both_ways(MistralRerank(reranker=length_reranker, top_n=None), nodes)
+    assert [type(node.node) for node in reranked] == [TextNode, ImageNode, Node]
+    assert [node.score for node in reranked][1:] == [0.0, 0.0]
 
 
 async def test_any_sequence_of_nodes_will_do(length_reranker, nodes):
-    made = MistralRerank(reranker=length_reranker, top_n=1)
-    assert made.postprocess_nodes(tuple(nodes), query_str="q") == made.postprocess_nodes(nodes, query_str="q")
+    instance = MistralRerank(reranker=length_reranker, top_n=1)
+    assert instance.postprocess_nodes(tuple(nodes), query_str="q") == instance.postprocess_nodes(nodes, query_str="q")
 
 
-def test_every_option_survives_the_frameworks_own_serialization():
-    made = MistralRerank(model="m", top_n=None, metadata_mode=MetadataMode.ALL, keep_retrieval_score=True)
-    assert MistralRerank.from_dict(made.to_dict()).to_dict() == made.to_dict()
-    assert MistralRerank.from_json(made.to_json()).to_dict() == made.to_dict()
+def test_every_option_survives_the_frameworks_serialization():
+    instance = MistralRerank(model="m", top_n=None, metadata_mode=MetadataMode.ALL, keep_retrieval_score=True)
+    assert MistralRerank.from_dict(instance.to_dict()).to_dict() == instance.to_dict()
+    assert MistralRerank.from_json(instance.to_json()).to_dict() == instance.to_dict()

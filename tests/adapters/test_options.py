@@ -77,17 +77,17 @@ def test_every_wrong_option_is_an_error_of_the_documented_tree(adapter):
         with pytest.raises(RerankError, match=next(iter(options))) as raised:
             adapter(**options)
         assert isinstance(raised.value, SettingsError)
-    made = adapter()
+    instance = adapter()
     for name, value in {"top_n": -1, "device": None, "min_scor": 0.1, "batch_size": 3}.items():
         with pytest.raises(SettingsError, match=name):
-            setattr(made, name, value)
+            setattr(instance, name, value)
     with pytest.raises(SettingsError, match="batch_size: no such option; did you mean batch_tokens"):
-        made.batch_size = 3
+        instance.batch_size = 3
     with pytest.raises(SettingsError, match="api_key") as raised:
-        made.nvidia_api_key = "hunter2"
+        instance.nvidia_api_key = "hunter2"
     assert "hunter2" not in str(raised.value)
     with pytest.raises(SettingsError, match="top_k: no option of a single call; did you mean top_n"):
-        made.rerank("q", [], top_k=3)
+        instance.rerank("q", [], top_k=3)
 
 
 @BOTH
@@ -106,8 +106,8 @@ def test_repr_begins_with_model_backend_device_and_top_n(adapter):
     remote = adapter(backend="remote", base_url="http://h", api_key="secret", min_score=0.25)
     expected = "model='http://h', backend='remote', base_url='http://h', top_n=5, api_key=SecretStr('**********')"
     assert repr(remote) == f"{name}({expected}, min_score=0.25)"
-    own = adapter(reranker=LengthReranker())
-    assert repr(own) == f"{name}(model='length', reranker='LengthReranker', top_n=5)"
+    custom = adapter(reranker=LengthReranker())
+    assert repr(custom) == f"{name}(model='length', reranker='LengthReranker', top_n=5)"
 
 
 @ALL
@@ -126,7 +126,7 @@ def test_help_lists_every_option_and_shows_its_default(adapter):
 
 @BOTH
 def test_paths_and_numbers_of_numpy_and_torch_are_taken_as_plain_values(adapter, tiny):
-    made = adapter(
+    instance = adapter(
         model=tiny,
         device=torch.device("cpu"),
         dtype=torch.float32,
@@ -146,15 +146,15 @@ def test_paths_and_numbers_of_numpy_and_torch_are_taken_as_plain_values(adapter,
         share_batches=True,
         timeout=3.0,
     )
-    assert made == plain
-    assert {type(made.top_n), type(made.max_length)} == {int}
-    assert {type(made.min_score), type(made.timeout)} == {float}
-    made.top_n, made.model = np.int8(1), Path("elsewhere")
-    assert (made.top_n, made.model) == (1, "elsewhere")
-    json.dumps(made.model_dump(mode="json"))
+    assert instance == plain
+    assert {type(instance.top_n), type(instance.max_length)} == {int}
+    assert {type(instance.min_score), type(instance.timeout)} == {float}
+    instance.top_n, instance.model = np.int8(1), Path("elsewhere")
+    assert (instance.top_n, instance.model) == (1, "elsewhere")
+    json.dumps(instance.model_dump(mode="json"))
 
 
-def test_the_core_takes_them_too(tiny):
+def test_the_core_accepts_the_same_option_values(tiny):
     given = {"device": torch.device("cpu"), "dtype": torch.float32}
     with open_reranker(tiny, **given) as opened, LocalReranker(tiny, **given) as local:
         expected = opened.rank("q", ["a", "bb"], top_n=np.int64(1))
@@ -163,9 +163,9 @@ def test_the_core_takes_them_too(tiny):
 
 
 def test_llama_index_gives_back_an_equal_adapter():
-    made = LLAMA_INDEX(model="m", top_n=None, metadata_mode="all", keep_retrieval_score=True, min_score=0.25)
-    assert LLAMA_INDEX.from_dict(made.to_dict()) == LLAMA_INDEX.from_json(made.to_json()) == made
-    assert LLAMA_INDEX.from_dict(made.to_dict() | {"top_n": 3}) != made
+    instance = LLAMA_INDEX(model="m", top_n=None, metadata_mode="all", keep_retrieval_score=True, min_score=0.25)
+    assert LLAMA_INDEX.from_dict(instance.to_dict()) == LLAMA_INDEX.from_json(instance.to_json()) == instance
+    assert LLAMA_INDEX.from_dict(instance.to_dict() | {"top_n": 3}) != instance
     assert LLAMA_INDEX() != LANGCHAIN()
 
 
@@ -179,24 +179,24 @@ def test_adapters_are_equal_by_their_options_whether_their_model_is_open_or_not(
     one.unload()
 
 
-def test_a_reranker_of_ones_own_is_not_lost_in_a_dump():
-    for own in (LengthReranker(), Unpicklable()):
+def test_a_custom_reranker_is_not_lost_in_a_dump():
+    for custom in (LengthReranker(), Unpicklable()):
         with pytest.raises(SettingsError, match="a reranker of your own cannot be serialized"):
-            dumps(LANGCHAIN(reranker=own))
+            dumps(LANGCHAIN(reranker=custom))
         for dump in (LLAMA_INDEX.to_dict, LLAMA_INDEX.to_json):
             with pytest.raises(SettingsError, match="a reranker of your own cannot be serialized"):
-                dump(LLAMA_INDEX(reranker=own))
+                dump(LLAMA_INDEX(reranker=custom))
     with pytest.raises(SettingsError, match="text_fn cannot be serialized"):
         dumps(LANGCHAIN(text_fn=str))
 
 
 @BOTH
-def test_a_pickle_holds_a_reranker_of_ones_own_or_is_refused(adapter):
+def test_a_pickle_holds_a_custom_reranker_or_is_refused(adapter):
     again = pickle.loads(pickle.dumps(adapter(reranker=LengthReranker())))
     assert type(again.use()) is LengthReranker
     with pytest.raises((SettingsError, TypeError), match="cannot be pickled|cannot pickle"):
-        pickle.dumps(made := adapter(reranker=Unpicklable()))
-    assert type(made.use()) is Unpicklable  # the attempt left it as it was
+        pickle.dumps(instance := adapter(reranker=Unpicklable()))
+    assert type(instance.use()) is Unpicklable  # the attempt left it as it was
 
 
 def test_langchain_loads_what_was_given_whatever_the_environment_says(monkeypatch):

@@ -22,16 +22,16 @@ def both_ways(adapter):
     if isinstance(adapter, LANGCHAIN):
         items = [Document(page_content=text) for text in PASSAGES]
         return [
-            [(d.page_content, d.metadata["relevance_score"]) for d in found]
-            for found in (
+            [(d.page_content, d.metadata["relevance_score"]) for d in reranked]
+            for reranked in (
                 adapter.compress_documents(items, "q"),
                 asyncio.run(adapter.acompress_documents(items, "q")),
             )
         ]
     items = [NodeWithScore(node=TextNode(text=text)) for text in PASSAGES]
     return [
-        [(n.node.text, n.score) for n in found]
-        for found in (
+        [(n.node.text, n.score) for n in reranked]
+        for reranked in (
             adapter.postprocess_nodes(items, query_str="q"),
             asyncio.run(adapter.apostprocess_nodes(items, query_str="q")),
         )
@@ -40,14 +40,14 @@ def both_ways(adapter):
 
 @BOTH
 def test_the_environment_alone_moves_an_adapter_to_an_endpoint(adapter, monkeypatch):
-    right = [(place.text, place.score.probability) for place in expected(PASSAGES)][:3]
+    right = [(ranked.text, ranked.score.probability) for ranked in expected(PASSAGES)][:3]
     with Endpoint(speaks("nvidia")) as endpoint:
         monkeypatch.setenv("MISTRAL_RERANK_BACKEND", "remote")
         monkeypatch.setenv("MISTRAL_RERANK_BASE_URL", endpoint.url)
         monkeypatch.setenv("MISTRAL_RERANK_MODEL", "m")
-        made = adapter(top_n=3)
-        assert both_ways(made) == [right, right]
-        assert isinstance(made.use(), RemoteReranker)
+        instance = adapter(top_n=3)
+        assert both_ways(instance) == [right, right]
+        assert isinstance(instance.use(), RemoteReranker)
 
 
 @BOTH
@@ -61,6 +61,6 @@ def test_adapters_with_equal_settings_share_connections_and_with_other_keys_do_n
 @BOTH
 def test_an_endpoints_refusal_reaches_the_caller_as_it_is(adapter):
     with Endpoint(gives(401, {"detail": "who are you?"})) as endpoint:
-        made = adapter(backend="remote", base_url=endpoint.url)
+        instance = adapter(backend="remote", base_url=endpoint.url)
         with pytest.raises(AuthenticationError, match="who are you"):
-            both_ways(made)
+            both_ways(instance)

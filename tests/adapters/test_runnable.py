@@ -36,8 +36,8 @@ async def test_a_call_is_one_run_with_the_name_id_tags_and_metadata_of_its_confi
     for way in ("sync", "async"):
         runs, run_id = Runs(), uuid4()
         config = {"callbacks": [runs], "tags": ["t"], "metadata": {"m": 1}, "run_name": "mine", "run_id": run_id}
-        found = runnable.invoke(REQUEST, config) if way == "sync" else await runnable.ainvoke(REQUEST, config)
-        assert [document.page_content for document in found] == ["bb"]
+        reranked = runnable.invoke(REQUEST, config) if way == "sync" else await runnable.ainvoke(REQUEST, config)
+        assert [document.page_content for document in reranked] == ["bb"]
         ((name, seen, parent, tags, metadata, inputs),) = runs.started
         assert (name, seen, parent, tags) == ("mine", run_id, None, ["t"])
         assert metadata["m"] == 1

@@ -38,29 +38,32 @@ def call(adapter, texts, query="q"):
 async def acall(adapter, texts, query="q"):
     items = wrap(type(adapter), texts)
     if isinstance(adapter, LANGCHAIN):
-        found = await adapter.acompress_documents(items, query)
-        return [(d.page_content, d.metadata["relevance_score"]) for d in found]
+        reranked = await adapter.acompress_documents(items, query)
+        return [(d.page_content, d.metadata["relevance_score"]) for d in reranked]
     return [(n.node.text, n.score) for n in await adapter.apostprocess_nodes(items, query_str=query)]
 
 
 @BOTH
 async def test_core_and_adapters_give_the_same_order_and_scores(adapter, length_reranker):
     texts = ["bb", "a", "dddd", "bb", "", "ccc"]
-    expected = [(place.text, place.score.probability) for place in length_reranker.rank("q", texts, top_n=4)]
-    made = adapter(reranker=length_reranker, top_n=4)
-    assert call(made, texts) == expected
-    assert await acall(made, texts) == expected
+    expected = [(ranked.text, ranked.score.probability) for ranked in length_reranker.rank("q", texts, top_n=4)]
+    instance = adapter(reranker=length_reranker, top_n=4)
+    assert call(instance, texts) == expected
+    assert await acall(instance, texts) == expected
 
 
 @BOTH
-async def test_rerank_gives_positions_and_takes_options_of_one_call(adapter, length_reranker):
-    made = adapter(reranker=length_reranker, top_n=1)
+async def test_rerank_returns_positions_and_accepts_options_of_one_call(adapter, length_reranker):
+    instance = adapter(reranker=length_reranker, top_n=1)
     items = wrap(adapter, ["bb", "a", "dddd"])
-    assert [place.index for place in made.rerank("q", items)] == [2]
-    found = made.rerank("q", items, top_n=None, min_score=0.8)
-    assert [(place.index, place.text, place.score.logit) for place in found] == [(2, "dddd", 4.0), (0, "bb", 2.0)]
-    assert await made.arerank("q", items, top_n=None, min_score=0.8) == found
-    assert made.top_n == 1
+    assert [ranked.index for ranked in instance.rerank("q", items)] == [2]
+    reranked = instance.rerank("q", items, top_n=None, min_score=0.8)
+    assert [(ranked.index, ranked.text, ranked.score.logit) for ranked in reranked] == [
+        (2, "dddd", 4.0),
+        (0, "bb", 2.0),
+    ]
+    assert await instance.arerank("q", items, top_n=None, min_score=0.8) == reranked
+    assert instance.top_n == 1
 
 
 @BOTH
@@ -75,9 +78,9 @@ async def test_a_blank_query_is_refused_even_without_items(adapter, length_reran
 
 @BOTH
 def test_options_are_checked_when_they_change(adapter):
-    made = adapter()
+    instance = adapter()
     with pytest.raises(ValueError, match="greater than or equal to 0"):
-        made.top_n = -1
+        instance.top_n = -1
     with pytest.raises(ValueError, match="topn"):
         adapter(topn=3)
 
@@ -108,50 +111,50 @@ def test_unloading_frees_the_weights_for_every_adapter_until_the_next_call(tiny)
 
 @BOTH
 async def test_pickles_and_copies_are_small_and_rank_alike(adapter, tiny):
-    made = adapter(model=str(tiny), device="cpu", dtype="float32", top_n=3)
-    for use in (lambda: None, lambda: call(made, ["a", "bb"])):
+    instance = adapter(model=str(tiny), device="cpu", dtype="float32", top_n=3)
+    for use in (lambda: None, lambda: call(instance, ["a", "bb"])):
         use()
-        packed = pickle.dumps(made)
+        packed = pickle.dumps(instance)
         assert len(packed) < 10_000
         assert b"safetensors" not in packed
-        for twin in (pickle.loads(packed), copy.deepcopy(made), made.model_copy()):
-            assert (twin.model, twin.top_n) == (made.model, 3)
-            assert call(twin, ["a", "bb", "cc"]) == call(made, ["a", "bb", "cc"])
-    assert len(pickle.dumps(made)) < 10_000
-    assert await acall(pickle.loads(pickle.dumps(made)), ["a", "bb"]) == call(made, ["a", "bb"])
-    made.unload()
+        for twin in (pickle.loads(packed), copy.deepcopy(instance), instance.model_copy()):
+            assert (twin.model, twin.top_n) == (instance.model, 3)
+            assert call(twin, ["a", "bb", "cc"]) == call(instance, ["a", "bb", "cc"])
+    assert len(pickle.dumps(instance)) < 10_000
+    assert await acall(pickle.loads(pickle.dumps(instance)), ["a", "bb"]) == call(instance, ["a", "bb"])
+    instance.unload()
 
 
 @BOTH
-def test_a_pickle_of_an_adapter_with_a_reranker_of_its_own_holds_no_weights(adapter, tiny_reranker):
-    made = adapter(reranker=tiny_reranker)
-    call(made, ["a"])
-    packed = pickle.dumps(made)
+def test_a_pickle_of_an_adapter_with_a_custom_reranker_holds_no_weights(adapter, tiny_reranker):
+    instance = adapter(reranker=tiny_reranker)
+    call(instance, ["a"])
+    packed = pickle.dumps(instance)
     assert len(packed) < 10_000
-    assert call(pickle.loads(packed), ["a", "bb"]) == call(made, ["a", "bb"])
-    assert copy.deepcopy(made).use() is tiny_reranker
+    assert call(pickle.loads(packed), ["a", "bb"]) == call(instance, ["a", "bb"])
+    assert copy.deepcopy(instance).use() is tiny_reranker
 
 
 @BOTH
-async def test_200_concurrent_calls_each_get_their_own_documents(adapter, tiny, pairs):
-    made = adapter(model=str(tiny), device="cpu", dtype="float32", top_n=None)
+async def test_200_concurrent_calls_each_get_their_documents(adapter, tiny, pairs):
+    instance = adapter(model=str(tiny), device="cpu", dtype="float32", top_n=None)
     jobs = [[f"{number} {passage}" for _, passage in pairs[number : number + 3]] for number in range(200)]
-    found = await asyncio.gather(*(acall(made, texts, f"question {n}") for n, texts in enumerate(jobs)))
-    assert [sorted(text for text, _ in answer) for answer in found] == [sorted(texts) for texts in jobs]
-    assert found[:20] == [call(made, texts, f"question {n}") for n, texts in enumerate(jobs[:20])]
-    made.unload()
+    reranked = await asyncio.gather(*(acall(instance, texts, f"question {n}") for n, texts in enumerate(jobs)))
+    assert [sorted(text for text, _ in answer) for answer in reranked] == [sorted(texts) for texts in jobs]
+    assert reranked[:20] == [call(instance, texts, f"question {n}") for n, texts in enumerate(jobs[:20])]
+    instance.unload()
 
 
 @BOTH
 def test_memory_is_flat_over_1000_calls(adapter, length_reranker):
-    made, texts = adapter(reranker=length_reranker), ["some words " * 20] * 20
+    instance, texts = adapter(reranker=length_reranker), ["some words " * 20] * 20
     for _ in range(50):
-        call(made, texts)
+        call(instance, texts)
     gc.collect()
     tracemalloc.start()
     before, _ = tracemalloc.get_traced_memory()
     for _ in range(1000):
-        call(made, texts)
+        call(instance, texts)
     gc.collect()
     after, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -142,3 +142,13 @@ def test_a_second_load_with_other_settings_is_logged(options, caplog):
     (message,) = caplog.messages
     assert options["model"] in message
     assert message.endswith("cache_size")
+
+
+@pytest.mark.parametrize("backend", ["local", "remote"])
+def test_a_closed_reranker_is_replaced_on_the_next_use(options, backend):
+    adapter = LANGCHAIN(**options, base_url="http://h", protocol="tei", backend=backend)
+    closed = adapter.use()
+    closed.close()
+    assert adapter.use() is not closed
+    assert not adapter.use().is_closed
+    adapter.unload()

@@ -1,4 +1,4 @@
-"""What a rerank call leaves in traces: OpenInference's spans, each framework's own events, OpenTelemetry."""
+"""Traces of a rerank call: OpenInference's spans, each framework's own events, OpenTelemetry."""
 
 import asyncio
 import json
@@ -46,9 +46,9 @@ def exporter():
 
 @pytest.fixture
 def provider(exporter):
-    made = TracerProvider()
-    made.add_span_processor(SimpleSpanProcessor(exporter))
-    return made
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return provider
 
 
 class Found(LangChainRetriever):
@@ -70,15 +70,15 @@ def langchain_traced(provider):
 
 def reranker_span(exporter):
     spans = {span.context.span_id: span for span in exporter.get_finished_spans()}
-    (found,) = [s for s in spans.values() if s.attributes.get("openinference.span.kind") == "RERANKER"]
-    return found, spans.get(found.parent.span_id) if found.parent else None
+    (span,) = [s for s in spans.values() if s.attributes.get("openinference.span.kind") == "RERANKER"]
+    return span, spans.get(span.parent.span_id) if span.parent else None
 
 
 @pytest.mark.parametrize("way", ["sync", "async"])
 async def test_langchain_shows_a_reranker_span_under_the_retriever(way, langchain_traced, exporter):
     chain = retriever(trace_run_type="reranker")
-    found = chain.invoke("q") if way == "sync" else await chain.ainvoke("q")
-    assert [document.page_content for document in found] == ["ccc", "bb"]
+    reranked = chain.invoke("q") if way == "sync" else await chain.ainvoke("q")
+    assert [document.page_content for document in reranked] == ["ccc", "bb"]
     span, parent = reranker_span(exporter)
     assert span.name == "MistralRerank"
     assert parent.name == "ContextualCompressionRetriever"
@@ -127,11 +127,11 @@ async def test_langchain_callbacks_see_query_model_and_documents():
     for way in ("sync", "async"):
         recorder = Recorder()
         chain, config = retriever(), {"callbacks": [recorder]}
-        found = chain.invoke("q", config) if way == "sync" else await chain.ainvoke("q", config)
+        reranked = chain.invoke("q", config) if way == "sync" else await chain.ainvoke("q", config)
         (_, name, inputs), (_, outputs) = recorder.events
         assert name == "MistralRerank"
         assert (inputs["query"], inputs["model"], inputs["top_n"], len(inputs["documents"])) == ("q", "length", 2, 3)
-        assert outputs == {"documents": found}
+        assert outputs == {"documents": reranked}
 
 
 def test_langchain_traces_no_call_with_a_blank_query():
@@ -155,8 +155,8 @@ def engine(**options):
 async def test_llama_index_shows_a_reranker_span_under_the_query(way, provider, exporter):
     LlamaIndexInstrumentor().instrument(tracer_provider=provider)
     try:
-        made = engine()
-        answer = made.query("q") if way == "sync" else await made.aquery("q")
+        query_engine = engine()
+        answer = query_engine.query("q") if way == "sync" else await query_engine.aquery("q")
     finally:
         LlamaIndexInstrumentor().uninstrument()
     assert [node.node.text for node in answer.source_nodes] == ["ccc", "bb"]
@@ -197,27 +197,27 @@ def events():
 async def test_llama_index_events_are_balanced_on_success_empty_input_and_error(events):
     nodes = [NodeWithScore(node=TextNode(text="a"))]
     for options, items in (({}, nodes), ({}, []), ({"reranker": Broken()}, nodes), ({"top_n": None}, nodes)):
-        made = llama_index_mistral_rerank.MistralRerank(**{"reranker": LengthReranker()} | options)
+        instance = llama_index_mistral_rerank.MistralRerank(**{"reranker": LengthReranker()} | options)
         for way in ("sync", "async"):
             try:
                 if way == "sync":
-                    made.postprocess_nodes(items, query_str="q")
+                    instance.postprocess_nodes(items, query_str="q")
                 else:
-                    await made.apostprocess_nodes(items, query_str="q")
+                    await instance.apostprocess_nodes(items, query_str="q")
             except ScoringError:
                 assert "reranker" in options
             assert events == ["ReRankStartEvent", "ReRankEndEvent"]
             events.clear()
     with pytest.raises(InvalidInputError):
-        made.postprocess_nodes(nodes, query_str=" ")
+        instance.postprocess_nodes(nodes, query_str=" ")
     assert events == []
 
 
 def test_llama_index_callbacks_see_the_reranking():
     handler = LlamaDebugHandler(print_trace_on_end=False)
-    made = llama_index_mistral_rerank.MistralRerank(reranker=LengthReranker(), top_n=1)
-    made.callback_manager = CallbackManager([handler])
-    made.postprocess_nodes([NodeWithScore(node=TextNode(text=text)) for text in ("a", "bb")], query_str="q")
+    instance = llama_index_mistral_rerank.MistralRerank(reranker=LengthReranker(), top_n=1)
+    instance.callback_manager = CallbackManager([handler])
+    instance.postprocess_nodes([NodeWithScore(node=TextNode(text=text)) for text in ("a", "bb")], query_str="q")
     ((start, end),) = handler.get_event_pairs(CBEventType.RERANKING)
     assert (start.payload["query_str"], start.payload["model_name"], start.payload["top_k"]) == ("q", "length", 1)
     assert [node.node.text for node in end.payload["nodes"]] == ["bb"]
@@ -229,11 +229,11 @@ def otel(provider, monkeypatch):
 
 
 @pytest.mark.parametrize("telemetry", ["off", "spans", "content"])
-async def test_core_makes_a_span_that_holds_texts_only_when_asked(telemetry, otel, exporter):
-    made = langchain_mistral_rerank.MistralRerank(reranker=LengthReranker(), telemetry=telemetry, top_n=1)
+async def test_the_core_span_holds_texts_only_if_requested(telemetry, otel, exporter):
+    instance = langchain_mistral_rerank.MistralRerank(reranker=LengthReranker(), telemetry=telemetry, top_n=1)
     documents = [Document(page_content="secret a"), Document(page_content="secret")]
-    made.compress_documents(documents, "secret q")
-    await made.acompress_documents(documents, "secret q")
+    instance.compress_documents(documents, "secret q")
+    await instance.acompress_documents(documents, "secret q")
     spans = exporter.get_finished_spans()
     assert len(spans) == (0 if telemetry == "off" else 2)
     for span in spans:
@@ -244,8 +244,8 @@ async def test_core_makes_a_span_that_holds_texts_only_when_asked(telemetry, ote
 
 
 def test_a_failed_call_ends_its_span_as_an_error(otel, exporter):
-    made = langchain_mistral_rerank.MistralRerank(reranker=Broken(), telemetry="spans")
+    instance = langchain_mistral_rerank.MistralRerank(reranker=Broken(), telemetry="spans")
     with pytest.raises(ScoringError):
-        made.rerank("q", [Document(page_content="a")])
+        instance.rerank("q", [Document(page_content="a")])
     (span,) = exporter.get_finished_spans()
     assert span.status.status_code is StatusCode.ERROR

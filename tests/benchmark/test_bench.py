@@ -1,4 +1,4 @@
-"""The benchmark measures what it says: workloads by value, turns in order, real peers on the same weights."""
+"""Workloads by value, alternating rounds, and real baselines with the same weights."""
 
 import json
 
@@ -7,9 +7,8 @@ import torch
 from command import run as run_command
 
 from mistral_rerank import SettingsError
-from mistral_rerank.benchmark.bench import _Computed, _Linears, bench, kendall_tau
-from mistral_rerank.benchmark.timing import latencies, matmul_peak, take_turns
-from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
+from mistral_rerank.benchmark.bench import SHAPES, _Counter, _Linears, bench, make_pairs
+from mistral_rerank.benchmark.timing import alternate, kendall_tau, latencies, matmul_peak
 
 
 class Recorder:
@@ -33,9 +32,9 @@ def test_a_workload_has_its_lengths_and_is_the_same_every_time():
     assert {len(passage.split()) for _, passage in make_pairs(SHAPES["equal"], questions=1, passages=9)} == {100}
 
 
-def test_contestants_take_turns_and_the_first_round_does_not_count():
+def test_baselines_alternate_and_the_first_round_does_not_count():
     log = []
-    timings = take_turns([Recorder("a", log), Recorder("b", log)], [("q", "one"), ("q", "three")], rounds=3)
+    timings = alternate([Recorder("a", log), Recorder("b", log)], [("q", "one"), ("q", "three")], rounds=3)
     assert log == ["a", "b"] * 4
     assert [(timing.name, len(timing.seconds), timing.logits) for timing in timings] == [
         ("a", 3, (3.0, 5.0)),
@@ -45,9 +44,9 @@ def test_contestants_take_turns_and_the_first_round_does_not_count():
 
 def test_latencies_are_taken_call_by_call():
     calls = []
-    median, slow = latencies(calls.append, [[("q", "p")], [("q", "r")]])
+    median, p95 = latencies(calls.append, [[("q", "p")], [("q", "r")]])
     assert calls == [[("q", "p")], [("q", "r")]]
-    assert 0 < median <= slow
+    assert 0 < median <= p95
     assert latencies(calls.append, [[("q", "p")]])[1] > 0
 
 
@@ -58,7 +57,7 @@ def test_kendalls_tau_counts_orders():
 
 
 def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
-    clock = iter([0.0, 0.5, 1.0, 5.0, 6.0, 7.0, 9.0, 20.0])  # begun; then a look, a start and an end of each pass
+    clock = iter([0.0, 0.5, 1.0, 5.0, 6.0, 7.0, 9.0, 20.0])  # start; then check, start and end of each pass
     monkeypatch.setattr("mistral_rerank.benchmark.timing.time.perf_counter", lambda: next(clock))
     work = 2 * 16 * 64 * 32 + 2 * 16 * 32 * 64
     assert matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, seconds=8.0) == work / 2
@@ -67,12 +66,12 @@ def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
 def test_operations_are_those_that_are_computed(tiny):
     """Of the last layer, keys and values of all 40 tokens, and the rest where 3 sequences end."""
     linears = _Linears.of(str(tiny), None)
-    counted = _Computed()
-    counted.ran_batch(3, 40, 0.1)
+    counter = _Counter()
+    counter.ran_batch(3, 40, 0.1)
     keys = 2 * 2 * 64 * 16
     rest = 2 * (2 * 64 * 64 + 3 * 64 * 128)
-    assert len(linears.shapes) == 7 * linears.layers
-    assert linears.operations(counted) == 40 * (linears.layers - 1) * (keys + rest) + 40 * keys + 3 * rest
+    assert len(linears.layer) == 7
+    assert linears.operations(counter) == 40 * (linears.layers - 1) * (keys + rest) + 40 * keys + 3 * rest
 
 
 OPTIONS = {"device": "cpu", "dtype": "float32", "workloads": ["nq"], "rounds": 1, "calls": 0}
@@ -97,7 +96,7 @@ def test_sentence_transformers_scores_mini_as_we_do():
     assert row.against[0].kendall_tau == 1
 
 
-def test_names_that_are_not_known_are_named(tiny):
+def test_unknown_names_are_in_the_error(tiny):
     with pytest.raises(SettingsError, match="bing: not a workload"):
         bench(str(tiny), workloads=["bing"])
     with pytest.raises(SettingsError, match="bong: not known"):
@@ -110,8 +109,8 @@ def test_the_command_prints_tables_and_json(tiny):
     assert shown.returncode == 0, shown.stderr
     assert "computed/real" in shown.stdout
     assert "p95" in shown.stdout
-    found = json.loads(run_command(*command, "--passages", "3", "--json").stdout)
-    assert [row["workload"] for row in found["rows"]] == ["equal"]
+    report = json.loads(run_command(*command, "--passages", "3", "--json").stdout)
+    assert [row["workload"] for row in report["rows"]] == ["equal"]
     wrong = run_command(*command, "--against", "bong")
     assert wrong.returncode != 0
     assert "Traceback" not in wrong.stderr

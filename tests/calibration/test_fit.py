@@ -2,9 +2,16 @@ import numpy as np
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.calibration.fit import calibrate, check_choices, fit, outcomes, pick_threshold, probabilities
-from mistral_rerank.calibration.labelled_pairs import LabelledPairs
-from mistral_rerank.evaluation.reliability import reliability
+from mistral_rerank.calibration.fit import (
+    LabelledPairs,
+    calibrate,
+    check_choices,
+    fit,
+    outcomes,
+    pick_threshold,
+    probabilities,
+)
+from mistral_rerank.evaluation.metrics import reliability
 from mistral_rerank.local.checkpoints.config import Calibration
 from mistral_rerank.reranker import Score
 
@@ -76,9 +83,9 @@ def test_calibration_mends_pairs_that_were_not_fitted():
     assert held_out.after.nll < held_out.before.nll
     assert held_out.precision == pytest.approx(0.8, abs=0.02)
     kept = probabilities(other.logits, scale=result.scale, bias=result.bias) >= result.threshold
-    assert held_out.kept == kept.sum()
+    assert held_out.reached == kept.sum()
     assert held_out.recall == pytest.approx(np.array(other.labels)[kept].sum() / sum(other.labels))
-    assert held_out.at_threshold.startswith(f"{held_out.kept} pairs, precision 0.")
+    assert held_out.at_threshold.startswith(f"{held_out.reached} pairs, precision 0.")
 
 
 def test_before_is_what_the_checkpoint_had():
@@ -86,7 +93,7 @@ def test_before_is_what_the_checkpoint_had():
     (found,) = outcomes([pairs], [], Calibration(scale=2.0, bias=1.0), calibrate([pairs]))
     expected = reliability(probabilities(pairs.logits, scale=2.0, bias=1.0).tolist(), pairs.labels)
     assert found.before == expected
-    assert (found.kept, found.at_threshold) == (None, "")
+    assert (found.reached, found.at_threshold) == (None, "")
 
 
 def test_collections_are_fitted_together_and_named():

@@ -4,10 +4,11 @@ import pytest
 from support import FACTS, LengthReranker
 
 from mistral_rerank import InvalidInputError
-from mistral_rerank.calibration.labelled_pairs import LabelledPairs, pooled, read_pairs
+from mistral_rerank.calibration.fit import LabelledPairs, pooled
+from mistral_rerank.calibration.labelled_pairs import read_pairs
 from mistral_rerank.evaluation.evaluate import evaluate
 from mistral_rerank.evaluation.first_stage import BM25Stage
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 SETTINGS = EvaluationSettings(data=(FACTS,), top_k=4, queries=6)
 

@@ -1,4 +1,4 @@
-"""Encoders against a real HTTP server on loopback, and a tiny seeded BERT."""
+"""Encoders against a real HTTP server on loopback, and a tiny seeded BERT; the cache and the bi-encoder over stand-ins."""
 
 import zlib
 
@@ -9,10 +9,11 @@ from pydantic import SecretStr
 from remote.endpoint import Endpoint, gives
 from transformers import BertConfig, BertModel
 
-from mistral_rerank import CheckpointError
-from mistral_rerank.errors import AuthenticationError, InvalidReplyError, RequestRefusedError
-from mistral_rerank.evaluation.embedding_models import Preset
-from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
+from mistral_rerank import CheckpointError, InvalidInputError
+from mistral_rerank.errors import AuthenticationError, EndpointUnreachableError, InvalidReplyError, RequestRefusedError
+from mistral_rerank.evaluation import encoders
+from mistral_rerank.evaluation.embedding_models import open_encoder
+from mistral_rerank.evaluation.encoders import BiEncoderReranker, CachedEncoder, EndpointEncoder, LocalEncoder, Preset
 from mistral_rerank.evaluation.first_stage import open_first_stage
 from mistral_rerank.remote.retries import Retries
 
@@ -143,6 +144,14 @@ def test_a_named_model_at_an_endpoint_keeps_its_prefixes(facts):
     assert sum(text.startswith("passage: ") for text in texts) == len(facts.corpus)
 
 
+def test_a_prefix_does_not_turn_off_the_input_type_of_an_nvidia_model():
+    with Endpoint(embeds) as endpoint:
+        encoder = open_encoder(f"nvidia/n@{endpoint.url}/v1", query_prefix="ask: ")
+        encoder.encode(["a"], "query", progress=lambda _: None)
+    (body,) = endpoint.bodies
+    assert (body["model"], body["input"], body["input_type"]) == ("nvidia/n", ["ask: a"], "query")
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory, tokenizer):
     """A plain transformers folder, not one of sentence-transformers."""
@@ -201,3 +210,68 @@ def test_a_model_without_safetensors_is_refused(bert, tmp_path, tokenizer):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="give a folder or a hub id with safetensors"):
         LocalEncoder(None, model=str(tmp_path), device="cpu")
+
+
+class Counts:
+    """Breaks after so many texts."""
+
+    def __init__(self, most=10**6):
+        self.most, self.seen = most, []
+
+    def encode(self, texts, kind, *, progress):
+        if len(self.seen) + len(texts) > self.most:
+            raise EndpointUnreachableError("gone")
+        self.seen += texts
+        progress(len(texts))
+        return np.array([[len(text), kind == "query"] for text in texts], dtype=np.float32)
+
+
+def test_a_stopped_encoding_goes_on_after_its_last_block(tmp_path, monkeypatch):
+    monkeypatch.setattr(encoders, "BLOCK", 4)
+    texts = ["x" * length for length in range(10)]
+    with pytest.raises(EndpointUnreachableError):
+        CachedEncoder(Counts(most=9), tmp_path / "v").encode(texts, "passage", progress=lambda _: None)
+    rest, done = Counts(), []
+    found = CachedEncoder(rest, tmp_path / "v").encode(texts, "passage", progress=done.append)
+    assert rest.seen == texts[8:]
+    assert done == [4, 4, 2]
+    assert found.tolist() == [[length, 0] for length in range(10)]
+
+
+def test_a_question_is_no_passage(tmp_path):
+    encoder = CachedEncoder(Counts(), tmp_path)
+    assert [encoder.encode(["a"], kind, progress=lambda _: None)[0, 1] for kind in ("query", "passage")] == [1, 0]
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+class Lengths:
+    """Questions point along their length, passages along theirs plus one."""
+
+    def __init__(self):
+        self.texts = []
+
+    def encode(self, texts, kind, *, progress):
+        self.texts += [(kind, text) for text in texts]
+        return np.array([[len(text) + (kind == "passage"), 1.0] for text in texts], dtype=np.float32)
+
+
+def test_a_score_is_the_product_of_the_vectors_and_no_text_is_encoded_twice():
+    encoder = Lengths()
+    reranker = BiEncoderReranker("lengths", encoder)
+    assert [s.logit for s in reranker.score_pairs([("ab", "x"), ("ab", "xyz"), ("c", "x")])] == [5.0, 9.0, 3.0]
+    assert [s.logit for s in reranker.score_pairs([("c", "xyz"), ("c", "new")])] == [5.0, 5.0]
+    assert sorted(encoder.texts) == [("passage", "new"), ("passage", "x"), ("passage", "xyz"), ("query", "ab"), ("query", "c")]  # fmt: skip
+
+
+async def test_it_ranks_like_any_reranker():
+    reranker = BiEncoderReranker("lengths", Lengths())
+    assert [place.index for place in await reranker.arank("q", ["a", "ccc", "bb"])] == [1, 2, 0]
+    assert reranker.model_name == "lengths"
+    with pytest.raises(InvalidInputError):
+        reranker.score_pairs([(" ", "x")])
+
+
+def test_pairs_may_come_from_a_generator():
+    reranker = BiEncoderReranker("lengths", Lengths())
+    pairs = [("who?", "me"), ("who?", "you")]
+    assert reranker.score_pairs(pair for pair in pairs) == reranker.score_pairs(pairs)

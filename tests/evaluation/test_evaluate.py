@@ -1,29 +1,31 @@
 """Whole evaluations: by value with a stand-in, and stopped and resumed in a process of their own."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
+from command import run_code
 from support import FACTS, LengthReranker
 
 from mistral_rerank import InvalidInputError, ScoringError, SettingsError
 from mistral_rerank.evaluation.evaluate import evaluate, reordered, sample_queries
 from mistral_rerank.evaluation.metrics import per_query
 from mistral_rerank.evaluation.run_files import read_run
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 EVALUATE = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from mistral_rerank import LocalReranker
 from mistral_rerank.evaluation.evaluate import evaluate
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 model, out, at_once, stop, *data = sys.argv[1:]
+torch.set_num_threads(1)  # as many each time: their number shows in the last bits
 
 def notify(what, done, total):
     if stop in (what, f"{what} {done}"):
@@ -222,16 +224,6 @@ def test_an_existing_folder_and_two_sets_of_one_name_are_refused(small, tmp_path
     assert not (tmp_path / "out.partial").exists()
 
 
-def run_in_a_process(tiny, twice, out, at_once, stop="never"):
-    command = [sys.executable, "-c", EVALUATE, tiny, out, at_once, stop, *twice]
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1"
-    }  # as many threads each time: their number shows in the last bits
-    return subprocess.run(
-        list(map(str, command)), env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
-
-
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
     again = tmp_path_factory.mktemp("data") / "again"
@@ -247,18 +239,19 @@ def at_once(request):
 @pytest.fixture(scope="module")
 def whole(tiny, twice, at_once, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "out"
-    assert run_in_a_process(tiny, twice, out, at_once).returncode == 0
+    command = [sys.executable, "-c", EVALUATE, tiny, out, str(at_once), "never", *twice]  # with hashes of its own
+    subprocess.run(command, capture_output=True, check=True, timeout=300)
     return files_of(out)
 
 
 @pytest.mark.parametrize("stop", ["facts: reranking 5", "again: first stage", "again: reranking 12"])
 def test_a_killed_run_resumes_to_the_same_bytes(tiny, twice, at_once, whole, tmp_path, stop):
     out, partial = tmp_path / "out", tmp_path / "out.partial"
-    assert run_in_a_process(tiny, twice, out, at_once, stop).returncode == -9
+    assert run_code(EVALUATE, tiny, out, at_once, stop, *twice).returncode == -9
     assert not out.exists()
     for scores in (partial / "scores").iterdir():
         with scores.open("a") as file:
             file.write('{"query": "half a li')
-    resumed = run_in_a_process(tiny, twice, out, at_once)
+    resumed = run_code(EVALUATE, tiny, out, at_once, "never", *twice)
     assert resumed.returncode == 0, resumed.stderr
     assert files_of(out) == whole

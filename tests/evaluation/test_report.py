@@ -12,7 +12,7 @@ from support import FACTS, LengthReranker
 
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.evaluate import evaluate
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 

@@ -33,7 +33,7 @@ def test_probabilities_become_logits_that_keep_their_order():
     assert sorted(score.logit for score in scores) == [score.logit for score in scores]
 
 
-def test_a_calibrated_probability_travels_beside_its_logit():
+def test_a_calibrated_probability_is_sent_with_its_logit():
     (score,) = read({"rankings": [{"index": 0, "logit": 2.0, "probability": 0.6}]}, count=1)
     assert (score.logit, score.probability) == (2.0, 0.6)
 

@@ -116,8 +116,8 @@ def test_auto_keeps_the_query_and_quotes_the_model():
     ],
 )
 def test_a_vendor_is_known_by_its_domain_over_tls(url, vendor):
-    found = vendor_of(url)
-    assert (found.name if found else None) == vendor
+    known = vendor_of(url)
+    assert (known.name if known else None) == vendor
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,7 @@ from support import LengthReranker
 
 from mistral_rerank import InputTooLongError, RemoteReranker, errors
 from mistral_rerank.remote.error_mapping import is_retryable, retry_after, to_error
-from mistral_rerank.remote.rate_limit import RateLimit
-from mistral_rerank.remote.retries import Retries
+from mistral_rerank.remote.retries import RateLimit, Retries
 from mistral_rerank.remote.transport import Response
 
 INVALID_TOKEN = 'Bearer error="invalid_token", error_description="expired"'

@@ -197,7 +197,7 @@ def hosted(*statuses, **settings):
         return httpx.Response(status, json=body, headers={"NVCF-REQID": "abc-1"})
 
     network = httpx.MockTransport(answer)
-    return requests, RemoteReranker(protocol="nvidia", transport=network, async_transport=network, **settings)
+    return requests, RemoteReranker(protocol="nvidia", transport=network, **settings)
 
 
 @both

@@ -304,7 +304,7 @@ def test_an_injected_transport_takes_the_place_of_the_network():
 
     fake = httpx.MockTransport(response)
     with RemoteReranker(
-        "m", base_url="http://tei", protocol="tei", headers={"X-Team": "search"}, transport=fake, async_transport=fake
+        "m", base_url="http://tei", protocol="tei", headers={"X-Team": "search"}, transport=fake
     ) as reranker:
         assert reranker.score_pairs([("q", "p")]) == [Score.from_logit(2.0)]
         assert asyncio.run(reranker.ascore_pairs([("q", "p")])) == [Score.from_logit(2.0)]

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from command import run
 from peft import PeftModel
 from safetensors.torch import load_file
 from support import FACTS, plain_logits
@@ -24,12 +25,12 @@ from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkp
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.pooling import PoolingConfig
 from mistral_rerank.templates import Template
-from mistral_rerank.training.finetune import _last_whole_state, finetune
+from mistral_rerank.training.finetune import _last_complete_state, finetune
 from mistral_rerank.training.groups import Group, read_groups, write_groups
+from mistral_rerank.training.losses import ndcg
 from mistral_rerank.training.mining import mine
 from mistral_rerank.training.settings import TrainSettings
 from mistral_rerank.training.trainer import GroupCollator, GroupTrainer
-from mistral_rerank.training.validation import ndcg
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +79,7 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
-def assert_ndcg_of(checkpoint, settings, groups, found):
+def assert_ndcg_of(checkpoint, settings, groups, validated):
     """Hold a mean nDCG@10 of nine groups to the finished checkpoint's, which bfloat16 may have ranked otherwise in ties."""
     low, high = [], []
     options = {"base": settings.base, "device": "cpu", "dtype": "float32", "max_length": settings.max_length}
@@ -88,8 +89,8 @@ def assert_ndcg_of(checkpoint, settings, groups, found):
             logits, grades = torch.tensor([[score.logit for score in scores]]), torch.tensor(group.grades)
             low.append(ndcg(logits - 0.003 * grades, grades).item())
             high.append(ndcg(logits + 0.003 * grades, grades).item())
-    assert sum(high) - sum(low) < 1  # so that it says something
-    assert sum(low) / len(low) - 1e-4 <= found <= sum(high) / len(high) + 1e-4
+    assert sum(high) - sum(low) < 1  # else the check could not fail
+    assert sum(low) / len(low) - 1e-4 <= validated <= sum(high) / len(high) + 1e-4
 
 
 def test_training_lowers_the_loss(trained):
@@ -111,8 +112,8 @@ def test_the_checkpoint_opens_in_plain_transformers_and_peft_with_equal_logits(t
     expected = plain_logits(plain, [pair.sequences[0] for pair in tokenizer.encode(pairs[:30])])
     assert max(expected) - min(expected) > 0.01
     with LocalReranker(str(trained), base=str(tiny), device="cpu", dtype="float32") as reranker:
-        found = [score.logit for score in reranker.score_pairs(pairs[:30])]
-    assert found == pytest.approx(expected, abs=1e-4)
+        logits = [score.logit for score in reranker.score_pairs(pairs[:30])]
+    assert logits == pytest.approx(expected, abs=1e-4)
 
 
 def test_all_seven_linears_and_the_head_are_trained_and_nothing_else(trained):
@@ -128,7 +129,7 @@ def test_the_seed_decides_the_weights(settings, trained, tmp_path):
     assert all(torch.equal(tensor, again[name]) for name, tensor in weights(trained).items())
 
 
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_and_ends_with_the_same_weights(settings, trained, tmp_path, monkeypatch):
     calls = []
     compute_loss = GroupTrainer.compute_loss
 
@@ -152,12 +153,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(settings, trained, 
     assert list(tmp_path.iterdir()) == [resumed]
 
 
-def test_the_best_weights_on_other_groups_are_kept_and_no_more_patience_ends_the_run(
+def test_the_best_validated_weights_are_saved_and_exhausted_patience_ends_the_run(
     settings, nine_groups, tmp_path, monkeypatch
 ):
-    """Validations are made to fall after the second, so that the third and fourth use up the patience."""
-    marks = iter((0.5, 0.8, 0.7, 0.6))
-    scores = chain.from_iterable(repeat(mark, 9) for mark in marks)
+    """Validations fall after the second, so the third and fourth use up the patience."""
+    means = iter((0.5, 0.8, 0.7, 0.6))
+    scores = chain.from_iterable(repeat(mean, 9) for mean in means)
     monkeypatch.setattr("mistral_rerank.training.trainer.ndcg", lambda *_: torch.tensor([next(scores)]))
     chosen = settings.model_copy(update={"validation": (nine_groups,), "patience": 2, "epochs": 9})
     out = finetune(chosen, tmp_path / "out")
@@ -181,13 +182,13 @@ def test_validation_ranks_groups_as_the_finished_checkpoint_does(settings, nine_
     assert_ndcg_of(out, settings, nine_groups, record["validation"]["15"])
 
 
-def test_validation_on_what_is_trained_on_is_refused(settings, tmp_path):
+def test_validation_on_the_training_questions_is_refused(settings, tmp_path):
     with pytest.raises(SettingsError, match="every question of the validation is trained on"):
         finetune(settings.model_copy(update={"validation": (FACTS,)}), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_patience_needs_something_to_validate_on(settings, tmp_path):
+def test_patience_needs_validation_data(settings, tmp_path):
     with pytest.raises(SettingsError, match="patience counts validations"):
         finetune(settings.model_copy(update={"patience": 1}), tmp_path / "out")
 
@@ -209,16 +210,16 @@ def test_the_run_leaves_a_card_and_a_plot(settings, trained):
 
 
 def test_memory_is_estimated_before_anything_is_loaded(settings, tmp_path, monkeypatch):
-    told = []
+    notices = []
 
     def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mistral_rerank.training.finetune.load_classifier", stop)
     with pytest.raises(KeyboardInterrupt):
-        finetune(settings, tmp_path / "out", notice=told.append)
-    assert [line.split(":")[0] for line in told] == ["memory"]
-    assert "GiB" in told[0]
+        finetune(settings, tmp_path / "out", notice=notices.append)
+    assert [line.split(":")[0] for line in notices] == ["memory"]
+    assert "GiB" in notices[0]
 
 
 def test_a_question_that_leaves_no_room_is_an_error_before_the_first_step(settings, tmp_path):
@@ -240,13 +241,13 @@ def test_one_layer_at_least_is_trained(settings, tmp_path):
         finetune(settings.model_copy(update={"frozen_layers": 2}), tmp_path / "out")
 
 
-def test_a_state_whose_saving_was_cut_off_is_passed_over(tmp_path):
-    assert _last_whole_state(tmp_path) is None
+def test_an_incomplete_state_is_skipped(tmp_path):
+    assert _last_complete_state(tmp_path) is None
     for step in (9, 10, 12):
         (tmp_path / f"checkpoint-{step}").mkdir()
     for step in (9, 10):
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    assert _last_whole_state(tmp_path) == tmp_path / "checkpoint-10"
+    assert _last_complete_state(tmp_path) == str(tmp_path / "checkpoint-10")
 
 
 def test_an_existing_folder_is_not_overwritten(settings, trained):
@@ -267,9 +268,9 @@ def test_activation_checkpointing_gives_the_same_losses(settings, trained, tmp_p
     assert after == pytest.approx(before, abs=0.02)
 
 
-def test_a_base_in_four_bits_learns_too(settings, trained, tmp_path):
-    told = []
-    out = finetune(settings.model_copy(update={"four_bit": True}), tmp_path / "out", notice=told.append)
+def test_a_base_in_four_bits_is_trained(settings, trained, tmp_path):
+    notices = []
+    out = finetune(settings.model_copy(update={"four_bit": True}), tmp_path / "out", notice=notices.append)
     full, four = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, out))
     assert four[0] == pytest.approx(full[0], abs=1e-3)  # the head starts at 0
     assert four[1:] != full[1:]
@@ -286,14 +287,14 @@ def test_layers_below_the_frozen_ones_get_no_adapter(settings, tmp_path):
         assert reranker.score_pairs([("who?", "me")])
 
 
-def test_the_passage_may_come_first_and_questions_may_share_it(settings, tmp_path):
+def test_questions_may_share_a_passage_that_comes_first(settings, tmp_path):
     changes = {"template": "{passage}\n{query}", "questions": 4, "groups_per_step": 2, "groups_per_forward": 1}
     out = finetune(settings.model_copy(update=changes), tmp_path / "out")
     losses = json.loads((out / "training.json").read_text())["loss"]
     assert sum(losses[-5:]) / 5 < 0.9 * losses[0]
 
 
-def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, nine_groups, tmp_path):
+def test_a_bidirectional_model_is_trained_as_it_is_run(settings, nine_groups, tmp_path):
     changes = {"bidirectional": True, "validation": (nine_groups,), "save_steps": 15}
     out = finetune(settings.model_copy(update=changes), tmp_path / "out")
     assert read_config(out).pooling_config == PoolingConfig(bidirectional=True, mean=True)
@@ -305,32 +306,32 @@ def test_a_model_that_looks_both_ways_is_trained_as_it_is_read(settings, nine_gr
     assert read_config(finetune(settings.model_copy(update=more), tmp_path / "more")) == read_config(out)
 
 
-def test_a_local_base_is_not_written_down_and_is_given_again(settings, trained, tiny, tmp_path):
+def test_the_path_of_a_local_base_is_not_saved_and_has_to_be_given_again(settings, trained, tiny, tmp_path):
     for file in ("rerank.json", "adapter_config.json", "training.json", "README.md"):
         assert str(tiny) not in (trained / file).read_text()
     assert json.loads((trained / "rerank.json").read_text())["base"]["name"] is None
     with pytest.raises(CheckpointError, match=r"rerank.json: base.name is not given.*--base FOLDER"):
         open_checkpoint(str(trained))
-    going_on = {"base": None, "layers": None, "init": str(trained)}
+    from_adapter = {"base": None, "layers": None, "init": str(trained)}
     with pytest.raises(CheckpointError, match="base.name is not given"):
-        finetune(settings.model_copy(update=going_on), tmp_path / "none")
+        finetune(settings.model_copy(update=from_adapter), tmp_path / "none")
 
 
-def test_training_goes_on_from_an_adapter_with_its_base_inside(settings, trained, tiny, tmp_path):
+def test_training_continues_from_an_adapter_with_its_base_inside(settings, trained, tiny, tmp_path):
     start = shutil.copytree(trained, tmp_path / "start")
     shutil.copytree(tiny, start / "base")
     config = json.loads((start / "rerank.json").read_text())
     config["base"]["name"] = "base"
     (start / "rerank.json").write_text(json.dumps(config))
-    going_on = {"base": None, "layers": None, "init": str(start), "epochs": 1}
-    out = finetune(settings.model_copy(update=going_on), tmp_path / "out")
+    from_adapter = {"base": None, "layers": None, "init": str(start), "epochs": 1}
+    out = finetune(settings.model_copy(update=from_adapter), tmp_path / "out")
     with LocalReranker(str(out), base=str(start / "base"), device="cpu") as reranker:
         assert len(reranker.score_pairs([("who?", "me")])) == 1
 
 
-def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(settings, trained, tmp_path):
-    going_on = settings.model_copy(update={"layers": None, "init": str(trained), "epochs": 1})
-    more = finetune(going_on, tmp_path / "more")
+def test_training_continues_from_an_adapter_with_its_base_layers_and_template(settings, trained, tmp_path):
+    from_adapter = settings.model_copy(update={"layers": None, "init": str(trained), "epochs": 1})
+    more = finetune(from_adapter, tmp_path / "more")
     assert read_config(more) == read_config(trained)
     assert (more / "adapter_config.json").read_text() == (trained / "adapter_config.json").read_text()
     before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, more))
@@ -347,22 +348,22 @@ def test_training_goes_on_from_an_adapter_with_its_base_layers_and_template(sett
         ({"lora_rank": 4, "frozen_layers": 1}, "leave frozen_layers, lora_rank out"),
     ],
 )
-def test_what_contradicts_the_adapter_is_refused(settings, trained, tmp_path, changes, message):
-    going_on = {"layers": None, "init": str(trained)}
+def test_settings_that_contradict_the_adapter_are_refused(settings, trained, tmp_path, changes, message):
+    from_adapter = {"layers": None, "init": str(trained)}
     with pytest.raises(SettingsError, match=message):
-        finetune(settings.model_copy(update=going_on | changes), tmp_path / "none")
+        finetune(settings.model_copy(update=from_adapter | changes), tmp_path / "none")
     with pytest.raises(CheckpointError, match="neither"):
-        finetune(settings.model_copy(update=going_on | {"init": str(tmp_path)}), tmp_path / "none")
+        finetune(settings.model_copy(update=from_adapter | {"init": str(tmp_path)}), tmp_path / "none")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_whole_model_is_no_adapter_to_go_on_from(settings, tiny, tmp_path):
+def test_a_whole_model_is_no_adapter_to_continue_from(settings, tiny, tmp_path):
     with pytest.raises(SettingsError, match="whole model"):
         finetune(settings.model_copy(update={"base": None, "init": str(tiny)}), tmp_path / "none")
 
 
 @pytest.fixture(scope="module")
-def taught(settings, facts, tmp_path_factory):
+def distilled(settings, facts, tmp_path_factory):
     """Settings of a run on groups whose teacher likes the last passage best."""
     file = tmp_path_factory.mktemp("groups") / "groups.jsonl"
     groups = mine(facts, negatives=2, random_negatives=1).groups
@@ -370,24 +371,24 @@ def taught(settings, facts, tmp_path_factory):
     return settings.model_copy(update={"data": (file,), "epochs": 1})
 
 
-def test_a_teacher_changes_what_is_learnt(taught, tmp_path):
+def test_a_teacher_changes_the_loss(distilled, tmp_path):
     first = [
         json.loads((finetune(settings, tmp_path / name) / "training.json").read_text())["loss"][0]
-        for name, settings in (("taught", taught), ("alone", taught.model_copy(update={"distill": 0.0})))
+        for name, settings in (("distilled", distilled), ("alone", distilled.model_copy(update={"distill": 0.0})))
     ]
     divergence = math.log(4) - 0.0025  # of an untrained model's even shares from the teacher's, about one-hot
     assert first[0] - first[1] == pytest.approx(divergence, abs=2e-3)
 
 
-def test_groups_of_two_sizes_are_refused_in_one_forward(settings, taught, tmp_path):
+def test_groups_of_two_sizes_are_refused_in_one_forward(settings, distilled, tmp_path):
     with pytest.raises(SettingsError, match="one number of passages.*Set groups_per_forward to 1"):
-        finetune(settings.model_copy(update={"data": taught.data + settings.data}), tmp_path / "out")
+        finetune(settings.model_copy(update={"data": distilled.data + settings.data}), tmp_path / "out")
 
 
-def test_groups_of_two_sizes_with_and_without_a_teacher_train_together_one_a_forward(settings, taught, tmp_path):
+def test_groups_of_two_sizes_with_and_without_a_teacher_train_together_one_a_forward(settings, distilled, tmp_path):
     file = tmp_path / "short.jsonl"
     write_groups([Group(("What is the capital of France?",), ("Paris", "Rome"), ((1.0, 0.0),))] * 4, file)
-    data = (*taught.data, file)
+    data = (*distilled.data, file)
     mixed = settings.model_copy(update={"data": data, "epochs": 1, "groups_per_forward": 1})
     record = json.loads((finetune(mixed, tmp_path / "out") / "training.json").read_text())
     assert record["groups"] == 44
@@ -415,9 +416,8 @@ def test_two_processes_train_what_one_does(settings, tmp_path):
     program = str(Path(sys.executable).with_name("mistral-rerank"))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [program, *command, "--groups-per-step", "8", "--out", tmp_path / "one"], check=True, env=environment
-    )
+    alone = run(*command, "--groups-per-step", "8", "--out", tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
     subprocess.run(
         [*launch, program, *command, "--groups-per-step", "8", "--out", tmp_path / "two"], check=True, env=environment
     )
@@ -427,16 +427,14 @@ def test_two_processes_train_what_one_does(settings, tmp_path):
 
 
 @pytest.mark.parametrize("template", ["{query}\n{passage}", "{passage}\n{query}"])
-def test_rows_without_padding_are_put_back_into_groups(tokenizer, template):
+def test_logits_of_packed_rows_return_to_their_groups(tokenizer, template):
     passages = ("me " * 30, "you", "they " * 12)
     grades = ((1.0, 0.0, None), (0.0, 1.0, 0.0))
     groups = [Group(("who? " * 5, "where? " * 5), passages, grades), Group(("a", "b"), ("c" * 9, "d", ""), grades)]
-    maker = PairTokenizer(tokenizer, Template(template), max_length=512)
-    batch = GroupCollator(maker, batch_tokens=80)(groups)
-    found = []
-    for packed in batch["packs"]:
-        found += list(packed.members)
-    assert sorted(found) == list(range(12))
-    assert [found[place] for place in batch["positions"].flatten()] == list(range(12))
+    pair_tokenizer = PairTokenizer(tokenizer, Template(template), max_length=512)
+    batch = GroupCollator(pair_tokenizer, batch_tokens=80)(groups)
+    members = [member for packed in batch["packs"] for member in packed.members]
+    assert sorted(members) == list(range(12))
+    assert [members[position] for position in batch["positions"].flatten()] == list(range(12))
     assert batch["grades"].nan_to_num(-1).tolist() == [[1, 0, -1], [0, 1, 0], [1, 0, -1], [0, 1, 0]]
     assert batch["teacher"] is None

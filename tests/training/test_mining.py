@@ -1,14 +1,17 @@
 import numpy as np
 import pytest
+from support import FACTS, split_facts
 
 from mistral_rerank import InvalidInputError
 from mistral_rerank.evaluation.datasets import BeirDataset
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.training.mining import JUDGED_BELOW, SHARE_OF_POSITIVE, mine
+from mistral_rerank.training.groups import Group, write_groups
+from mistral_rerank.training.mining import JUDGED_BELOW, SHARE_OF_POSITIVE, load_groups, load_split, mine
+from mistral_rerank.training.settings import TrainSettings
 
 
-class Marks:
-    """A teacher whose similarity to any question is the number a text ends in."""
+class NumberEncoder:
+    """A teacher whose similarity to any question is the number that a text ends with."""
 
     def encode(self, texts, kind, *, progress):
         progress(len(texts))
@@ -31,14 +34,14 @@ def test_a_group_is_a_positive_hard_negatives_and_random_ones(facts):
     for group in mined.groups:
         (query,) = group.queries
         positives = facts.positives(queries[query])
-        found = [ids[text] for text in group.passages]
-        assert group.grades == (tuple(float(passage in positives) for passage in found),)
-        assert found[0] in positives
-        assert not set(found[1:]) & set(positives)
-        assert len(set(found)) == 5
+        passages = [ids[text] for text in group.passages]
+        assert group.grades == (tuple(float(passage in positives) for passage in passages),)
+        assert passages[0] in positives
+        assert not set(passages[1:]) & set(positives)
+        assert len(set(passages)) == 5
         (ranking,) = bm25.search([query], k=10)
         hard = {passage for passage, _ in ranking} - set(positives)
-        assert len(hard & set(found[1:])) >= min(3, len(hard))
+        assert len(hard & set(passages[1:])) >= min(3, len(hard))
 
 
 def test_questions_of_a_group_are_compared_with_all_its_passages(facts):
@@ -48,7 +51,7 @@ def test_questions_of_a_group_are_compared_with_all_its_passages(facts):
     seen = [query for group in groups for query in group.queries]
     assert len(seen) == len(set(seen)) == len(facts.queries)
     for group in groups:
-        assert group.shape == (4, 7)
+        assert (len(group.queries), len(group.passages)) == (4, 7)
         assert len(set(group.passages)) == 7
         for query, grades in zip(group.queries, group.grades, strict=True):
             positives = facts.positives(queries[query])
@@ -56,7 +59,7 @@ def test_questions_of_a_group_are_compared_with_all_its_passages(facts):
             assert 1.0 in grades
 
 
-def test_questions_whose_passages_are_found_together_share_a_group():
+def test_questions_whose_passages_are_retrieved_together_share_a_group():
     topics = {"ice": "ice water floats", "sun": "sun star burns"}
     corpus = {f"{topic}{i}": f"{text} {i}" for topic, text in topics.items() for i in range(4)}
     queries = {f"q{passage}": f"{topics[passage[:3]]}?" for passage in corpus}
@@ -79,7 +82,7 @@ def test_two_questions_of_one_passage_may_share_a_group_and_a_third_may_not():
 
 def test_a_passage_as_close_as_the_positive_is_unknown(ice):
     for seed in range(20):
-        mined = mine(ice, Marks(), negatives=4, seed=seed)
+        mined = mine(ice, NumberEncoder(), negatives=4, seed=seed)
         (group,) = mined.groups
         (scores,) = group.teacher
         limit = SHARE_OF_POSITIVE * scores[0]
@@ -91,22 +94,22 @@ def test_a_passage_as_close_as_the_positive_is_unknown(ice):
 def test_the_teacher_never_puts_a_passage_before_one_that_is_judged_to_answer(ice):
     ice.corpus["p"] = "ice floats on water 0.2"
     for seed in range(5):
-        (group,) = mine(ice, Marks(), negatives=6, seed=seed).groups
+        (group,) = mine(ice, NumberEncoder(), negatives=6, seed=seed).groups
         (scores,) = group.teacher
         assert scores[0] == max(scores)
         assert len(set(scores[1:])) == 6  # the others stay apart
 
 
-def test_a_judged_negative_stays_one_however_close(ice):
+def test_a_judged_negative_stays_one_at_any_teacher_score(ice):
     ice.qrels["q"]["twin"] = 0
     for seed in range(5):
-        (group,) = mine(ice, Marks(), negatives=8, seed=seed).groups
+        (group,) = mine(ice, NumberEncoder(), negatives=8, seed=seed).groups
         assert None not in group.grades[0]
         (scores,) = group.teacher
         assert scores[group.passages.index(ice.corpus["twin"])] == pytest.approx(scores[0] - JUDGED_BELOW, abs=1e-3)
 
 
-def test_a_judged_negative_is_taken_before_what_the_first_stage_finds(ice):
+def test_a_judged_negative_is_taken_before_retrieved_passages(ice):
     ice.corpus["far"] = "nothing of the kind 0.1"
     ice.qrels["q"] |= {"far": 0, "not there": 0}
     for seed in range(5):
@@ -142,13 +145,13 @@ def test_too_few_questions_for_a_group_are_an_error(ice):
         mine(ice, negatives=0)
 
 
-def test_judgements_of_passages_that_are_not_there_are_an_error(ice):
+def test_judgements_of_missing_passages_are_an_error(ice):
     ice.qrels["q"] = {"gone": 1}
     with pytest.raises(InvalidInputError, match="0 questions with an answer in its corpus"):
         mine(ice, negatives=2)
 
 
-def test_what_reads_as_the_answer_does_is_no_negative(ice):
+def test_a_passage_with_the_text_of_the_answer_is_no_negative(ice):
     ice.corpus["copy"] = ice.corpus["p"]
     for seed in range(10):
         (group,) = mine(ice, negatives=8, seed=seed).groups
@@ -163,7 +166,7 @@ def test_a_judged_passage_that_is_not_in_the_corpus_is_passed_over(ice):
 
 
 def test_negatives_come_from_the_first_stage_that_is_given(facts):
-    """A first stage that always finds the corpus' last passages."""
+    """A first stage that always retrieves the corpus' last passages."""
     last = list(facts.corpus)[-6:]
 
     class Last:
@@ -176,13 +179,34 @@ def test_negatives_come_from_the_first_stage_that_is_given(facts):
         assert set(group.passages[1:]) <= texts
 
 
-def test_negatives_are_what_the_current_model_ranks_high(facts, tiny_reranker):
+def test_negatives_come_from_the_upper_half_of_a_reranker(facts, tiny_reranker):
     groups = mine(facts, negatives=2, depth=8, reranker=tiny_reranker).groups
     bm25 = BM25(facts.corpus)
     for group in groups:
         (ranking,) = bm25.search(group.queries, k=8)
         texts = [facts.corpus[passage] for passage, _ in ranking]
-        ranked = [texts[place.index] for place in tiny_reranker.rank(group.queries[0], texts)]
+        ranked = [texts[ranked.index] for ranked in tiny_reranker.rank(group.queries[0], texts)]
         upper = set(ranked[: (len(ranked) + 1) // 2])
         hard = upper - {text for text, grade in zip(group.passages, group.grades[0], strict=True) if grade}
         assert len(set(group.passages[1:]) & hard) == min(2, len(hard))
+
+
+def test_a_cap_holds_for_folders_and_for_files_of_groups(tmp_path):
+    settings = TrainSettings(data=(FACTS,), negatives=2, random_negatives=0, max_queries=7)
+    assert len(load_groups(FACTS, settings)) == 7
+    file = tmp_path / "groups.jsonl"
+    write_groups([Group((f"q{i}", "q"), ("a", "b"), ((1, 0), (0, 1))) for i in range(9)], file)
+    samples = [load_groups(file, settings.model_copy(update={"seed": seed})) for seed in (0, 0, 1)]
+    assert [len(groups) for groups in samples] == [3, 3, 3]
+    assert samples[0] == samples[1] != samples[2]
+    assert len(load_groups(file, settings.model_copy(update={"max_queries": None}))) == 9
+    with pytest.raises(InvalidInputError, match="has more than 1 questions; raise max_queries"):
+        load_groups(file, settings.model_copy(update={"max_queries": 1}))
+
+
+def test_of_several_splits_the_one_for_the_purpose_is_read(tmp_path):
+    folder = split_facts(tmp_path / "split")
+    assert len(load_split(folder, "train").queries) == 32
+    assert len(load_split(folder, "dev", "test").queries) == 8
+    with pytest.raises(InvalidInputError, match="found: test, train"):
+        load_split(folder, "dev")

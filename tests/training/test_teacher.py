@@ -3,7 +3,7 @@ import pytest
 
 from mistral_rerank.evaluation.datasets import BeirDataset
 from mistral_rerank.evaluation.first_stage import BM25
-from mistral_rerank.training.teacher import USUAL_WEIGHTS, fit_weights, teach
+from mistral_rerank.training.teacher import PRIOR_WEIGHTS, fit_weights, teach
 
 
 class Bags:
@@ -28,12 +28,12 @@ def judged(similarities, weights, rng):
 
 
 @pytest.mark.parametrize("weights", [(20.0, 2.0), (6.0, 9.0)])
-def test_the_weights_that_made_the_judgements_are_found(rng, weights):
+def test_the_weights_that_generated_the_judgements_are_recovered(rng, weights):
     similarities = rng.random((4000, 12, 2), dtype=np.float32)
     assert fit_weights(similarities, judged(similarities, weights, rng)) == pytest.approx(weights, rel=0.08)
 
 
-def test_what_says_nothing_gets_no_weight(rng):
+def test_an_uninformative_similarity_gets_no_weight(rng):
     similarities = rng.random((1000, 12, 2), dtype=np.float32)
     cosine, bm25 = fit_weights(similarities, judged(similarities, (15.0, 0.0), rng))
     assert cosine == pytest.approx(15, rel=0.1)
@@ -43,7 +43,7 @@ def test_what_says_nothing_gets_no_weight(rng):
 def test_weights_stay_finite_where_a_few_judgements_agree_with_both():
     similarities = np.array([[[0.9, 1.0], [0.1, 0.0]]] * 3, np.float32)
     answers = np.array([[1, 0]] * 3, np.float32)
-    assert fit_weights(similarities, answers) == pytest.approx(USUAL_WEIGHTS, rel=0.01)
+    assert fit_weights(similarities, answers) == pytest.approx(PRIOR_WEIGHTS, rel=0.01)
 
 
 def test_the_logits_are_the_weighted_sum_of_cosine_and_bm25():
@@ -55,9 +55,9 @@ def test_the_logits_are_the_weighted_sum_of_cosine_and_bm25():
     teaching = teach(dataset, drawn, Bags(), progress=done.append)
     cosine, bm25 = teaching.weights
     assert done == [2, 1]
-    assert [found.shape for found in teaching.logits] == [(2, 3), (1, 3)]
-    for (asked, passages), found in zip(drawn, teaching.logits, strict=True):
-        for query, row in zip(asked, found, strict=True):
+    assert [logits.shape for logits in teaching.logits] == [(2, 3), (1, 3)]
+    for (group_queries, passages), logits in zip(drawn, teaching.logits, strict=True):
+        for query, row in zip(group_queries, logits, strict=True):
             vectors = Bags().encode(
                 [queries[query], *(corpus[p] for p in passages)], "passage", progress=lambda _: None
             )
@@ -66,11 +66,11 @@ def test_the_logits_are_the_weighted_sum_of_cosine_and_bm25():
             assert row == pytest.approx(cosine * vectors[1:] @ vectors[0] + bm25 * np.array(shares), abs=1e-4)
 
 
-def test_it_says_how_often_an_answer_comes_first_with_bm25_and_without():
+def test_accuracy_is_measured_with_and_without_bm25():
     corpus = {"a": "the sun", "b": "water in the sun turns to vapour", "c": "ice"}
     dataset = BeirDataset("sky", corpus, {"q": "sun vapour", "r": "ice"}, {"q": {"b": 1}, "r": {"c": 1}})
     teaching = teach(dataset, [(("q", "r"), ["a", "b", "c"])], Bags())
-    assert (teaching.first, teaching.first_alone) == (1.0, 0.5)
+    assert (teaching.accuracy, teaching.encoder_accuracy) == (1.0, 0.5)
 
 
 def test_a_question_without_a_word_of_the_corpus_has_no_share():

@@ -13,7 +13,7 @@ from mistral_rerank.local.batching.planning import plan_packed
 from mistral_rerank.local.model import attention
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.pooling import LAST_TOKEN
-from mistral_rerank.training.trainer import Pace, group_logits
+from mistral_rerank.training.trainer import LossProgress, group_logits
 
 QUESTION = list(range(10, 22))
 SEQUENCES = [[*QUESTION, *range(30, 30 + rest)] for rest in (1, 5, 20)] + [[7, 8, 9], [5, 6, 4]]
@@ -41,10 +41,10 @@ def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monke
     plainly = Mock(wraps=attention._attend_plainly)
     monkeypatch.setattr(attention, "_attend_plainly", plainly)
     reference, packed = classifiers
-    found = logits(packed)
+    packed_logits = logits(packed)
     assert plainly.called == bool(plain_scores)
-    assert found.tolist() == pytest.approx(plain_logits(reference, SEQUENCES), abs=1e-4)
-    found.square().sum().backward()
+    assert packed_logits.tolist() == pytest.approx(plain_logits(reference, SEQUENCES), abs=1e-4)
+    packed_logits.square().sum().backward()
     sum(reference(input_ids=torch.tensor([ids]), use_cache=False).logits.square().sum() for ids in SEQUENCES).backward()
     for (name, weight), other in zip(reference.named_parameters(), packed.parameters(), strict=True):
         assert torch.allclose(weight.grad, other.grad, rtol=1e-3, atol=1e-4), name
@@ -52,23 +52,26 @@ def test_logits_and_gradients_equal_those_of_single_sequences(classifiers, monke
     packed.zero_grad()
 
 
-def test_attention_that_is_trained_in_bfloat16_is_near_the_fused_one(monkeypatch):
+def test_plain_attention_in_bfloat16_is_close_to_the_fused_one(monkeypatch):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, heads, 30, 16, dtype=torch.bfloat16, requires_grad=True) for heads in (4, 2, 2))
-    found = {}
+    results = {}
     for plain_scores in (0, attention.PLAIN_SCORES):
         monkeypatch.setattr(attention, "PLAIN_SCORES", plain_scores)
         with torch.autocast("cpu", torch.bfloat16):
             mixed = attention.attend(query, key, value, None, None, is_causal=True)
-        found[plain_scores] = [mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))]
-    for plain, fused in zip(*found.values(), strict=True):
+        results[plain_scores] = [mixed, *torch.autograd.grad(mixed.float().square().sum(), (query, key, value))]
+    for plain, fused in zip(*results.values(), strict=True):
         assert plain.dtype == fused.dtype == torch.bfloat16
         assert (plain - fused).abs().max() < 0.03 * fused.abs().max()
 
 
-def test_the_pace_of_a_resumed_run_counts_only_what_this_process_did():
-    log = [{"step": step, "loss": 1.0, "tokens": 1000 * step} for step in (1, 2, 3, 4)]
-    state = TrainerState(global_step=4, max_steps=10, log_history=[*log, {"step": 4, "eval_ndcg@10": 0.5}])
-    pace = Pace.of(state, since_step=2, seconds=1200.0)
-    assert pace == Pace(tokens=10_000, tokens_per_second=7000 / 1200, seconds_left=3600.0)
-    assert str(pace) == "10,000 tokens, 6 a second, 1 h 00 min left"
+def test_a_resumed_run_logs_all_tokens_and_the_time_left_at_its_speed(caplog):
+    state = TrainerState(global_step=10, max_steps=40, num_input_tokens_seen=10_000)
+    progress = LossProgress()
+    progress.on_train_begin(None, TrainerState(global_step=4, max_steps=40), None)
+    progress.training_bar.disable = True
+    with caplog.at_level("INFO", logger="mistral_rerank.training.trainer"):
+        progress.on_log(None, state, None, {"loss": 1.0, "train_runtime": 720.0, "train_tokens_per_second": 5.833})
+        progress.on_log(None, state, None, {"eval_ndcg@10": 0.5})
+    assert caplog.messages == ["step 10 of 40, loss 1.000, 10,000 tokens, 6 a second, 1 h 00 min left"]

@@ -1,1 +1,1 @@
-"""How fast a model scores here, alone and beside other libraries on the same weights."""
+"""Speed of a model on this machine, alone and against other libraries with the same weights."""

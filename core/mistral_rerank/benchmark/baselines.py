@@ -1,4 +1,4 @@
-"""Ways to score the same pairs with the same weights: ours, and other libraries as their users call them."""
+"""Implementations that score the same pairs with the same weights: ours, and other libraries as users call them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mistral_rerank.local.checkpoints.config import CheckpointConfig
     from mistral_rerank.reranker import Pair, Reranker
 
 
@@ -40,14 +39,7 @@ class Ours:
 class SentenceTransformers:
     """`CrossEncoder.predict` of sentence-transformers: batches of 32 pairs, sorted by length, padded.
 
-    Args:
-        folder: a whole checkpoint, as `export` writes it.
-        dtype: what to run in.
-        name: of the baseline.
-
-    Raises:
-        MissingDependencyError: the extra `dense` is not installed.
-
+    `folder` is a whole checkpoint, as `export` writes it.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, *, name: str = "sentence-transformers") -> None:
@@ -58,7 +50,7 @@ class SentenceTransformers:
             raise MissingDependencyError.of("dense", error) from error
         import torch
 
-        self._split = _halves(read_config(folder))
+        self._prompt = read_config(folder).prompt
         self._model: Any = CrossEncoder(
             str(folder),
             device="cpu",
@@ -69,20 +61,22 @@ class SentenceTransformers:
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `Baseline.score`."""
-        halves = [self._split(pair) for pair in pairs]
-        found = self._model.predict(halves, batch_size=32, show_progress_bar=False, convert_to_tensor=True)
-        logits: list[float] = found.float().tolist()
+        halves = [self._halves(pair) for pair in pairs]
+        predicted = self._model.predict(halves, batch_size=32, show_progress_bar=False, convert_to_tensor=True)
+        logits: list[float] = predicted.float().tolist()
         return logits
+
+    def _halves(self, pair: Pair) -> tuple[str, str]:
+        """Cut the prompt in two, since a `CrossEncoder` concatenates the tokens of a pair without a template."""
+        prompt = self._prompt.format(*pair)
+        cut = prompt.passage_end if self._prompt.passage_first else prompt.passage_start
+        return prompt.text[:cut], prompt.text[cut:]
 
 
 class Transformers:
-    """Batches of pairs in input order, padded: the loop of FlagEmbedding's and rerankers' model classes.
+    """Padded batches of `rows` pairs in input order: the loop of FlagEmbedding's and rerankers' model classes.
 
-    Args:
-        folder: a whole checkpoint, as `export` writes it.
-        dtype: what to run in.
-        rows: pairs of a batch.
-
+    `folder` is a whole checkpoint, as `export` writes it.
     """
 
     name = "transformers, input order"
@@ -110,7 +104,7 @@ class Transformers:
         return logits
 
 
-def _in_float32(folder: Path, _: torch.dtype) -> SentenceTransformers:
+def _float32_sentence_transformers(folder: Path, _: torch.dtype) -> SentenceTransformers:
     import torch
 
     return SentenceTransformers(folder, torch.float32, name="sentence-transformers in float32")
@@ -118,31 +112,19 @@ def _in_float32(folder: Path, _: torch.dtype) -> SentenceTransformers:
 
 BASELINES: dict[str, Callable[[Path, torch.dtype], Baseline]] = {
     "sentence-transformers": SentenceTransformers,
-    "sentence-transformers-float32": _in_float32,
+    "sentence-transformers-float32": _float32_sentence_transformers,
     "transformers": Transformers,
 }
 
 
 def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype) -> list[Baseline]:
-    """Load the named peers.
+    """Load the named baselines.
 
     Raises:
         SettingsError: a name is not known.
+        MissingDependencyError: the extra `dense` is not installed, for sentence-transformers.
 
     """
     if unknown := sorted(set(names) - BASELINES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not known here; compare with {', '.join(BASELINES)}")
     return [BASELINES[name](folder, dtype) for name in names]
-
-
-def _halves(config: CheckpointConfig) -> Callable[[Pair], tuple[str, str]]:
-    """Cut a prompt's text in two, since a `CrossEncoder` takes nothing but pairs and puts their tokens in a row."""
-    prompt = config.prompt
-
-    def split(pair: Pair) -> tuple[str, str]:
-        query, passage = pair
-        text = prompt.format(query, passage)
-        cut = text.passage_end if prompt.passage_first else text.passage_start
-        return text.text[:cut], text.text[cut:]
-
-    return split

@@ -1,13 +1,17 @@
-"""The benchmark of `mistral-rerank bench`: one row a workload, ours and the peers in the same rounds."""
+"""The benchmark of `mistral-rerank bench`: ours and the baselines in the same rounds, on workloads of random words.
+
+Speed depends on the lengths of texts, not on their meaning. Lengths are in words; a word has about 1.25 tokens. The
+means of `nq`, `hotpotqa` and `fiqa` are those of the BEIR paper (arXiv 2104.08663, table 1).
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
+import random
 import sys
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mistral_rerank.benchmark.baselines import Ours, open_baselines
-from mistral_rerank.benchmark.timing import latencies, matmul_peak, take_turns
-from mistral_rerank.benchmark.workloads import SHAPES, make_pairs
+from mistral_rerank.benchmark.timing import alternate, kendall_tau, latencies, matmul_peak
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.checkpoints.loading import open_checkpoint
-from mistral_rerank.local.model.transformer import KNOWN_LAYERS
+from mistral_rerank.local.checkpoints.trust import read_model_config
+from mistral_rerank.local.model.transformer import KNOWN_LAYERS, linear_shapes
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer
 
@@ -30,20 +34,67 @@ if TYPE_CHECKING:
 
     from mistral_rerank.benchmark.baselines import Baseline
     from mistral_rerank.benchmark.timing import Timing
-    from mistral_rerank.reranker import Quantization
+    from mistral_rerank.reranker import Pair, Quantization
 
 PACKAGES = ("mistral-rerank", "torch", "transformers", "sentence-transformers")
 
 
+WORDS = (  # noqa: SIM905 - easier to read than a list
+    "water light night river stone paper music market engine window garden letter winter number people country "
+    "system energy method result surface history language machine problem theory weather village teacher student "
+    "doctor patient kitchen bridge island planet season animal forest metal signal pattern picture station captain "
+    "the of and to in is that for it with as was on are by this from at which have not be an or their more after "
+    "before under between large small early late found made given known used called moved built grew turned kept"
+).split()
+
+
 @dataclass(frozen=True, slots=True)
-class Against:
-    """What a peer made of the same pairs.
+class Shape:
+    """Length of the texts of a workload, in words.
 
     Attributes:
-        name: of the peer.
-        times_as_fast: its median time over ours.
+        question: words of a question.
+        passage: mean words of a passage.
+        sigma: standard deviation of the logarithm of a passage's length; 0 for equal lengths.
+
+    """
+
+    question: int
+    passage: int
+    sigma: float = 0.6
+
+
+SHAPES = {
+    "nq": Shape(9, 79),
+    "hotpotqa": Shape(18, 46),
+    "fiqa": Shape(11, 132),
+    "long-question": Shape(240, 120),
+    "equal": Shape(10, 100, sigma=0.0),
+}
+
+
+def make_pairs(shape: Shape, *, questions: int, passages: int, seed: int = 0) -> list[Pair]:
+    """Give the pairs of each question with its passages, one question after another."""
+    rng = random.Random(seed)  # noqa: S311 - sampling, not security
+    pairs = []
+    for _ in range(questions):
+        question = " ".join(rng.choices(WORDS, k=shape.question))
+        for _ in range(passages):
+            factor = rng.lognormvariate(-(shape.sigma**2) / 2, shape.sigma)  # of mean 1
+            words = max(1, round(shape.passage * factor))
+            pairs.append((question, " ".join(rng.choices(WORDS, k=words))))
+    return pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A baseline compared with ours on the same pairs.
+
+    Attributes:
+        name: of the baseline.
+        times_as_fast: its median time divided by ours.
         largest_difference: of two logits of a pair.
-        kendall_tau: of the two orders of all pairs; 1 is the same order.
+        kendall_tau: of the two orders of all pairs.
 
     """
 
@@ -55,19 +106,18 @@ class Against:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One workload.
+    """Results of one workload.
 
     Attributes:
         workload: its name.
-        pairs: how many pairs a round has.
+        pairs: number of pairs of a round.
         pairs_per_second: of the median round.
-        tokens_per_second: tokens of the pairs, not of padding, in the median round.
-        computed: tokens that were computed over tokens of the pairs; under 1 where pairs share what they begin with.
-            In a cascade a token of the second pass counts twice.
-        share_of_peak: operations of the linear layers a second, over what plain matrix products of these shapes reach
-            here; what is left out of the last layer does not count. None on other devices than a CPU, and with
-            quantization or cascade depth.
-        against: the peers.
+        tokens_per_second: tokens of the pairs, without padding, in the median round.
+        computed: computed tokens per token of the pairs; under 1 if pairs share a prefix. In a cascade a token of the
+            second pass counts twice.
+        share_of_peak: throughput of the linear layers divided by `matmul_peak`; work that the last layer skips does
+            not count. None on other devices than a CPU, and with quantization or cascade depth.
+        against: the baselines.
 
     """
 
@@ -77,7 +127,7 @@ class Row:
     tokens_per_second: float
     computed: float
     share_of_peak: float | None
-    against: tuple[Against, ...]
+    against: tuple[Comparison, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +135,10 @@ class Report:
     """Everything that `bench` prints.
 
     Attributes:
-        machine: what ran where, in words.
+        machine: versions, machine and model, in words.
         rows: the workloads.
         latency: passages of a call -> (median, 95th percentile) in seconds, on passages of the first workload.
-        peak_memory: bytes resident at most in this process, peers included; None on Windows.
+        peak_memory: peak resident memory of this process in bytes, baselines included; None on Windows.
 
     """
 
@@ -98,8 +148,8 @@ class Report:
     peak_memory: int | None
 
 
-class _Computed(Observer):
-    """Adds up the sequences and tokens that forwards compute."""
+class _Counter(Observer):
+    """Counts the sequences and tokens that forwards compute."""
 
     def __init__(self) -> None:
         self.sequences = self.tokens = 0
@@ -114,42 +164,31 @@ class _Linears:
     """The linear layers of a checkpoint's backbone.
 
     Attributes:
-        layer: (outputs, inputs) of those of a layer: queries, keys, values, and the others.
-        layers: how many layers.
-        ends: whether the last layer computes only keys and values for all tokens, as it does where the last one is
-            pooled and the architecture is known.
+        layer: (outputs, inputs) of those of a layer.
+        layers: number of layers.
+        last_token: whether the last layer computes only keys and values for all tokens.
 
     """
 
-    layer: tuple[tuple[int, int], ...]
+    layer: list[tuple[int, int]]
     layers: int
-    ends: bool
+    last_token: bool
 
     @classmethod
     def of(cls, model: str, base: str | None) -> _Linears:
         checkpoint = open_checkpoint(model, base=base)
-        config = json.loads(((checkpoint.base or checkpoint.folder) / "config.json").read_text("utf-8"))
-        width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-        head = config.get("head_dim") or width // heads
-        keys = head * config.get("num_key_value_heads", heads)
-        attention = (head * heads, width), (keys, width), (keys, width), (width, head * heads)
-        known = config["model_type"] in KNOWN_LAYERS and not checkpoint.config.pooling_config.mean
-        layers = checkpoint.layers or config["num_hidden_layers"]
-        return cls((*attention, (inner, width), (inner, width), (width, inner)), layers, known)
+        config = read_model_config(checkpoint.base or checkpoint.folder, layers=checkpoint.layers)
+        last_token = config.model_type in KNOWN_LAYERS and not checkpoint.config.pooling_config.mean
+        return cls(linear_shapes(config), config.num_hidden_layers, last_token)
 
-    @property
-    def shapes(self) -> list[tuple[int, int]]:
-        """(outputs, inputs) of all."""
-        return [*self.layer] * self.layers
-
-    def operations(self, counted: _Computed) -> int:
-        """Count the multiplications and additions of some forwards on a CPU."""
-        whole = sum(2 * outputs * inputs for outputs, inputs in self.layer)
-        if not self.ends:
-            return counted.tokens * self.layers * whole
-        seen = sum(2 * outputs * inputs for outputs, inputs in self.layer[1:3])
-        last = counted.tokens * seen + counted.sequences * (whole - seen)
-        return counted.tokens * (self.layers - 1) * whole + last
+    def operations(self, counter: _Counter) -> int:
+        """Count the multiplications and additions of the counted forwards on a CPU."""
+        layer = sum(2 * outputs * inputs for outputs, inputs in self.layer)
+        if not self.last_token:
+            return counter.tokens * self.layers * layer
+        keys_and_values = sum(2 * outputs * inputs for outputs, inputs in self.layer[1:3])
+        last_layer = counter.tokens * keys_and_values + counter.sequences * (layer - keys_and_values)
+        return counter.tokens * (self.layers - 1) * layer + last_layer
 
 
 def bench(
@@ -172,108 +211,94 @@ def bench(
 
     Args:
         model: "mini", a checkpoint folder or a hub id.
-        base: under an adapter, as in `LocalReranker`.
-        device: as in `LocalReranker`; peers run on a CPU alone.
-        dtype: as in `LocalReranker`; peers get the same.
-        quantization: as in `LocalReranker`, like the next one; the same model without both is a peer then, so that
-            their price shows.
+        base: of an adapter, as in `LocalReranker`, like the next four.
+        device: baselines run on a CPU only.
+        dtype: of the baselines too.
+        quantization: with it or `cascade_depth`, the same model without both is a baseline.
         cascade_depth: of each question.
         workloads: names of `SHAPES`.
         against: names of `BASELINES`.
-        rounds: how often each baseline scores each workload; the median counts.
+        rounds: measured rounds of each workload; the median counts.
         questions: of a workload.
         passages: of a question.
-        calls: how many calls each latency is taken from; 0 for none.
-        progress: is told what is measured next.
+        calls: number of calls that each latency is taken from; 0 for none.
+        progress: receives the name of the next measurement.
 
     Raises:
-        SettingsError: a name is not known, or peers are asked for on another device than a CPU.
+        SettingsError: a name is not known, or there are baselines on another device than a CPU.
 
     """
     if unknown := sorted(set(workloads) - SHAPES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not a workload; the workloads are {', '.join(SHAPES)}")
-    prices: list[str] = [quantization] if quantization else []
+    variants: list[str] = [quantization] if quantization else []
     if cascade_depth is not None:
-        prices.append(f"cascade depth {cascade_depth}")
+        variants.append(f"cascade depth {cascade_depth}")
     with ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         options: dict[str, Any] = {"base": base, "device": device, "dtype": dtype}
-        opened = LocalReranker(model, **options, quantization=quantization, cascade_depth=cascade_depth)
-        reranker = stack.enter_context(opened)
+        reranker = stack.enter_context(
+            LocalReranker(model, **options, quantization=quantization, cascade_depth=cascade_depth)
+        )
         if against and reranker.device.type != "cpu":
-            raise SettingsError("peers are compared on a CPU alone; add --device cpu")
+            raise SettingsError("baselines run on a CPU only; add --device cpu")
         merged = Path(scratch) / "merged"
         if against:
             export_merged(model, merged, base=base, dtype=str(reranker.dtype).removeprefix("torch."))
             # sentence-transformers would fill the chat template, and leave out the end token
             (merged / "chat_template.jinja").unlink()
         baselines: list[Baseline] = [Ours(reranker)]
-        if prices:
-            whole = stack.enter_context(LocalReranker(model, **options))
-            baselines.append(Ours(whole, name=f"without {' and '.join(prices)}"))
+        if variants:
+            plain = stack.enter_context(LocalReranker(model, **options))
+            baselines.append(Ours(plain, name=f"without {' and '.join(variants)}"))
         baselines += open_baselines(against, merged, reranker.dtype)
         linears = _Linears.of(model, base)
-        peak = (
-            matmul_peak(linears.shapes, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
-            if reranker.device.type == "cpu" and not prices
-            else None
-        )
+        peak = None
+        if reranker.device.type == "cpu" and not variants:
+            peak = matmul_peak(linears.layer * linears.layers, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
         rows = []
         for name in workloads:
             progress(name)
             pairs = make_pairs(SHAPES[name], questions=questions, passages=passages)
-            counted = _Computed()
-            reranker.observe(counted)
+            counter = _Counter()
+            reranker.observe(counter)
             tokens = sum(score.tokens or 0 for score in reranker.score_pairs(pairs))
             reranker.observe(Observer())
-            ours, *others = take_turns(baselines, pairs, rounds=rounds)
-            work = linears.operations(counted)
+            ours, *others = alternate(baselines, pairs, rounds=rounds)
             rows.append(
                 Row(
                     name,
                     len(pairs),
                     len(pairs) / ours.median,
                     tokens / ours.median,
-                    counted.tokens / tokens,
-                    None if peak is None else work / ours.median / peak,
+                    counter.tokens / tokens,
+                    None if peak is None else linears.operations(counter) / ours.median / peak,
                     tuple(_compare(ours, other) for other in others),
                 )
             )
         latency = {}
         for size in (20, 100) if calls else ():
             progress(f"calls of {size} passages")
-            made = [make_pairs(SHAPES[workloads[0]], questions=1, passages=size, seed=1 + n) for n in range(calls)]
-            latency[size] = latencies(reranker.score_pairs, made)
-        return Report(_machine(model, reranker, prices), tuple(rows), latency, _peak_memory())
+            shape = SHAPES[workloads[0]]
+            inputs = [make_pairs(shape, questions=1, passages=size, seed=1 + n) for n in range(calls)]
+            latency[size] = latencies(reranker.score_pairs, inputs)
+        return Report(_machine(model, reranker, variants), tuple(rows), latency, _peak_memory())
 
 
-def _compare(ours: Timing, other: Timing) -> Against:
+def _compare(ours: Timing, other: Timing) -> Comparison:
     differences = [abs(a - b) for a, b in zip(ours.logits, other.logits, strict=True)]
-    return Against(other.name, other.median / ours.median, max(differences), kendall_tau(ours.logits, other.logits))
+    tau = kendall_tau(ours.logits, other.logits)
+    return Comparison(other.name, other.median / ours.median, max(differences), tau)
 
 
-def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
-    """Give the share of pairs of places that both put in one order, less that of those they put in opposite ones."""
-    agreement = count = 0
-    for i in range(len(first)):
-        for j in range(i):
-            product = (first[i] - first[j]) * (second[i] - second[j])
-            agreement += (product > 0) - (product < 0)
-            count += 1
-    return agreement / count if count else 1.0
-
-
-def _machine(model: str, reranker: LocalReranker, prices: Sequence[str]) -> dict[str, str]:
+def _machine(model: str, reranker: LocalReranker, variants: Sequence[str]) -> dict[str, str]:
     versions, dtype = [], str(reranker.dtype).removeprefix("torch.")
     for package in PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
     return {
         "versions": ", ".join([*versions, f"Python {platform.python_version()}"]),
         "machine": f"{os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {platform.system()}",
-        "model": f"{model} on {reranker.device} in {', '.join((dtype, *prices))}",
+        "model": f"{model} on {reranker.device} in {', '.join((dtype, *variants))}",
     }
 
 

@@ -1,4 +1,4 @@
-"""Timing that holds on a machine that others use too: baselines take turns, and medians are compared."""
+"""Timing on a machine with other load: baselines run in alternating rounds, and medians are compared."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import torch
 
     from mistral_rerank.benchmark.baselines import Baseline
     from mistral_rerank.reranker import Pair
@@ -18,14 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The times of one baseline.
-
-    Attributes:
-        name: of the baseline.
-        seconds: of each round.
-        logits: of the last round.
-
-    """
+    """The seconds of each round of one baseline, and the logits of the last round."""
 
     name: str
     seconds: tuple[float, ...]
@@ -37,47 +30,45 @@ class Timing:
         return statistics.median(self.seconds)
 
 
-def take_turns(baselines: Sequence[Baseline], pairs: Sequence[Pair], *, rounds: int) -> list[Timing]:
-    """Time every baseline once per round, after a first round that does not count."""
+def alternate(baselines: Sequence[Baseline], pairs: Sequence[Pair], *, rounds: int) -> list[Timing]:
+    """Time every baseline once per round, after a warm-up round that does not count."""
     seconds: list[list[float]] = [[] for _ in baselines]
     logits: list[list[float]] = [[] for _ in baselines]
     for _ in range(rounds + 1):
-        for place, baseline in enumerate(baselines):
+        for index, baseline in enumerate(baselines):
             start = time.perf_counter()
-            logits[place] = baseline.score(pairs)
-            seconds[place].append(time.perf_counter() - start)
+            logits[index] = baseline.score(pairs)
+            seconds[index].append(time.perf_counter() - start)
     return [
-        Timing(baseline.name, tuple(taken[1:]), tuple(found))
-        for baseline, taken, found in zip(baselines, seconds, logits, strict=True)
+        Timing(baseline.name, tuple(times[1:]), tuple(last_logits))
+        for baseline, times, last_logits in zip(baselines, seconds, logits, strict=True)
     ]
 
 
 def latencies(score: Callable[[Sequence[Pair]], object], calls: Sequence[Sequence[Pair]]) -> tuple[float, float]:
     """Time one call after another: the median and the 95th percentile, in seconds."""
-    taken = []
+    seconds = []
     for call in calls:
         start = time.perf_counter()
         score(call)
-        taken.append(time.perf_counter() - start)
-    slow = statistics.quantiles(taken, n=20, method="inclusive")[-1] if len(taken) > 1 else taken[0]
-    return statistics.median(taken), slow
+        seconds.append(time.perf_counter() - start)
+    p95 = statistics.quantiles(seconds, n=20, method="inclusive")[-1] if len(seconds) > 1 else seconds[0]
+    return statistics.median(seconds), p95
 
 
 def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
-    """Measure what this machine multiplies at best at a model's own shapes, in operations a second.
+    """Measure the matrix multiplication throughput of this machine, in operations a second: the best of many passes.
 
     Args:
         shapes: (outputs, inputs) of the linear layers.
         rows: tokens of a batch.
         dtype: of both factors.
-        seconds: how long to try; the best pass over all shapes counts.
+        seconds: duration of the measurement; one pass at least.
 
     """
-    import torch
-
     weights = [torch.randn(shape).to(dtype) for shape in shapes]
     inputs = {width: torch.randn(rows, width).to(dtype) for _, width in shapes}
-    work = sum(2 * rows * outputs * width for outputs, width in shapes)
+    operations = sum(2 * rows * outputs * width for outputs, width in shapes)
     best, run_start = float("inf"), time.perf_counter()
     with torch.inference_mode():
         while time.perf_counter() - run_start < seconds or best == float("inf"):
@@ -85,4 +76,12 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dt
             for weight in weights:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)
             best = min(best, time.perf_counter() - start)
-    return work / best
+    return operations / best
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float:
+    """Give Kendall's tau-a of two scorings of the same pairs: 1 for one order, -1 for opposite orders."""
+    scores = torch.tensor([first, second], dtype=torch.float64)
+    signs = (scores[:, :, None] - scores[:, None, :]).sign()
+    comparisons = len(first) * (len(first) - 1)
+    return float((signs[0] * signs[1]).sum()) / comparisons if comparisons else 1.0

@@ -14,22 +14,35 @@ import numpy as np
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from mistral_rerank.calibration.labelled_pairs import pooled
-from mistral_rerank.calibration.optimizer import minimize
 from mistral_rerank.errors import InvalidInputError, SettingsError
-from mistral_rerank.evaluation.reliability import Reliability, reliability
-from mistral_rerank.evaluation.report import render
+from mistral_rerank.evaluation.metrics import Reliability, reliability
 from mistral_rerank.local.checkpoints.config import Calibration
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
-
-    from mistral_rerank.calibration.labelled_pairs import LabelledPairs
+    from torch import Tensor
 
 Method = Literal["platt", "temperature"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPairs:
+    """Uncalibrated logits (pairs,) of a data set or file, with their labels (pairs,): 1 for relevant, else 0."""
+
+    name: str
+    logits: tuple[float, ...]
+    labels: tuple[int, ...]
+
+
+def pooled(name: str, collections: Sequence[LabelledPairs]) -> LabelledPairs:
+    """Concatenate collections."""
+    return LabelledPairs(
+        name,
+        tuple(logit for pairs in collections for logit in pairs.logits),
+        tuple(label for pairs in collections for label in pairs.labels),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +50,9 @@ class Outcome:
     """The effect of a calibration on a collection of labelled pairs.
 
     Attributes:
-        name: of the collection.
         before: reliability under the old calibration.
         after: reliability under the new one.
-        kept: number of pairs that reach the threshold; None without a threshold.
+        reached: number of pairs that reach the threshold; None without a threshold.
         precision: share of relevant pairs among those; None if no pair reaches the threshold.
         recall: share of the relevant pairs that reach the threshold; None if no pair is relevant.
 
@@ -49,31 +61,43 @@ class Outcome:
     name: str
     before: Reliability
     after: Reliability
-    kept: int | None
+    reached: int | None
     precision: float | None
     recall: float | None
 
     @property
     def at_threshold(self) -> str:
         """The effect of the threshold, for people."""
-        if self.kept is None:
+        if self.reached is None:
             return ""
         if self.precision is None:
             return "no pair reaches it"
         recall = "" if self.recall is None else f", recall {self.recall:.3f}"
-        return f"{self.kept} pairs, precision {self.precision:.3f}{recall}"
+        return f"{self.reached} pairs, precision {self.precision:.3f}{recall}"
+
+
+def minimize(loss: Callable[[Tensor], Tensor], start: Sequence[float]) -> list[float]:
+    """Minimize a smooth loss of a few float64 parameters by L-BFGS, until its gradient is below 1e-11.
+
+    The loss has to be a mean over the data, not a sum.
+    """
+    parameters = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [parameters], max_iter=200, tolerance_grad=1e-11, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(parameters)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return [float(value) for value in parameters.detach()]
 
 
 def fit(logits: Sequence[float], labels: Sequence[int], *, method: Method = "platt") -> tuple[float, float]:
     """Fit scale and bias by maximum likelihood with Platt's targets, which keep them finite on separable pairs.
-
-    Args:
-        logits: (pairs,).
-        labels: (pairs,), 1 for relevant, else 0.
-        method: "platt" fits scale and bias, "temperature" only the scale.
-
-    Returns:
-        Scale, above 0, and bias.
 
     Raises:
         InvalidInputError: all labels are equal, or relevant pairs do not score higher than the others.
@@ -111,15 +135,9 @@ def probabilities(logits: Sequence[float], *, scale: float, bias: float) -> NDAr
 
 
 def pick_threshold(probabilities: Sequence[float], labels: Sequence[int], *, precision: float) -> float:
-    """Give the lowest threshold that reaches a precision.
+    """Give the lowest threshold that reaches a precision: the share of relevant pairs among those that reach it.
 
-    Args:
-        probabilities: (pairs,).
-        labels: (pairs,), 1 for relevant, else 0.
-        precision: share of relevant pairs among those at or above the threshold, above 0 and at most 1.
-
-    Returns:
-        The middle between the lowest probability that is kept and the next one below it.
+    It is the middle between the lowest probability that is kept and the next one below it.
 
     Raises:
         InvalidInputError: no threshold reaches it; the message has the best precision.
@@ -144,12 +162,7 @@ def pick_threshold(probabilities: Sequence[float], labels: Sequence[int], *, pre
 def calibrate(
     collections: Sequence[LabelledPairs], *, method: Method = "platt", precision: float | None = None
 ) -> Calibration:
-    """Fit scale and bias on all pairs together, and pick the threshold for a precision.
-
-    Raises:
-        InvalidInputError: as `fit` and `pick_threshold`.
-
-    """
+    """Fit scale and bias on all pairs together, and pick the threshold for a precision; see both for errors."""
     pairs = pooled("all", collections)
     scale, bias = fit(pairs.logits, pairs.labels, method=method)
     threshold = None
@@ -176,37 +189,26 @@ def outcomes(
     collections += [replace(pairs, name=f"{pairs.name} (held out)") for pairs in held_out]
     if len(held_out) > 1:
         collections.append(pooled("all held out", held_out))
-    return [outcome(pairs, old, new) for pairs in collections]
+    return [_outcome(pairs, old, new) for pairs in collections]
 
 
-def outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome:
-    """Measure the new calibration on a collection of pairs."""
+def _outcome(pairs: LabelledPairs, old: Calibration, new: Calibration) -> Outcome:
     before = probabilities(pairs.logits, scale=old.scale, bias=old.bias)
     after = probabilities(pairs.logits, scale=new.scale, bias=new.bias)
     labels = np.asarray(pairs.labels)
-    kept = after >= new.threshold if new.threshold is not None else None
+    reached = None if new.threshold is None else after >= new.threshold
     return Outcome(
         name=pairs.name,
         before=reliability(before.tolist(), pairs.labels),
         after=reliability(after.tolist(), pairs.labels),
-        kept=None if kept is None else int(kept.sum()),
-        precision=None if kept is None or not kept.any() else float(labels[kept].mean()),
-        recall=None if kept is None or not labels.any() else float(kept[labels == 1].mean()),
+        reached=None if reached is None else int(reached.sum()),
+        precision=None if reached is None or not reached.any() else float(labels[reached].mean()),
+        recall=None if reached is None or not labels.any() else float(reached[labels == 1].mean()),
     )
 
 
-def write_report(measured: Sequence[Outcome], calibration: Calibration, file: Path) -> None:
-    """Write an HTML page of the reliability before and after."""
-    render("calibration.html", file, outcomes=measured, calibration=calibration)
-
-
 def check_choices(method: str, precision: float | None) -> Method:
-    """Check method and precision before anything is scored.
-
-    Raises:
-        SettingsError: one of them is not valid.
-
-    """
+    """Raise `SettingsError` for an invalid method or precision, before anything is scored."""
     if precision is not None and not 0 < precision <= 1:
         raise SettingsError(f"precision is {precision:g}; it is a share, so give more than 0 and at most 1")
     if method not in ("platt", "temperature"):

@@ -43,16 +43,11 @@ CONSTRAINTS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 def with_settings(parameter: str, settings: type[BaseModel], *names: str) -> Callable[[Command], Command]:
-    """Give a command one option for each of the named fields of a settings class.
+    """Give a command one option for each of the named fields of a settings class, or for all of them.
 
     An option's type, help, default and limits are those of its field. The settings class checks the values, so that
-    its error names the option. Options that are not given are left to the environment and to the defaults.
-
-    Args:
-        parameter: of the command; it receives the given options as a dict.
-        settings: the class of the fields.
-        names: of fields; none for all.
-
+    its error names the option. The parameter of the command receives the options that are given, as a dict; the
+    others are left to the environment and to the defaults.
     """
     options = [_option(name, settings.model_fields[name]) for name in names or settings.model_fields]
 
@@ -63,7 +58,8 @@ def with_settings(parameter: str, settings: type[BaseModel], *names: str) -> Cal
             command(**values, **{parameter: {name: value for name, value in chosen.items() if value is not None}})
 
         signature = inspect.signature(command, eval_str=True)
-        parameters = [*(own for name, own in signature.parameters.items() if name != parameter), *options]
+        others = (each for name, each in signature.parameters.items() if name != parameter)
+        parameters = [*others, *options]
         run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         return run
@@ -85,22 +81,15 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     required = field.is_required()
     if not required and not any(field.default is unset for unset in (None, False, ())):
         notes.append(f"default: {field.default}")
-    limits = (
-        f"x{sign}{getattr(limit, key)}"
-        for limit in field.metadata
-        for key, sign in CONSTRAINTS.items()
-        if hasattr(limit, key)
-    )
-    notes.append(", ".join(limits))
+    limits = [(sign, getattr(limit, key, None)) for limit in field.metadata for key, sign in CONSTRAINTS.items()]
+    notes.append(", ".join(f"x{sign}{limit}" for sign, limit in limits if limit is not None))
     shown = "; ".join(filter(None, notes))
+    option = typer.Option(help=f"{field.description}  [{shown}]" if shown else field.description)
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if required else None,
-        annotation=Annotated[
-            kind if required else kind | None,
-            typer.Option(help=f"{field.description}  [{shown}]" if shown else field.description),
-        ],
+        annotation=Annotated[kind if required else kind | None, option],
     )
 
 

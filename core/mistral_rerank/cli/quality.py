@@ -16,11 +16,11 @@ from mistral_rerank.cli.options import (
     with_settings,
 )
 from mistral_rerank.cli.terminal import Terminal, printable
-from mistral_rerank.evaluation.settings import EvaluationSettings
+from mistral_rerank.evaluation.workspace import EvaluationSettings
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from mistral_rerank.calibration.fit import Outcome
     from mistral_rerank.evaluation.results import Figures
@@ -59,8 +59,8 @@ def evaluate(
     from mistral_rerank.remote.reranker import RemoteReranker
 
     if bi_encoder is not None:
-        from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
-        from mistral_rerank.evaluation.first_stage import open_encoder
+        from mistral_rerank.evaluation.embedding_models import open_encoder
+        from mistral_rerank.evaluation.encoders import BiEncoderReranker
 
         opened: Reranker = BiEncoderReranker(bi_encoder, open_encoder(bi_encoder, device=encoder_device(reranker)))
     else:
@@ -102,6 +102,7 @@ def calibrate(
     from mistral_rerank.calibration import fit as fitting
     from mistral_rerank.calibration.labelled_pairs import read_pairs
     from mistral_rerank.evaluation.first_stage import open_first_stage
+    from mistral_rerank.evaluation.report import render
     from mistral_rerank.local.checkpoints.detection import read_config
     from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
@@ -128,7 +129,7 @@ def calibrate(
     if result.threshold is not None:
         print(f"threshold: {result.described_threshold}; use it as min_score")  # noqa: T201
     if report is not None:
-        fitting.write_report(outcomes, result, report)
+        render("calibration.html", report, outcomes=outcomes, calibration=result)
     stderr.print(f"wrote {written / 'rerank.json'}", soft_wrap=True)
 
 
@@ -137,48 +138,49 @@ def _print_figures(figures: "Sequence[Figures]", top_k: int) -> None:
     from mistral_rerank.evaluation.metrics import HEADLINE
 
     heads = ("set", "queries", "measure", "first stage", "reranked", "gain", "95% interval", f"ceiling R@{top_k}")
-    table = Table(*heads, box=None, pad_edge=False)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    rows = []
     for of_set in figures:
         for measure in HEADLINE:
-            gain, first = of_set.gain[measure], measure == HEADLINE[0]
-            table.add_row(
-                of_set.name if first else "",
-                str(of_set.queries) if first else "",
-                measure,
-                f"{of_set.first_stage[measure]:.4f}",
-                f"{of_set.reranked[measure]:.4f}",
-                f"{gain.mean:+.4f}",
-                f"{gain.low:+.4f} to {gain.high:+.4f}",
-                f"{of_set.ceiling:.4f}" if measure == "Recall@5" else "",
+            gain = of_set.gain[measure]
+            rows.append(
+                [
+                    *((of_set.name, str(of_set.queries)) if measure == HEADLINE[0] else ("", "")),
+                    measure,
+                    f"{of_set.first_stage[measure]:.4f}",
+                    f"{of_set.reranked[measure]:.4f}",
+                    f"{gain.mean:+.4f}",
+                    f"{gain.low:+.4f} to {gain.high:+.4f}",
+                    f"{of_set.ceiling:.4f}" if measure == "Recall@5" else "",
+                ]
             )
-    _console().print(table)
+    _print_table(heads, rows, right=range(1, 8))
 
 
 def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:
     """Print the calibration errors before and after the fit."""
     heads = ("pairs of", "pairs", "relevant", "", "ECE", "Brier", "NLL", "at the threshold")
-    table = Table(*heads, box=None, pad_edge=False)
-    for column in (1, 2, 4, 5, 6):
-        table.columns[column].justify = "right"
+    rows = []
     for outcome in outcomes:
-        for when, reliability in (("before", outcome.before), ("after", outcome.after)):
-            first = when == "before"
-            table.add_row(
-                outcome.name if first else "",
-                str(reliability.pairs) if first else "",
-                f"{reliability.relevant:.1%}" if first else "",
-                when,
-                *(f"{value:.4f}" for value in (reliability.ece, reliability.brier, reliability.nll)),
-                "" if first else outcome.at_threshold,
-            )
-    _console().print(table)
+        before, after = (
+            [f"{error:.4f}" for error in (reliability.ece, reliability.brier, reliability.nll)]
+            for reliability in (outcome.before, outcome.after)
+        )
+        pairs, relevant = str(outcome.before.pairs), f"{outcome.before.relevant:.1%}"
+        rows += [
+            [outcome.name, pairs, relevant, "before", *before, ""],
+            ["", "", "", "after", *after, outcome.at_threshold],
+        ]
+    _print_table(heads, rows, right=(1, 2, 4, 5, 6))
 
 
-def _console() -> Terminal:
-    """Make a console for tables; output that is no terminal is 140 characters wide."""
+def _print_table(heads: "Sequence[str]", rows: "Sequence[Sequence[str]]", *, right: "Iterable[int]") -> None:
+    """Print a table with the columns `right` aligned to the right; without a terminal it is 140 characters wide."""
+    table = Table(*heads, box=None, pad_edge=False)
+    for column in right:
+        table.columns[column].justify = "right"
+    for row in rows:
+        table.add_row(*row)
     console = Terminal()
     if not console.is_terminal:
         console.width = 140
-    return console
+    console.print(table)

@@ -1,4 +1,4 @@
-"""`rank` and `score`: use a reranker."""
+"""`rank`, `score` and `serve`: use a reranker."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mistral_rerank.cli.options import app, progress_bar, recorded_settings, with_reranker
+from mistral_rerank.cli.options import app, progress_bar, recorded_settings, with_reranker, with_settings
 from mistral_rerank.cli.terminal import Terminal, json_line
 from mistral_rerank.data_files.pairs import score_file, score_lines
 from mistral_rerank.data_files.passages import Passage, read_passages
 from mistral_rerank.data_files.text import STDIN, shown_name, text_lines
-from mistral_rerank.settings import open_reranker
+from mistral_rerank.errors import MissingDependencyError
+from mistral_rerank.server.keys import read_keys
+from mistral_rerank.server.settings import ServerSettings
+from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mistral_rerank.reranker import RankedPassage
+
+SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
 
 
 @app.command()
@@ -79,6 +84,45 @@ def score(
                 settings=recorded_settings(reranker),
                 progress=lambda n: progress.advance(task, n),
             )
+
+
+@app.command()
+@with_reranker
+@with_settings("server", ServerSettings, *SERVER_OPTIONS)
+def serve(
+    server: dict[str, Any],
+    reranker: dict[str, Any],
+    host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on")] = 8000,
+    alias: Annotated[list[str] | None, typer.Option(help="a further name of the model; repeatable")] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="keys of clients, one per line; # starts a comment")] = None,
+    cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
+) -> None:
+    """Serve a reranker over HTTP with the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
+
+    MISTRAL_RERANK_SERVER_API_KEYS holds keys too, separated by commas. The other MISTRAL_RERANK_SERVER_ variables
+    set limits, and the MISTRAL_RERANK_CLUSTER_ ones the replicas of a cluster.
+    """
+    try:
+        from mistral_rerank.server.lifecycle import serve as run
+    except ImportError as error:
+        raise MissingDependencyError.of("serve", error) from error
+
+    if alias:
+        server["aliases"] = alias
+    if api_key_file is not None:
+        server["api_keys"] = read_keys(api_key_file)
+    settings = ServerSettings(**server)
+    chosen = RerankSettings(**reranker)
+    if chosen.share_batches is None:
+        chosen.share_batches = True
+    if cluster:
+        from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
+
+        serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
+        return
+    with chosen.open() as opened:
+        run(opened, settings, host=host, port=port)
 
 
 def _records(passages: Sequence[Passage], ranking: list[RankedPassage]) -> list[dict[str, object]]:

@@ -16,14 +16,14 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
 
 def printable(text: str) -> str:
     r"""Show control characters as Python escapes, such as `\x1b`; other characters stay as they are."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def json_line(record: object) -> str:
     """Give one line of JSON that is safe on a terminal, and in ASCII where standard output is not UTF-8."""
     ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
     line = json.dumps(record, ensure_ascii=ascii_only)
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", line)
 
 
 class Terminal(Console):

@@ -59,10 +59,11 @@ def mine(
 
     With --model they come from the upper half of the first stage's passages, as that reranker ranks them.
     """
-    from mistral_rerank.evaluation.first_stage import open_encoder, open_first_stage
+    from mistral_rerank.evaluation.embedding_models import open_encoder
+    from mistral_rerank.evaluation.first_stage import open_first_stage
     from mistral_rerank.training.groups import check_free, write_groups
+    from mistral_rerank.training.mining import load_split
     from mistral_rerank.training.mining import mine as mine_set
-    from mistral_rerank.training.sources import load_split
 
     check_free(out)
     device = encoder_device(reranker)
@@ -114,10 +115,10 @@ def early_exit(
     from mistral_rerank.local.reranker import LoadedCheckpoint
     from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
 
-    sampling = TrainSettings(**training)
+    sampling = TrainSettings(**training, negatives=11, random_negatives=4)
     settings = RerankSettings(backend="local", **reranker)
     folder = checkpoint_to_update(settings.named_model, out)
-    questions = draw_questions(sampling.data, max_queries=sampling.max_queries, seed=sampling.seed)
+    questions = draw_questions(sampling)
     device = pick_device(settings.device)
     loaded = LoadedCheckpoint(
         settings.named_model,

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def replacement(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; the file or folder made there replaces `path` at the end.
+    """Give a temporary path in the same folder; the file or folder made there replaces `path` if there is no error.
 
-    The path is unique to the call, so threads and processes can write one file at once. It is removed after an error.
+    The path is unique to the call, so threads and processes can write one file at once.
     """
     temporary = path.with_name(f".{uuid4().hex}.partial")
     try:

@@ -29,10 +29,9 @@ def score_file(
     settings: Mapping[str, object],
     progress: Callable[[int], None],
 ) -> int:
-    """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability".
+    """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability"; give their number.
 
-    Lines are written block by block to `<out>.partial`, which becomes `out` when it is complete. A stopped run
-    resumes from that file.
+    Blocks are appended to `<out>.partial`, which a stopped run resumes from. It becomes `out` when it is complete.
 
     Args:
         reranker: scores the pairs.
@@ -41,9 +40,6 @@ def score_file(
         out: the file to write; it must not exist yet.
         settings: of the reranker; a run resumes only with the same settings.
         progress: called after each block with its number of pairs.
-
-    Returns:
-        The number of pairs in `out`.
 
     Raises:
         InvalidInputError: a line is invalid, `out` exists, or the partial file has other pairs.
@@ -57,10 +53,15 @@ def score_file(
         settings_file.unlink(missing_ok=True)  # of a run whose partial file was removed
     check_resume_settings(settings_file, {"model": reranker.model_name, **settings}, holder=partial)
     records = _pair_records(pairs, name)
-    done = _skip_done(partial, records)
+    lines = read_complete_lines(partial)
+    for line in lines:
+        record, old = next(records, None), json.loads(line)
+        if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
+            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
+    done = len(lines)
     progress(done)
     with open_append(partial) as sink:
-        for scored in score_records(reranker, records):
+        for scored in _score_records(reranker, records):
             sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
             sink.flush()
             done += len(scored)
@@ -72,11 +73,11 @@ def score_file(
 
 def score_lines(reranker: Reranker, pairs: Iterable[str], name: str) -> Iterator[Record]:
     """Score JSON lines of {"query", "passage"} block by block."""
-    for scored in score_records(reranker, _pair_records(pairs, name)):
+    for scored in _score_records(reranker, _pair_records(pairs, name)):
         yield from scored
 
 
-def score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
+def _score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
     """Add "logit" and "probability" to records, block by block."""
     while block := list(islice(records, BLOCK)):
         scores = reranker.score_pairs([(str(record["query"]), str(record["passage"])) for record in block])
@@ -96,13 +97,3 @@ def _pair_records(lines: Iterable[str], name: str) -> Iterator[Record]:
             if not str(record["query"]).strip():
                 raise InvalidInputError(f'{location}: "query" is empty')
             yield record
-
-
-def _skip_done(partial: Path, records: Iterator[Record]) -> int:
-    """Advance `records` past the completed ones."""
-    lines = read_complete_lines(partial)
-    for line in lines:
-        record, old = next(records, None), json.loads(line)
-        if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
-            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
-    return len(lines)

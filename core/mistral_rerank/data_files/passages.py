@@ -37,34 +37,31 @@ class Passage:
 
 
 def read_passages(file: Path, *, text_field: str | None = None) -> list[Passage]:
-    """Read the passages of a file.
+    """Read the passages of a file; `text_field` is that of `text_of`.
 
     The suffix decides: .jsonl and .ndjson are JSON lines, .json is an array or JSON lines, .csv and .tsv are rows under
     a header. Other files, and standard input, are JSON if their first character starts JSON, else one passage per
     line. Blank lines are skipped.
-
-    Args:
-        file: `-` for standard input.
-        text_field: the field or column that is the passage; None for "title", if any, and the first of `TEXT_FIELDS`.
 
     Raises:
         InvalidInputError: unsupported format, or a record without the field; the error names the location.
         OSError: it cannot be read.
 
     """
-    name = shown_name(file)
-    suffix = _suffix(file)
+    name, suffix = shown_name(file), _suffix(file)
     if suffix in REFUSED:
         raise InvalidInputError(f"{name}: {suffix} files are not read; give {FORMATS}")
     if suffix in DELIMITERS:
-        records = _rows(file, name, DELIMITERS[suffix])
+        records: Iterable[tuple[str, Record | str]] = _rows(file, name, DELIMITERS[suffix])
     else:
-        content = _objects(list(text_lines(file)), name, suffix)
-        if isinstance(content, list):
-            if text_field is not None and content:
+        lines = [(f"{name}:{number}", line) for number, line in enumerate(text_lines(file), start=1)]
+        values = _json_records(lines, name, suffix)
+        if values is None:
+            texts = [line.strip() for _, line in lines if line.strip()]
+            if text_field is not None and texts:
                 raise InvalidInputError(f"{name} holds lines of text, which have no field {text_field!r}")
-            return [Passage(text, {}) for text in content]
-        records = content
+            return [Passage(text, {}) for text in texts]
+        records = values
     return [
         Passage(record, {}) if isinstance(record, str) else Passage(text_of(record, location, text_field), record)
         for location, record in records
@@ -76,20 +73,20 @@ def _suffix(file: Path) -> str:
     return PurePath(name.stem).suffix if name.suffix == ".gz" else name.suffix
 
 
-def _objects(lines: list[str], name: str, suffix: str) -> list[str] | Iterator[tuple[str, Record | str]]:
-    """Give the records of JSON, with their places, or else the lines of plain text."""
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]
-    if suffix in JSON_LINES:
-        return _json_lines(numbered, name)
-    if suffix == ".json" or (numbered and numbered[0][1][0] in "[{"):
-        whole = _parsed("".join(lines))
+def _json_records(lines: list[tuple[str, str]], name: str, suffix: str) -> Iterable[tuple[str, Record | str]] | None:
+    """Give the values of JSON with their locations; None if it is plain text."""
+    filled = [(location, line.strip()) for location, line in lines if line.strip()]
+    if suffix not in JSON_LINES:
+        if suffix != ".json" and not (filled and filled[0][1][0] in "[{"):
+            return None
+        whole = _parsed("".join(line for _, line in lines))
         if isinstance(whole, list) and (suffix == ".json" or any(isinstance(item, dict | str) for item in whole)):
             return _items(whole, name)
         if isinstance(whole, dict):
-            return iter([(f"{name}:1", whole)])
-        if suffix == ".json" or (numbered and isinstance(_parsed(numbered[0][1]), dict)):
-            return _json_lines(numbered, name)
-    return [line for _, line in numbered]
+            return [(f"{name}:1", whole)]
+        if suffix != ".json" and not isinstance(_parsed(filled[0][1]), dict):
+            return None
+    return ((location, json_record(line, location)) for location, line in filled)
 
 
 def _parsed(text: str) -> object:
@@ -98,12 +95,6 @@ def _parsed(text: str) -> object:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def _json_lines(numbered: Iterable[tuple[int, str]], name: str) -> Iterator[tuple[str, Record | str]]:
-    for number, line in numbered:
-        location = f"{name}:{number}"
-        yield location, json_record(line, location)
 
 
 def _items(items: list[object], name: str) -> Iterator[tuple[str, Record | str]]:

@@ -7,15 +7,13 @@ import io
 import json
 import sys
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from contextlib import AbstractContextManager
 
 STDIN = Path("-")
 TEXT_FIELDS = ("text", "contents", "page_content")
@@ -31,11 +29,7 @@ _BINARY |= {b"\x1f\x8b": "a gzip archive", b"{\\rtf": "an RTF document"}
 
 
 def text_lines(file: Path, *, newline: str | None = None) -> Iterator[str]:
-    """Read a file line by line, without its byte order mark.
-
-    Args:
-        file: compressed if its name ends in .gz; `STDIN` for standard input.
-        newline: as in `open`: None converts line ends to line feeds, "" keeps them.
+    """Read a file, or `STDIN`, line by line, without its byte order mark; `newline` is that of `open`.
 
     Raises:
         InvalidInputError: it is not UTF-8 text, or is a damaged .gz.
@@ -44,10 +38,9 @@ def text_lines(file: Path, *, newline: str | None = None) -> Iterator[str]:
     """
     name = shown_name(file)
     try:
-        with _opened(file) as raw, io.BufferedReader(cast("io.RawIOBase", raw), 1 << 16) as content:
+        with _opened(file) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline) as lines:
             _refuse_binary(content.peek(_SNIFFED), name)
-            with io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline) as lines:
-                yield from lines
+            yield from lines
     except UnicodeDecodeError as error:
         raise InvalidInputError(f"{name} is not UTF-8 text ({error.reason}); convert it first") from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -60,12 +53,7 @@ def shown_name(file: Path) -> str:
 
 
 def json_record(line: str, location: str) -> Record:
-    """Read a JSON object.
-
-    Raises:
-        InvalidInputError: it is not a JSON object; the error names the location.
-
-    """
+    """Read a JSON object; an `InvalidInputError` names the location."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -77,15 +65,10 @@ def json_record(line: str, location: str) -> Record:
 
 
 def text_of(record: Record, location: str, field: str | None = None) -> str:
-    """Give the text of a passage: its title, if any, and its text.
-
-    Args:
-        record: an object or row.
-        location: of the record, for errors.
-        field: the field that is the whole passage; None for the title and the first of `TEXT_FIELDS`.
+    """Give the text of a passage: the field, or else its title, if any, and the first of `TEXT_FIELDS`.
 
     Raises:
-        InvalidInputError: there is no such field, or its value is no string.
+        InvalidInputError: there is no such field, or its value is no string; it names the location.
 
     """
     if field is not None:
@@ -98,12 +81,7 @@ def text_of(record: Record, location: str, field: str | None = None) -> str:
 
 
 def id_of(record: Record, location: str) -> str:
-    """Give the id of a record, a string or a whole number, as a string.
-
-    Raises:
-        InvalidInputError: there is none.
-
-    """
+    """Give the id of a record, a string or a whole number, as a string; `InvalidInputError` if there is none."""
     name, value = _first(record, location, ID_FIELDS)
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise InvalidInputError(f'{location}: "{name}" is {_kind(value)}; expected a string')
@@ -111,12 +89,7 @@ def id_of(record: Record, location: str) -> str:
 
 
 def string_of(record: Record, location: str, fields: tuple[str, ...]) -> str:
-    """Give the first present field.
-
-    Raises:
-        InvalidInputError: there is none, or its value is no string.
-
-    """
+    """Give the first present field; `InvalidInputError` if there is none, or its value is no string."""
     name, value = _first(record, location, fields)
     if not isinstance(value, str):
         raise InvalidInputError(f'{location}: "{name}" is {_kind(value)}; expected a string')
@@ -138,17 +111,10 @@ def _kind(value: object) -> str:
     return kinds.get(type(value), "an object")
 
 
-def _opened(file: Path) -> AbstractContextManager[BinaryIO]:
+def _opened(file: Path) -> io.BufferedReader | gzip.GzipFile:
     if file == STDIN:
-        return _not_closed()
-    return cast("BinaryIO", gzip.open(file)) if file.suffix == ".gz" else file.open("rb", buffering=0)
-
-
-@contextmanager
-def _not_closed() -> Iterator[BinaryIO]:
-    """Open standard input a second time, so that closing it leaves the first one open."""
-    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
-        yield raw
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
 def _refuse_binary(start: bytes, name: str) -> None:

@@ -46,17 +46,20 @@ class BeirDataset:
 
 
 def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
-    """Read a BEIR folder.
-
-    Args:
-        folder: holds the three files.
-        split: which `qrels/<split>.tsv`; None takes the only one there is.
+    """Read a BEIR folder; without a split, its only one.
 
     Raises:
         InvalidInputError: a file is missing or empty, or a line is not of the format; it names the file and line.
 
     """
-    qrels = _read_qrels(_qrels_file(folder, split))
+    splits = qrels_files(folder)
+    chosen = [file for name, file in splits.items() if split in (None, name)]
+    if len(chosen) != 1:
+        names = ", ".join(sorted(splits)) or "none"
+        raise InvalidInputError(
+            f"{folder} is not a BEIR folder with one qrels/{split or '<split>'}.tsv (found: {names})"
+        )
+    qrels = _read_qrels(chosen[0])
     corpus = _texts(folder, "corpus", text_of)
     queries = {query: text for query, text in _texts(folder, "queries", _question).items() if query in qrels}
     if lost := sorted(qrels.keys() - queries.keys()):
@@ -67,24 +70,9 @@ def load_beir(folder: Path, *, split: str | None = None) -> BeirDataset:
 
 
 def qrels_files(folder: Path) -> dict[str, Path]:
-    """Give the files of judgements by the names of their splits, plain ones before packed ones."""
-    found = [*(folder / "qrels").glob("*.tsv.gz"), *(folder / "qrels").glob("*.tsv")]
-    return {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in sorted(found, key=_is_plain)}
-
-
-def _is_plain(file: Path) -> tuple[bool, str]:
-    return file.suffix != ".gz", file.name
-
-
-def _qrels_file(folder: Path, split: str | None) -> Path:
-    splits = qrels_files(folder)
-    found = [file for name, file in splits.items() if split in (None, name)]
-    if len(found) != 1:
-        names = ", ".join(sorted(splits)) or "none"
-        raise InvalidInputError(
-            f"{folder} is not a BEIR folder with one qrels/{split or '<split>'}.tsv (found: {names})"
-        )
-    return found[0]
+    """Give the files of judgements by the names of their splits; a plain file comes before a packed one."""
+    files = [file for suffix in (".tsv.gz", ".tsv") for file in sorted((folder / "qrels").glob(f"*{suffix}"))]
+    return {file.name.removesuffix(".gz").removesuffix(".tsv"): file for file in files}
 
 
 def _read_qrels(file: Path) -> dict[str, dict[str, int]]:
@@ -118,21 +106,21 @@ def _is_number(text: str) -> bool:
 
 def _texts(folder: Path, stem: str, text_in: Callable[[Record, str], str]) -> dict[str, str]:
     """Read id and text of each line of `<stem>.jsonl`."""
-    plain, packed = folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"
-    if not plain.is_file() and not packed.is_file():
+    files = [folder / f"{stem}.jsonl", folder / f"{stem}.jsonl.gz"]
+    file = next((file for file in files if file.is_file()), None)
+    if file is None:
         raise InvalidInputError(f"{folder} has no {stem}.jsonl or {stem}.jsonl.gz; it is not a BEIR folder")
-    file = plain if plain.is_file() else packed
     texts: dict[str, str] = {}
     for number, line in enumerate(text_lines(file), start=1):
         if not line.strip():
             continue
-        place = f"{file}:{number}"
-        record = json_record(line, place)
-        name, text = id_of(record, place), text_in(record, place)
+        location = f"{file}:{number}"
+        record = json_record(line, location)
+        name, text = id_of(record, location), text_in(record, location)
         if texts.setdefault(name, text) != text:
-            raise InvalidInputError(f"{place}: the id {name!r} of an earlier line, with another text")
+            raise InvalidInputError(f"{location}: the id {name!r} of an earlier line, with another text")
     return texts
 
 
-def _question(record: Record, place: str) -> str:
-    return string_of(record, place, TEXT_FIELDS)
+def _question(record: Record, location: str) -> str:
+    return string_of(record, location, TEXT_FIELDS)

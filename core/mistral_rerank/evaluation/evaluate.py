@@ -11,16 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistral_rerank.data_files.atomic import atomic_write, write_json
+from mistral_rerank.data_files.atomic import atomic_write, open_append, write_json
 from mistral_rerank.errors import SettingsError
-from mistral_rerank.evaluation.bi_encoder import BiEncoderReranker
 from mistral_rerank.evaluation.datasets import load_beir
+from mistral_rerank.evaluation.encoders import BiEncoderReranker
 from mistral_rerank.evaluation.first_stage import check_passages, open_first_stage
 from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
 from mistral_rerank.evaluation.report import write_report
-from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, Timing, depths, figures
+from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, depths, figures, timing
 from mistral_rerank.evaluation.run_files import distinct, read_run, write_run
-from mistral_rerank.evaluation.workspace import Scored, Workspace, append_scores, resume_scores
+from mistral_rerank.evaluation.workspace import VECTORS, Scored, append_scores, partial_folder, resume_scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.evaluation.run_files import Run
-    from mistral_rerank.evaluation.settings import EvaluationSettings
+    from mistral_rerank.evaluation.workspace import EvaluationSettings
     from mistral_rerank.reranker import Reranker, Score
 
     Notify = Callable[[str, int, int], None]
@@ -50,64 +50,58 @@ def evaluate(
     device: str | None = None,
     notify: Notify = lambda _what, _done, _total: None,
 ) -> list[Figures]:
-    """Compare the first stage with its reranked candidates, and write the results to a folder.
+    """Compare the first stage with its reranked candidates; give the figures of every set, then their mean.
 
     Args:
         reranker: any reranker.
-        settings: data, first stage and sizes.
+        settings: of the evaluation.
         out: the folder to write; it must not exist. A stopped evaluation resumes from `<out>.partial`.
         reranker_settings: stored with the results; a run resumes only with the same ones.
         device: of a dense first stage; None for the best available.
         notify: receives the step, the number of items done, and the total.
 
-    Returns:
-        Figures of every set, then their mean.
-
     Raises:
         InvalidInputError: a data set or run file is invalid.
         SettingsError: `out` exists, or the partial folder has other settings.
-        RerankError: from the first stage or the reranker.
 
     """
     folders = [Path(folder).resolve() for folder in settings.data]
     names = [folder.name for folder in folders]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SettingsError(f"two data folders are called {twice!r}; rename one, its name is that of its results")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"two data folders are called {repeated!r}; rename one, its name is that of its results")
     recorded = settings.model_dump(mode="json") | {
         "model": reranker.model_name,
         "reranker": dict(reranker_settings or {}),
     }
-    work = Workspace(out, recorded | {"data": [str(folder) for folder in folders]})
-    stage = open_first_stage(
-        settings.first_stage,
-        query_prefix=settings.query_prefix,
-        passage_prefix=settings.passage_prefix,
-        device=device,
-        vectors=work.vectors,
-    )
-    results, seconds = [], {}
-    latencies: dict[int, float] = {}
-    for folder in folders:
-        dataset = load_beir(folder, split=settings.split)
-        before = _candidates(dataset, stage, settings, work.candidates(dataset.name), notify)
-        scored = _scores(
-            dataset, before, reranker, work.scores(dataset.name), at_once=settings.questions_at_once, notify=notify
+    with partial_folder(out, recorded | {"data": [str(folder) for folder in folders]}) as work:
+        stage = open_first_stage(
+            settings.first_stage,
+            query_prefix=settings.query_prefix,
+            passage_prefix=settings.passage_prefix,
+            device=device,
+            vectors=work / VECTORS,
         )
-        result, after = measure(dataset, before, scored, top_k=settings.top_k)
-        write_run(after, work.reranked(dataset.name), tag="reranked")
-        results.append(result)
-        seconds[dataset.name] = [scores.seconds for scores in scored.values()]
-        latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
-    all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
-    recorded["data"] = names
-    timing = Timing(seconds, {result.name: len(result.labels) for result in results}, latencies)
-    write_json(
-        work.folder / "results.json", {"settings": recorded, "figures": [asdict(figure) for figure in all_figures]}
-    )
-    write_json(work.folder / "timing.json", timing.record())
-    _write_queries(results, work.folder / "queries.jsonl")
-    write_report(all_figures, results, recorded, timing, work.folder / "report.html")
-    work.finish()
+        results: list[SetResult] = []
+        latencies: dict[int, float] = {}
+        for folder in folders:
+            dataset = load_beir(folder, split=settings.split)
+            before = _candidates(dataset, stage, settings, work, notify)
+            scored = _scores(dataset, before, reranker, work, at_once=settings.questions_at_once, notify=notify)
+            result, after = measure(dataset, before, scored, top_k=settings.top_k)
+            write_run(after, work / "reranked" / f"{dataset.name}.trec", tag="reranked")
+            results.append(result)
+            latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
+        all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
+        recorded["data"] = names
+        times = timing(results, latencies)
+        write_json(work / "results.json", {"settings": recorded, "figures": [asdict(each) for each in all_figures]})
+        write_json(work / "timing.json", times)
+        with atomic_write(work / "queries.jsonl") as lines:
+            for result in results:
+                for query, values in result.reranked.items():
+                    record = {"set": result.name, "query": query, "first_stage": result.first_stage[query]}
+                    lines.write(json.dumps(record | {"reranked": values}, ensure_ascii=False) + "\n")
+        write_report(all_figures, results, recorded, times, work / "report.html")
     return all_figures
 
 
@@ -125,8 +119,8 @@ def first_stage_run(
     rankings = stage.search(dataset, queries, k=settings.top_k + settings.drop_same_id, progress=progress)
     run = {}
     for query, ranking in zip(queries, rankings, strict=True):
-        kept = [hit for hit in ranking if not (settings.drop_same_id and hit[0] == query)]
-        run[query] = distinct(kept[: settings.top_k])
+        candidates = [hit for hit in ranking if not (settings.drop_same_id and hit[0] == query)]
+        run[query] = distinct(candidates[: settings.top_k])
     return run
 
 
@@ -135,15 +129,8 @@ def score_candidates(
 ) -> Iterator[tuple[str, list[Score], float]]:
     """Score the candidates of every question, `at_once` questions per call.
 
-    A model whose prompt puts the passage first computes a passage once for all questions of a call.
-
-    Args:
-        dataset: holds the texts.
-        run: the candidates.
-        reranker: any reranker.
-        at_once: questions per call.
-        skip: questions at the beginning to leave out. The calls are composed as without it, so that scores are
-            bit-identical.
+    A model whose prompt puts the passage first computes a passage once for all questions of a call. The first `skip`
+    questions are left out, but calls are composed as without it, so that scores are bit-identical.
 
     Yields:
         The question's id, its candidates' scores, and its share of the call's seconds.
@@ -165,9 +152,7 @@ def score_candidates(
 def reordered(ranking: Sequence[tuple[str, float]], logits: Sequence[float], *, depth: int) -> list[tuple[str, float]]:
     """Sort the first `depth` passages by (-logit, index); the others follow in their order.
 
-    Returns:
-        Passages with distinct scores: logits, or negative ranks if not all are reranked.
-
+    The scores are distinct: logits, or negative ranks if not all are reranked.
     """
     order = sorted(range(min(depth, len(ranking))), key=lambda index: (-logits[index], index))
     if depth >= len(ranking):
@@ -189,6 +174,11 @@ def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, 
     rising = sorted(gains, key=lambda query: (gains[query], query))
     losses = [query for query in rising[:EXAMPLES] if gains[query] < 0]
     best = [query for query in rising[::-1][:EXAMPLES] if gains[query] > 0]
+
+    def top(run: Run, query: str) -> tuple[Shown, ...]:
+        passages = [passage for passage, _ in run[query][:SHOWN]]
+        return tuple(Shown(passage, dataset.corpus[passage], qrels[query].get(passage)) for passage in passages)
+
     result = SetResult(
         name=dataset.name,
         passages=len(dataset.corpus),
@@ -197,25 +187,20 @@ def measure(dataset: BeirDataset, before: Run, scored: Mapping[str, Scored], *, 
         by_depth=by_depth,
         probabilities=tuple(p for query in before for p in scored[query].probabilities),
         labels=tuple(label for query in before for label in scored[query].labels),
+        seconds=tuple(scored[query].seconds for query in before),
         examples=tuple(
-            Example(
-                query, dataset.queries[query], gains[query], _top(dataset, before, query), _top(dataset, after, query)
-            )
+            Example(query, dataset.queries[query], gains[query], top(before, query), top(after, query))
             for query in [*losses, *best]
         ),
     )
     return result, after
 
 
-def _top(dataset: BeirDataset, run: Run, query: str) -> tuple[Shown, ...]:
-    grades = dataset.qrels[query]
-    return tuple(Shown(passage, dataset.corpus[passage], grades.get(passage)) for passage, _ in run[query][:SHOWN])
-
-
 def _candidates(
-    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, file: Path, notify: Notify
+    dataset: BeirDataset, stage: FirstStage, settings: EvaluationSettings, work: Path, notify: Notify
 ) -> Run:
     """Retrieve the candidates, or read those of a stopped run."""
+    file = work / "first_stage" / f"{dataset.name}.trec"
     if not file.exists():
         what = f"{dataset.name}: first stage"
         retrieved = first_stage_run(dataset, stage, settings, progress=lambda done, total: notify(what, done, total))
@@ -226,28 +211,25 @@ def _candidates(
 
 
 def _scores(
-    dataset: BeirDataset, run: Run, reranker: Reranker, file: Path, *, at_once: int, notify: Notify
+    dataset: BeirDataset, run: Run, reranker: Reranker, work: Path, *, at_once: int, notify: Notify
 ) -> dict[str, Scored]:
-    """Score the candidates of every question that the file does not have yet."""
-    done, what = resume_scores(file, run), f"{dataset.name}: reranking"
-
-    def score_rest() -> Iterator[tuple[str, Scored]]:
-        for query, scores, seconds in score_candidates(dataset, run, reranker, at_once=at_once, skip=len(done)):
-            yield (
-                query,
-                Scored(
-                    logits=tuple(score.logit for score in scores),
-                    probabilities=tuple(score.probability for score in scores),
-                    labels=tuple(dataset.labels(query, [passage for passage, _ in run[query]])),
-                    seconds=seconds,
-                ),
-            )
-
+    """Score the candidates of every question that a stopped run did not score."""
+    file, what = work / "scores" / f"{dataset.name}.jsonl", f"{dataset.name}: reranking"
+    done = resume_scores(file, run)
     notify(what, len(done), len(run))
-    if len(done) < len(run):
-        reranker.score_pairs([("warm", "up")])
-        for query, scores in append_scores(file, run, score_rest()):
-            done[query] = scores
+    if len(done) == len(run):
+        return done
+    reranker.score_pairs([("warm", "up")])
+    with open_append(file) as lines:
+        for query, scores, seconds in score_candidates(dataset, run, reranker, at_once=at_once, skip=len(done)):
+            passages = [passage for passage, _ in run[query]]
+            done[query] = Scored(
+                logits=tuple(score.logit for score in scores),
+                probabilities=tuple(score.probability for score in scores),
+                labels=tuple(dataset.labels(query, passages)),
+                seconds=seconds,
+            )
+            append_scores(lines, query, passages, done[query])
             notify(what, len(done), len(run))
     return done
 
@@ -267,11 +249,3 @@ def _latencies(dataset: BeirDataset, run: Run, reranker: Reranker, top_k: int) -
             seconds.append(time.perf_counter() - start)
         medians[depth] = statistics.median(seconds)
     return medians
-
-
-def _write_queries(results: Sequence[SetResult], file: Path) -> None:
-    with atomic_write(file) as lines:
-        for result in results:
-            for query, reranked in result.reranked.items():
-                values = {"first_stage": result.first_stage[query], "reranked": reranked}
-                lines.write(json.dumps({"set": result.name, "query": query, **values}, ensure_ascii=False) + "\n")

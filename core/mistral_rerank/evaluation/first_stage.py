@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from mistral_rerank.errors import InvalidInputError, MissingDependencyError, SettingsError
-from mistral_rerank.evaluation.embedding_cache import CachedEncoder
-from mistral_rerank.evaluation.embedding_models import PRESETS, Preset, find_preset
-from mistral_rerank.evaluation.encoders import EndpointEncoder, LocalEncoder
+from mistral_rerank.evaluation.embedding_models import open_encoder
+from mistral_rerank.evaluation.encoders import CachedEncoder
 from mistral_rerank.evaluation.run_files import Ranking, read_run
 
 if TYPE_CHECKING:
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.datasets import BeirDataset
     from mistral_rerank.evaluation.encoders import Encoder
 
+    Progress = Callable[[int, int], None]
+
 FUSED_DEPTH = 100
 """Minimum depth of the rankings that a hybrid fuses."""
 
@@ -30,21 +30,14 @@ FUSED_DEPTH = 100
 class FirstStage(Protocol):
     """Finds candidates for the questions of a data set."""
 
-    def search(
-        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
-    ) -> list[Ranking]:
-        """Give at most `k` passages of each query id; `progress` receives the number of texts done and in all."""
+    def search(self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Progress) -> list[Ranking]:
+        """Give at most `k` passages of each query id; `progress` receives the numbers of texts done and in all."""
 
 
 class BM25:
-    """BM25 by `bm25s`: English stop words and stemming, k1 0.9, b 0.4 (Anserini's defaults for BEIR).
+    """BM25 by `bm25s`: English stop words and stemming, k1 0.9, b 0.4 (Anserini's defaults for BEIR)."""
 
-    Args:
-        corpus: passage id -> text.
-
-    """
-
-    def __init__(self, corpus: Mapping[str, str], *, k1: float = 0.9, b: float = 0.4) -> None:
+    def __init__(self, corpus: Mapping[str, str]) -> None:
         try:
             import bm25s
             import Stemmer
@@ -54,7 +47,7 @@ class BM25:
         self._bm25s = bm25s
         self._stemmer = Stemmer.Stemmer("english")
         self._ids = list(corpus)
-        self._index = bm25s.BM25(k1=k1, b=b)
+        self._index = bm25s.BM25(k1=0.9, b=0.4)
         self._index.index(self._tokenize(list(corpus.values())), show_progress=False)
 
     def search(self, queries: Sequence[str], *, k: int) -> list[Ranking]:
@@ -75,17 +68,14 @@ class BM25:
         return scores / (scores.max() or 1.0)
 
     def _tokenize(self, texts: list[str], *, return_ids: bool = True) -> Any:
-        return self._bm25s.tokenize(
-            texts, stopwords="en", stemmer=self._stemmer, return_ids=return_ids, show_progress=False
-        )
+        options = {"stopwords": "en", "stemmer": self._stemmer, "show_progress": False}
+        return self._bm25s.tokenize(texts, return_ids=return_ids, **options)
 
 
 class BM25Stage:
     """BM25 over the corpus of each data set."""
 
-    def search(
-        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
-    ) -> list[Ranking]:
+    def search(self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Progress) -> list[Ranking]:
         """See `FirstStage.search`."""
         rankings = BM25(dataset.corpus).search([dataset.queries[query] for query in queries], k=k)
         progress(len(dataset.corpus), len(dataset.corpus))
@@ -93,19 +83,12 @@ class BM25Stage:
 
 
 class DenseStage:
-    """Exact search by the dot products of embeddings.
-
-    Args:
-        encoder: embeds questions and passages.
-
-    """
+    """Exact search by the dot products of embeddings."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
 
-    def search(
-        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
-    ) -> list[Ranking]:
+    def search(self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Progress) -> list[Ranking]:
         """See `FirstStage.search`."""
         ids, done, total = list(dataset.corpus), 0, len(dataset.corpus) + len(queries)
 
@@ -130,9 +113,7 @@ class HybridStage:
     def __init__(self, stages: Sequence[FirstStage]) -> None:
         self._stages = stages
 
-    def search(
-        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
-    ) -> list[Ranking]:
+    def search(self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Progress) -> list[Ranking]:
         """See `FirstStage.search`."""
         depth = max(k, FUSED_DEPTH)
         of_stages = [stage.search(dataset, queries, k=depth, progress=progress) for stage in self._stages]
@@ -143,25 +124,13 @@ class HybridStage:
 
 
 class RunStage:
-    """Rankings from TREC run files.
-
-    Args:
-        path: a run file, or a folder with `<data set>.trec` for each set.
-
-    """
+    """Rankings from a TREC run file, or from a folder with `<data set>.trec` for each set."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def search(
-        self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Callable[[int, int], None]
-    ) -> list[Ranking]:
-        """See `FirstStage.search`; a query that the file lacks has no candidates.
-
-        Raises:
-            InvalidInputError: the file is missing, malformed, or belongs to another data set.
-
-        """
+    def search(self, dataset: BeirDataset, queries: Sequence[str], *, k: int, progress: Progress) -> list[Ranking]:
+        """See `FirstStage.search`; a query that the file lacks has no candidates."""
         file = self._path / f"{dataset.name}.trec" if self._path.is_dir() else self._path
         if not file.is_file():
             raise InvalidInputError(f"there is no run file {file}; name a file, or a folder with {dataset.name}.trec")
@@ -174,30 +143,24 @@ class RunStage:
         return rankings
 
 
-def fuse(rankings: Sequence[Sequence[str]], *, constant: int = 60) -> Ranking:
-    """Fuse rankings of passage ids: each adds 1 / (constant + rank) to its passages; ranks start at 1.
+def fuse(rankings: Sequence[Sequence[str]]) -> Ranking:
+    """Fuse rankings of passage ids: each adds 1 / (60 + rank) to its passages; ranks start at 1.
 
     Equal sums are ordered by the best rank, then by the first ranking that holds the passage.
 
-    Source: reciprocal rank fusion, Cormack, Clarke and Buettcher, SIGIR 2009, where the constant is 60.
-
+    Source: reciprocal rank fusion, Cormack, Clarke and Buettcher, SIGIR 2009.
     """
     sums: dict[str, float] = {}
     best: dict[str, tuple[int, int]] = {}
     for stage, ranking in enumerate(rankings):
         for rank, passage in enumerate(ranking, start=1):
-            sums[passage] = sums.get(passage, 0.0) + 1.0 / (constant + rank)
+            sums[passage] = sums.get(passage, 0.0) + 1.0 / (60 + rank)
             best[passage] = min(best.get(passage, (rank, stage)), (rank, stage))
     return sorted(sums.items(), key=lambda item: (-item[1], best[item[0]]))
 
 
 def check_passages(rankings: Iterable[Ranking], dataset: BeirDataset, file: Path) -> None:
-    """Check that all ranked passages are in the corpus.
-
-    Raises:
-        InvalidInputError: one is not; the message names the file and the passage.
-
-    """
+    """Raise `InvalidInputError` if a ranked passage is not in the corpus."""
     for passage in (passage for ranking in rankings for passage, _ in ranking):
         if passage not in dataset.corpus:
             raise InvalidInputError(f"{file} ranks passage {passage!r}, which the corpus of {dataset.name} lacks")
@@ -211,26 +174,25 @@ def open_first_stage(
     device: str | None = None,
     vectors: Path | None = None,
 ) -> FirstStage:
-    """Give the first stage of that name.
+    """Open the first stage of that name.
 
     Args:
         name: `bm25`; `dense:MODEL`; `hybrid:MODEL`, which is BM25 and that model; or the path of a run file or of a
-            folder of them. MODEL is a preset's name, a folder, a hub id, or `NAME@URL` for an embeddings endpoint.
-        query_prefix: prepended to questions, instead of the preset's.
-        passage_prefix: prepended to passages, likewise.
-        device: where a model on this machine runs; None for the best there is.
+            folder of them. MODEL is a name for `open_encoder`.
+        query_prefix: of `open_encoder`, as the next two.
+        passage_prefix: prepended to passages, instead of the preset's.
+        device: of a model on this machine; None for the best available.
         vectors: the folder of an embedding cache, for a run that may be stopped; None for no cache.
 
     Raises:
         SettingsError: it is none of these.
 
     """
-    options = {"query_prefix": query_prefix, "passage_prefix": passage_prefix}
     kind, _, model = name.partition(":")
     if name == "bm25":
         return BM25Stage()
     if kind in ("dense", "hybrid") and model:
-        encoder = open_encoder(model, **options, device=device)
+        encoder = open_encoder(model, query_prefix=query_prefix, passage_prefix=passage_prefix, device=device)
         dense = DenseStage(encoder if vectors is None else CachedEncoder(encoder, vectors))
         return dense if kind == "dense" else HybridStage([BM25Stage(), dense])
     if Path(name).expanduser().exists():
@@ -238,37 +200,3 @@ def open_first_stage(
     raise SettingsError(
         f"the first stage {name!r} is not known; give bm25, dense:MODEL, hybrid:MODEL, or the path of a TREC run"
     )
-
-
-def open_encoder(
-    name: str, *, query_prefix: str | None = None, passage_prefix: str | None = None, device: str | None = None
-) -> Encoder:
-    """Give the embedding model of that name: MODEL of `open_first_stage`, whose arguments these are.
-
-    Raises:
-        SettingsError: there is none.
-
-    """
-    model, separator, url = name.rpartition("@") if "@" in name and "://" in name else (name, "", "")
-    if name.startswith(("http://", "https://")):
-        raise SettingsError("name the model that the endpoint serves: dense:NAME@URL")
-    preset = find_preset(model)
-    folder = Path(model).expanduser()
-    if query_prefix is not None or passage_prefix is not None:
-        preset = preset or Preset(model, model, pooling=None, normalize=bool(separator))
-        preset = replace(
-            preset,
-            query_prefix=preset.query_prefix if query_prefix is None else query_prefix,
-            passage_prefix=preset.passage_prefix if passage_prefix is None else passage_prefix,
-        )
-    if separator:
-        of_nvidia = model.startswith("nvidia/")
-        return EndpointEncoder(preset or Preset(model, model, input_type=of_nvidia), url)
-    if preset is not None and preset.base_url is not None:
-        return EndpointEncoder(preset, preset.base_url)
-    if folder.is_dir():
-        return LocalEncoder(preset, model=str(folder), device=device)
-    if preset is None and "/" not in model:
-        known = ", ".join(preset.name for preset in PRESETS)
-        raise SettingsError(f"there is no embedding model {model!r}; give a folder, a hub id, or one of: {known}")
-    return LocalEncoder(preset, model=None if preset else model, device=device)

@@ -1,4 +1,4 @@
-"""Ranking metrics per query by pytrec_eval, and bootstrap intervals of their means."""
+"""Ranking metrics per query by pytrec_eval, bootstrap intervals of their means, and calibration errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mistral_rerank.errors import MissingDependencyError
+from mistral_rerank.errors import InvalidInputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,6 +30,10 @@ HEADLINE = ("nDCG@10", "Recall@5", "MRR")
 RESAMPLES = 10_000
 """Bootstrap samples per interval."""
 
+BINS = 15
+SMALLEST = 1e-15
+"""Probabilities are clipped to this distance from 0 and 1 before the logarithm."""
+
 Values = dict[str, float]
 """Measure -> value."""
 
@@ -49,18 +53,12 @@ def per_query(
     *,
     recall_at: int | None = None,
 ) -> dict[str, Values]:
-    """Measure every judged query.
+    """Measure every judged query; give query id -> measure -> value, in the order of `qrels`.
 
     Args:
         qrels: query id -> passage id -> grade; a grade above 0 is relevant, and nDCG gains as much as the grade.
         run: query id -> passages with distinct scores, best first. A query without results counts 0.
         recall_at: add "Recall@<this>", the upper bound of reranking that many candidates.
-
-    Returns:
-        Query id -> measure -> value, in the order of `qrels`.
-
-    Raises:
-        MissingDependencyError: the extra `eval` is not installed.
 
     """
     try:
@@ -83,13 +81,9 @@ def mean(values: Mapping[str, Values], measure: str) -> float:
 
 
 def resampled_means(differences: Sequence[float], *, seed: int, name: str) -> NDArray[np.float64]:
-    """Give the means of `RESAMPLES` bootstrap samples of paired differences.
+    """Give the means of `RESAMPLES` bootstrap samples of paired differences (queries,), after minus before.
 
-    Args:
-        differences: (queries,), after minus before.
-        seed: seeds the samples, together with `name`.
-        name: of the data set, so that its samples do not depend on the other sets.
-
+    The name of the data set is part of the seed, so that its samples do not depend on the other sets.
     """
     values = np.asarray(differences, dtype=np.float64)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
@@ -105,3 +99,62 @@ def interval(center: float, means: NDArray[np.float64]) -> Interval:
     """Give the middle 95% of bootstrap means."""
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(center, float(low), float(high))
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """One row of the reliability table: pairs, their mean probability, and the share of them that is relevant."""
+
+    pairs: int
+    probability: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reliability:
+    """How well the probabilities of labelled pairs are calibrated.
+
+    Attributes:
+        pairs: how many.
+        relevant: share of relevant pairs.
+        ece: expected calibration error: the mean over pairs of |mean probability - share relevant| of their bin.
+        brier: the mean squared difference from the label.
+        nll: the mean negative log likelihood, in nats.
+        bins: of equally many pairs, by rising probability.
+
+    """
+
+    pairs: int
+    relevant: float
+    ece: float
+    brier: float
+    nll: float
+    bins: tuple[Bin, ...]
+
+
+def reliability(probabilities: Sequence[float], labels: Sequence[int], *, bins: int = BINS) -> Reliability:
+    """Compare probabilities (pairs,) with labels (pairs,), 0 or 1, in at most `bins` bins of equal numbers of pairs.
+
+    Raises:
+        InvalidInputError: there are no pairs, or a label is neither 0 nor 1.
+
+    Source: equal-mass bins as in Nguyen and O'Connor 2015, arXiv 1508.05154.
+
+    """
+    p, y = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    if p.size == 0 or p.shape != y.shape:
+        raise InvalidInputError(f"{p.size} probabilities with {y.size} labels; give one label a pair, and some pairs")
+    if not np.isin(y, (0.0, 1.0)).all():
+        raise InvalidInputError("a label is neither 0 nor 1")
+    order = np.argsort(p, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if part.size]
+    table = tuple(Bin(int(part.size), float(p[part].mean()), float(y[part].mean())) for part in parts)
+    clipped = np.clip(p, SMALLEST, 1 - SMALLEST)
+    return Reliability(
+        pairs=int(p.size),
+        relevant=float(y.mean()),
+        ece=sum(part.pairs * abs(part.probability - part.share) for part in table) / p.size,
+        brier=float(np.mean((p - y) ** 2)),
+        nll=float(-np.mean(y * np.log(clipped) + (1 - y) * np.log(1 - clipped))),
+        bins=table,
+    )

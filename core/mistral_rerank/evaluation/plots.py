@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
-    from mistral_rerank.evaluation.metrics import Interval
-    from mistral_rerank.evaluation.reliability import Reliability
+    from mistral_rerank.evaluation.metrics import Interval, Reliability
 
 STYLE: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -42,7 +41,7 @@ GAIN, LOSS, UNCLEAR = "tab:green", "tab:red", "0.5"
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A drawing and its description, which stands in for it where it cannot be seen."""
+    """An SVG drawing and its alternative text."""
 
     title: str
     svg: str
@@ -84,16 +83,7 @@ def gains_plot(gains: Sequence[float], *, title: str) -> Plot:
 def line_plot(
     series: Mapping[str, Sequence[tuple[float, float]]], *, title: str, x_name: str, y_name: str, evenly: bool = False
 ) -> Plot:
-    """Draw lines through points.
-
-    Args:
-        series: name -> points (x, y), in rising x.
-        title: describes the plot.
-        x_name: what the x axis shows.
-        y_name: what the y axis shows.
-        evenly: whether the x values stand at equal distances, whatever they are; all series have the same ones then.
-
-    """
+    """Draw lines through points (x, y); `evenly` puts the x values, which all series share, at equal distances."""
 
     def draw(axes: Axes) -> None:
         for (name, points), style in zip(series.items(), itertools.cycle(("-", "--", ":")), strict=False):
@@ -112,8 +102,8 @@ def reliability_plot(reliabilities: Mapping[str, Reliability], *, title: str) ->
     def draw(axes: Axes) -> None:
         axes.plot([0, 1], [0, 1], "--", color="0.5", linewidth=1)
         for name, reliability in reliabilities.items():
-            points = [(one.probability, one.share) for one in reliability.bins]
-            axes.plot(*zip(*points, strict=True), marker="o", label=name)
+            bins = reliability.bins
+            axes.plot([each.probability for each in bins], [each.share for each in bins], marker="o", label=name)
         axes.set(xlabel="probability", ylabel="share relevant", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect=1)
 
     return _plot(draw, title, width=4.5, height=4)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.data_files.atomic import atomic_write
 from mistral_rerank.errors import MissingDependencyError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from mistral_rerank.evaluation.results import Figures, SetResult, Timing
+    from mistral_rerank.evaluation.results import Figures, SetResult
 
 
 def render(template: str, file: Path, **values: object) -> None:
@@ -29,7 +29,7 @@ def render(template: str, file: Path, **values: object) -> None:
         trim_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.globals["reliability_plot"] = reliability_plot
+    environment.globals |= {"gains_plot": gains_plot, "reliability_plot": reliability_plot}
     with atomic_write(file) as out:
         out.write(environment.get_template(template).render(values) + "\n")
 
@@ -38,21 +38,12 @@ def write_report(
     figures: Sequence[Figures],
     results: Sequence[SetResult],
     settings: Mapping[str, object],
-    timing: Timing,
+    timing: Mapping[str, Any],
     file: Path,
 ) -> None:
-    """Write the report of an evaluation.
-
-    Args:
-        figures: of every set, then their mean.
-        results: the same sets, query by query.
-        settings: what was evaluated, and how.
-        timing: how long it took.
-        file: the HTML file to write.
-
-    """
-    mean = figures[-1]
-    milliseconds = sorted((1000 * seconds, depth) for depth, seconds in timing.latencies.items())
+    """Write the report of an evaluation: `figures` are those of every set, then their mean."""
+    mean, latencies = figures[-1], timing["median_seconds_of_a_query_by_depth"]
+    milliseconds = sorted((1000 * seconds, depth) for depth, seconds in latencies.items())
     render(
         "evaluation.html",
         file,
@@ -61,17 +52,13 @@ def write_report(
         results=results,
         settings=settings,
         timing=timing,
+        latencies=latencies,
         by_depth={depth: [values[name] for name in HEADLINE] for depth, values in mean.by_depth.items()},
         headline=HEADLINE,
         measures=(*HEADLINE, *(name for name in MEASURES if name not in HEADLINE)),
-        summary=summary(mean, settings["first_stage"], settings["top_k"]),
         gain_plots=[
             interval_plot({of_set.name: of_set.gain[name] for of_set in figures}, title=f"Gain in {name}")
             for name in HEADLINE[:2]
-        ],
-        win_plots=[
-            gains_plot(result.gains("nDCG@10"), title=f"{result.name}: nDCG@10 gain of every query, sorted")
-            for result in results
         ],
         depth_plot=line_plot(
             {name: [(depth, values[name]) for depth, values in mean.by_depth.items()] for name in HEADLINE},
@@ -88,14 +75,4 @@ def write_report(
         )
         if milliseconds
         else None,
-    )
-
-
-def summary(mean: Figures, first_stage: object, top_k: object) -> str:
-    """State the result in two sentences."""
-    before, after, gain = mean.first_stage["nDCG@10"], mean.reranked["nDCG@10"], mean.gain["nDCG@10"]
-    return (
-        f"Reranking the first {top_k} of {first_stage} takes mean nDCG@10 from {before:.3f} to {after:.3f}: "
-        f"{gain.mean:+.3f}, 95% interval {gain.low:+.3f} to {gain.high:+.3f}. "
-        f"Of {mean.queries} questions {mean.wins} gain and {mean.losses} lose."
     )

@@ -6,32 +6,30 @@ import os
 import platform
 import statistics
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mistral_rerank.evaluation.metrics import MEASURES, Interval, interval, mean, resampled_means
-from mistral_rerank.evaluation.reliability import Reliability, reliability
+from mistral_rerank._version import __version__
+from mistral_rerank.evaluation.metrics import MEASURES, interval, mean, reliability, resampled_means
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from mistral_rerank.evaluation.metrics import Values
+    from mistral_rerank.evaluation.metrics import Interval, Reliability, Values
 
 DEPTHS = (2, 5, 10, 20, 50, 100, 200, 500)
 
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A passage at the top of a ranking, shown in the report."""
+    """A passage at the top of a ranking, shown in the report; the grade is None if nobody judged it."""
 
     passage: str
     text: str
     grade: int | None
-    """None if nobody judged it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +48,13 @@ class SetResult:
     """Results on one data set.
 
     Attributes:
-        name: of the folder.
         passages: size of the corpus.
         first_stage: query id -> measure -> value, before reranking.
-        reranked: the same after reranking.
+        reranked: query id -> measure -> value.
         by_depth: number of candidates reranked -> measure -> mean; 0 is the first stage alone.
-        probabilities: of every scored pair.
-        labels: 1 where a passage is judged relevant, else 0.
+        probabilities: (pairs,), of all queries.
+        labels: (pairs,), 1 where the passage is judged relevant, else 0.
+        seconds: (queries,), that reranking took.
         examples: the worst losses first, then the best gains.
 
     """
@@ -68,6 +66,7 @@ class SetResult:
     by_depth: Mapping[int, Values]
     probabilities: tuple[float, ...]
     labels: tuple[int, ...]
+    seconds: tuple[float, ...]
     examples: tuple[Example, ...]
 
     def gains(self, measure: str) -> list[float]:
@@ -77,13 +76,10 @@ class SetResult:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The means of a data set, or of all of them.
+    """The means of a data set, or of all of them, whose name is "mean".
 
     Attributes:
-        name: the set's, or "mean".
-        queries: number of queries.
-        passages: number of passages in the corpora.
-        first_stage: measure -> mean.
+        first_stage: measure -> mean, before reranking.
         reranked: measure -> mean.
         gain: measure -> mean gain with its 95% bootstrap interval over queries.
         ceiling: Recall@k of the candidates, the upper bound of reranking them.
@@ -107,40 +103,6 @@ class Figures:
     reliability: Reliability | None
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Time that reranking took.
-
-    Attributes:
-        seconds: data set -> seconds of every query.
-        pairs: data set -> number of scored pairs.
-        latencies: number of candidates -> median seconds to rerank them.
-
-    """
-
-    seconds: Mapping[str, Sequence[float]]
-    pairs: Mapping[str, int]
-    latencies: Mapping[int, float]
-
-    def record(self) -> dict[str, object]:
-        """Give it for JSON, with versions and machine."""
-        return {
-            "mistral-rerank": version("mistral-rerank"),
-            "python": platform.python_version(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
-            "median_seconds_of_a_query_by_depth": dict(self.latencies),
-            "sets": {
-                name: {
-                    "pairs": self.pairs[name],
-                    "seconds": sum(taken),
-                    "pairs_per_second": self.pairs[name] / sum(taken) if sum(taken) > 0 else None,
-                    "median_seconds_of_a_query": statistics.median(taken),
-                }
-                for name, taken in self.seconds.items()
-            },
-        }
-
-
 def depths(top_k: int) -> list[int]:
     """Give the numbers of candidates in `by_depth`; 0 first, `top_k` last."""
     return [0, *(depth for depth in DEPTHS if depth < top_k), top_k]
@@ -151,54 +113,81 @@ def figures(results: Sequence[SetResult], *, top_k: int, seed: int) -> list[Figu
 
     The interval of the mean comes from resampling the queries within every set.
     """
-    of_sets, all_means = [], []
-    for result in results:
-        means = {measure: resampled_means(result.gains(measure), seed=seed, name=result.name) for measure in MEASURES}
-        all_means.append(means)
-        of_sets.append(_of_set(result, means, top_k))
-    return [*of_sets, _average(results, of_sets, all_means)]
+    resampled = [
+        {measure: resampled_means(result.gains(measure), seed=seed, name=result.name) for measure in MEASURES}
+        for result in results
+    ]
+    of_sets = [
+        _figures(
+            result.name,
+            [result],
+            first_stage={measure: mean(result.first_stage, measure) for measure in MEASURES},
+            reranked={measure: mean(result.reranked, measure) for measure in MEASURES},
+            resampled=means,
+            ceiling=mean(result.first_stage, f"Recall@{top_k}"),
+            by_depth=result.by_depth,
+        )
+        for result, means in zip(results, resampled, strict=True)
+    ]
+    mean_of_sets = _figures(
+        "mean",
+        results,
+        first_stage=_average([of_set.first_stage for of_set in of_sets]),
+        reranked=_average([of_set.reranked for of_set in of_sets]),
+        resampled={measure: np.mean([means[measure] for means in resampled], axis=0) for measure in MEASURES},
+        ceiling=float(np.mean([of_set.ceiling for of_set in of_sets])),
+        by_depth={depth: _average([of_set.by_depth[depth] for of_set in of_sets]) for depth in depths(top_k)},
+    )
+    return [*of_sets, mean_of_sets]
 
 
-def _of_set(result: SetResult, means: Mapping[str, NDArray[np.float64]], top_k: int) -> Figures:
-    before = {measure: mean(result.first_stage, measure) for measure in MEASURES}
-    after = {measure: mean(result.reranked, measure) for measure in MEASURES}
-    gains = result.gains("nDCG@10")
+def _average(values: Sequence[Values]) -> Values:
+    return {measure: float(np.mean([value[measure] for value in values])) for measure in MEASURES}
+
+
+def _figures(
+    name: str,
+    results: Sequence[SetResult],
+    *,
+    first_stage: Values,
+    reranked: Values,
+    resampled: Mapping[str, NDArray[np.float64]],
+    ceiling: float,
+    by_depth: Mapping[int, Values],
+) -> Figures:
+    """Add what is counted over all queries and pairs of the results."""
+    gains = [gain for result in results for gain in result.gains("nDCG@10")]
+    probabilities = [probability for result in results for probability in result.probabilities]
+    labels = [label for result in results for label in result.labels]
     return Figures(
-        name=result.name,
-        queries=len(result.reranked),
-        passages=result.passages,
-        first_stage=before,
-        reranked=after,
-        gain={measure: interval(after[measure] - before[measure], means[measure]) for measure in MEASURES},
-        ceiling=mean(result.first_stage, f"Recall@{top_k}"),
+        name=name,
+        queries=len(gains),
+        passages=sum(result.passages for result in results),
+        first_stage=first_stage,
+        reranked=reranked,
+        gain={measure: interval(reranked[measure] - first_stage[measure], resampled[measure]) for measure in MEASURES},
+        ceiling=ceiling,
         wins=sum(gain > 0 for gain in gains),
         losses=sum(gain < 0 for gain in gains),
-        by_depth=result.by_depth,
-        reliability=reliability(result.probabilities, result.labels) if result.labels else None,
+        by_depth=by_depth,
+        reliability=reliability(probabilities, labels) if labels else None,
     )
 
 
-def _average(
-    results: Sequence[SetResult], of_sets: Sequence[Figures], means: Sequence[Mapping[str, NDArray[np.float64]]]
-) -> Figures:
-    def average(values: Sequence[Values]) -> Values:
-        return {measure: float(np.mean([value[measure] for value in values])) for measure in MEASURES}
-
-    before, after = average([f.first_stage for f in of_sets]), average([f.reranked for f in of_sets])
-    pooled = [p for result in results for p in result.probabilities], [y for result in results for y in result.labels]
-    return Figures(
-        name="mean",
-        queries=sum(f.queries for f in of_sets),
-        passages=sum(f.passages for f in of_sets),
-        first_stage=before,
-        reranked=after,
-        gain={
-            measure: interval(after[measure] - before[measure], np.mean([m[measure] for m in means], axis=0))
-            for measure in MEASURES
+def timing(results: Sequence[SetResult], latencies: Mapping[int, float]) -> dict[str, Any]:
+    """Describe for JSON how long reranking took; `latencies` are median seconds by number of candidates."""
+    return {
+        "mistral-rerank": __version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "median_seconds_of_a_query_by_depth": dict(latencies),
+        "sets": {
+            result.name: {
+                "pairs": len(result.labels),
+                "seconds": sum(result.seconds),
+                "pairs_per_second": len(result.labels) / sum(result.seconds) if sum(result.seconds) > 0 else None,
+                "median_seconds_of_a_query": statistics.median(result.seconds),
+            }
+            for result in results
         },
-        ceiling=float(np.mean([f.ceiling for f in of_sets])),
-        wins=sum(f.wins for f in of_sets),
-        losses=sum(f.losses for f in of_sets),
-        by_depth={depth: average([f.by_depth[depth] for f in of_sets]) for depth in of_sets[0].by_depth},
-        reliability=reliability(*pooled) if pooled[1] else None,
-    )
+    }

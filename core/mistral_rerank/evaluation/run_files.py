@@ -30,12 +30,12 @@ Run = dict[str, Ranking]
 
 def distinct(ranking: Iterable[tuple[str, float]]) -> Ranking:
     """Lower scores by as little as it takes for them to fall strictly in 32 bits; the order is the input's."""
-    kept: Ranking = []
+    lowered: Ranking = []
     last = np.float32(np.inf)
     for passage, score in ranking:
         last = min(np.float32(score), np.nextafter(last, np.float32(-np.inf)))
-        kept.append((passage, float(last)))
-    return kept
+        lowered.append((passage, float(last)))
+    return lowered
 
 
 def write_run(run: Mapping[str, Sequence[tuple[str, float]]], file: Path, *, tag: str) -> None:
@@ -73,10 +73,8 @@ def read_run(file: Path) -> Run:
         if passage in rows.setdefault(query, {}):
             raise InvalidInputError(f"{file}:{number}: passage {passage!r} of query {query!r} comes twice")
         rows[query][passage] = row
-    return {
-        query: distinct(
-            (passage, score)
-            for passage, (score, _) in sorted(found.items(), key=lambda item: (-item[1][0], item[1][1]))
-        )
-        for query, found in rows.items()
-    }
+    run = {}
+    for query, passages in rows.items():
+        by_score = sorted(passages.items(), key=lambda item: (-item[1][0], item[1][1]))
+        run[query] = distinct((passage, score) for passage, (score, _) in by_score)
+    return run

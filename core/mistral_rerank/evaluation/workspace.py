@@ -1,4 +1,4 @@
-"""The output folder of an evaluation, which a stopped run resumes from.
+"""The settings of an evaluation and its output folder, which a stopped run resumes from.
 
 `<out>.partial` is renamed to `out` when it is complete:
 
@@ -15,32 +15,45 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from mistral_rerank.data_files.atomic import check_resume_settings, open_append, read_complete_lines
+from pydantic import BaseModel, ConfigDict, Field
+
+from mistral_rerank.data_files.atomic import check_resume_settings, read_complete_lines
 from mistral_rerank.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from mistral_rerank.evaluation.run_files import Run
 
-SETTINGS = "settings.json"
+VECTORS = "vectors"
+"""The embedding cache in the partial folder."""
+
+
+class EvaluationSettings(BaseModel):
+    """Settings of an evaluation; `mistral-rerank evaluate` has an option for each of them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    data: tuple[Path, ...] = Field(min_length=1, description="a BEIR folder; repeatable")
+    first_stage: str = Field("bm25", description="bm25, dense:MODEL, hybrid:MODEL, or a path of TREC runs")
+    top_k: int = Field(50, ge=1, description="candidates of a question that are reranked")
+    queries: int | None = Field(None, ge=1, description="questions sampled from each data set; default: all")
+    questions_at_once: int = Field(1, ge=1, description="questions whose candidates are scored in one call")
+    split: str | None = Field(None, description="which qrels/SPLIT.tsv; default: the only one")
+    query_prefix: str | None = Field(None, description="prefix of questions, instead of the embedding preset's")
+    passage_prefix: str | None = Field(None, description="prefix of passages, instead of the embedding preset's")
+    drop_same_id: bool = Field(False, description="drop candidates with the question's id (ArguAna, Quora)")
+    seed: int = Field(0, description="seed of the sampling of questions")
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Scores and labels of the candidates of one question, in first-stage order.
-
-    Attributes:
-        logits: (candidates,).
-        probabilities: (candidates,).
-        labels: (candidates,), 1 if judged relevant, else 0.
-        seconds: time that the reranker took.
-
-    """
+    """Scores and labels (1 if judged relevant, else 0) of the candidates of one question, in first-stage order."""
 
     logits: tuple[float, ...]
     probabilities: tuple[float, ...]
@@ -48,48 +61,28 @@ class Scored:
     seconds: float
 
 
-class Workspace:
-    """Creates the partial folder of `out`, or opens it to resume.
+@contextmanager
+def partial_folder(out: Path, settings: Mapping[str, object]) -> Iterator[Path]:
+    """Give `<out>.partial`, new or of a stopped run; at the end it becomes `out`.
 
     Args:
         out: the folder to write; it must not exist.
-        settings: of the evaluation.
+        settings: names and values that JSON preserves; a run resumes only with the same ones.
 
     Raises:
         SettingsError: `out` exists, or the partial folder has other settings.
 
     """
-
-    def __init__(self, out: Path, settings: Mapping[str, object]) -> None:
-        if out.exists():
-            raise SettingsError(f"{out} exists; give another --out, or remove it")
-        self.out, self.folder = out, out.with_name(f"{out.name}.partial")
-        check_resume_settings(self.folder / SETTINGS, settings, holder=self.folder)
-        for name in ("first_stage", "scores", "reranked"):
-            (self.folder / name).mkdir(exist_ok=True)
-
-    def candidates(self, name: str) -> Path:
-        """Give the run file of a set's first stage."""
-        return self.folder / "first_stage" / f"{name}.trec"
-
-    def reranked(self, name: str) -> Path:
-        """Give the run file of a set after reranking."""
-        return self.folder / "reranked" / f"{name}.trec"
-
-    def scores(self, name: str) -> Path:
-        """Give the file of a set's scores."""
-        return self.folder / "scores" / f"{name}.jsonl"
-
-    @property
-    def vectors(self) -> Path:
-        """The folder of the embedding cache, which is not part of the result."""
-        return self.folder / "vectors"
-
-    def finish(self) -> None:
-        """Remove what is not part of the result, and rename the folder to `out`."""
-        shutil.rmtree(self.vectors, ignore_errors=True)
-        (self.folder / SETTINGS).unlink()
-        self.folder.replace(self.out)
+    if out.exists():
+        raise SettingsError(f"{out} exists; give another --out, or remove it")
+    folder = out.with_name(f"{out.name}.partial")
+    check_resume_settings(folder / "settings.json", settings, holder=folder)
+    for name in ("first_stage", "scores", "reranked"):
+        (folder / name).mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder / VECTORS, ignore_errors=True)
+    (folder / "settings.json").unlink()
+    folder.replace(out)
 
 
 def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
@@ -109,11 +102,8 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
     return done
 
 
-def append_scores(file: Path, run: Run, scored: Iterable[tuple[str, Scored]]) -> Iterator[tuple[str, Scored]]:
-    """Write each question's scores as a line, then yield them."""
-    with open_append(file) as lines:
-        for query, scores in scored:
-            record = {"query": query, "passages": [passage for passage, _ in run[query]], **asdict(scores)}
-            lines.write(json.dumps(record, ensure_ascii=False) + "\n")
-            lines.flush()
-            yield query, scores
+def append_scores(lines: TextIO, query: str, passages: Sequence[str], scored: Scored) -> None:
+    """Write the scores of a question as one line."""
+    record = {"query": query, "passages": passages, **asdict(scored)}
+    lines.write(json.dumps(record, ensure_ascii=False) + "\n")
+    lines.flush()

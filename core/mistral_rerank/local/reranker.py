@@ -8,7 +8,7 @@ import logging
 import weakref
 from typing import TYPE_CHECKING
 
-from mistral_rerank._values import plain
+from mistral_rerank._options import plain
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
@@ -182,11 +182,13 @@ class LocalReranker(Reranker):
 
     def close(self) -> None:
         """Free the model; calls that are still waiting fail with RerankerClosedError."""
+        super().close()
         self._engine.close()
         self._clear_cache()
 
     async def aclose(self) -> None:
         """`close` without blocking the event loop while a batch or the load of the model ends."""
+        super().close()
         await asyncio.wrap_future(self._engine.stop())
         self._clear_cache()
 

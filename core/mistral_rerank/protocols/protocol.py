@@ -1,7 +1,6 @@
 """The base types of the wire protocols: requests and replies independent of any protocol, and `WireProtocol`.
 
-A protocol converts them to JSON bodies and back, without I/O. The client (`remote`) and the server use the same
-functions, so they agree on every field.
+A protocol converts them to JSON bodies and back, without I/O, for the client (`remote`) and the server.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -28,9 +27,7 @@ from mistral_rerank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mistral_rerank.reranker import RankedPassage
-
-Unit = Literal["logit", "probability"]
+    from mistral_rerank.reranker import ProtocolName, RankedPassage, Score, Unit
 
 
 def _flag(value: object) -> object:
@@ -100,11 +97,9 @@ class RankedEntry(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One question with its passages.
+    """One question with its passages; replies refer to the passages by index.
 
     Attributes:
-        query: the question.
-        passages: the passages; replies refer to them by index.
         model: the model's name at the endpoint; None for the model that it serves.
         truncate: whether a pair over the model's limit is truncated (the passage first) or refused.
         top_n: number of passages in the reply; None for all.
@@ -141,11 +136,7 @@ class Message(BaseModel):
 
 
 class Body(Message):
-    """The body of a request.
-
-    In an optional field null means absent. Lists have a maximum length and `fail_fast`: the first invalid item ends
-    the validation.
-    """
+    """The body of a request; null in an optional field means absent."""
 
     instruction: str | None = Field(
         default=None, description="an extension of this package: what counts as relevant, for models that take one"
@@ -165,21 +156,20 @@ class WireProtocol:
     """A rerank protocol over HTTP.
 
     Attributes:
-        name: the value of the setting `protocol`.
         path: of the route, from the root of a host.
         unit: of the scores when raw logits are requested.
         max_passages: most passages of a request.
-        max_bytes: most bytes of a request's body.
         body: schema of a request's body, for a server.
         write_request: makes the JSON body that a client sends.
         write_reply: makes the JSON body that a server sends.
+        max_bytes: most bytes of a request's body.
         takes_instruction: whether its requests have an `instruction`, beyond this package's server.
         hosted: base URL of the vendor's service, if there is one.
         key_variables: environment variables that hold the vendor's key.
 
     """
 
-    name: str
+    name: ProtocolName
     path: str
     unit: Unit
     max_passages: int
@@ -217,6 +207,11 @@ def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(fields).encode()[:MAX_BYTES].decode(errors="ignore")
 
 
-def score_of(ranked: RankedPassage, unit: Unit) -> float:
+def score_of(score: Score, unit: Unit) -> float:
     """Give the score in the requested unit."""
-    return ranked.score.logit if unit == "logit" else ranked.score.probability
+    return score.logit if unit == "logit" else score.probability
+
+
+def ranked_entry(ranked: RankedPassage) -> RankedEntry:
+    """Give the fields that every protocol has."""
+    return {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}

@@ -1,8 +1,7 @@
 """Reads the scores of a reply of any protocol, and validates everything in it.
 
-Servers that claim one protocol reply in the form of another, unsorted, or with a passage missing. One reader therefore
-serves all protocols: a list of entries, bare or in one of three fields, each with an index and a score. A field that
-is `null` counts as absent.
+Servers that claim one protocol reply in the form of another, so one reader serves all: a list of entries, bare or in
+one of three fields, each with an index and a score. A field that is `null` counts as absent.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from mistral_rerank.errors import InvalidReplyError
 from mistral_rerank.reranker import Score, sigmoid
 
 if TYPE_CHECKING:
-    from mistral_rerank.protocols.protocol import Unit
+    from mistral_rerank.reranker import Unit
 
 LISTS = ("rankings", "results", "data")
 SCORES = ("logit", "score", "relevance_score")
@@ -41,19 +40,20 @@ class ReplyScores:
 
 
 def read_scores(content: bytes, *, count: int, unit: Unit) -> ReplyScores:
-    """Read the scores of a reply.
-
-    Args:
-        content: the body.
-        count: number of passages of the request.
-        unit: of the scores, unless the entries call them logits.
+    """Read the scores of a reply to a request of `count` passages; entries may call their scores logits despite `unit`.
 
     Raises:
         InvalidReplyError: it is not JSON, an index is missing, duplicate, out of range or no integer, a score is no
             finite number, or a passage has no score.
 
     """
-    entries = _entries(content)
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise InvalidReplyError(f"{len(content)} bytes that are not JSON; is this a rerank endpoint?") from None
+    entries: Any = _list(body)
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InvalidReplyError(f"no list of scores under any of {', '.join(LISTS)}; is this a rerank endpoint?")
     scores: list[Score | None] = [None] * count
     for entry in entries:
         index = _index(entry.get("index"))
@@ -75,32 +75,16 @@ def holds_scores(body: object) -> bool:
     return bool(_list(body))
 
 
-def log_odds(probability: float) -> float:
-    """Give the logit whose sigmoid is `probability`, finite at 0 and 1 too."""
-    inside = min(max(probability, 1e-300), 1 - 2**-53)
-    return math.log(inside) - math.log1p(-inside)
-
-
 def is_probability(value: float) -> bool:
     """Whether a number is a probability, within `ROUNDING`."""
     return -ROUNDING <= value <= 1 + ROUNDING
 
 
 def from_probability(value: float) -> Score:
-    """Make a score from a probability, clamped to [0, 1]."""
+    """Make a score from a probability, clamped to [0, 1]; its logit is finite at 0 and 1 too."""
     probability = min(max(value, 0.0), 1.0)
-    return Score(log_odds(probability), probability)
-
-
-def _entries(content: bytes) -> list[dict[str, Any]]:
-    try:
-        body = json.loads(content)
-    except (ValueError, RecursionError):
-        raise InvalidReplyError(f"{len(content)} bytes that are not JSON; is this a rerank endpoint?") from None
-    entries = _list(body)
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InvalidReplyError(f"no list of scores under any of {', '.join(LISTS)}; is this a rerank endpoint?")
-    return entries
+    inside = min(max(probability, 1e-300), 1 - 2**-53)
+    return Score(math.log(inside) - math.log1p(-inside), probability)
 
 
 def _list(body: object) -> object:
@@ -122,17 +106,17 @@ def _score(entry: dict[str, Any], unit: Unit) -> Score:
     name = next((name for name in SCORES if entry.get(name) is not None), None)
     value = _number(entry.get(name) if name else None)
     if unit == "probability" and name != "logit":
-        return from_probability(_probability(value))
+        return _checked_probability(value)
     stated = entry.get("probability")
-    return Score(value, sigmoid(value) if stated is None else min(max(_probability(_number(stated)), 0.0), 1.0))
+    return Score(value, sigmoid(value) if stated is None else _checked_probability(_number(stated)).probability)
 
 
-def _probability(value: float) -> float:
+def _checked_probability(value: float) -> Score:
     if not is_probability(value):
         raise InvalidReplyError(
             f"a score of {_shown(value)} is no probability; if this endpoint gives raw logits, set score_unit='logit'"
         )
-    return value
+    return from_probability(value)
 
 
 def _number(value: object) -> float:

@@ -19,6 +19,7 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     WireProtocol,
     exact,
+    ranked_entry,
     score_of,
 )
 
@@ -66,10 +67,8 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     ranks: list[TeiRank] = []
     for ranked in reply.ranking:
         rank: TeiRank = {
-            "index": ranked.index,
-            "logit": ranked.score.logit,
-            "probability": ranked.score.probability,
-            "score": score_of(ranked, request.unit),
+            **ranked_entry(ranked),
+            "score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:
             rank["text"] = ranked.text

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlsplit
 
 from mistral_rerank.errors import SettingsError
+from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.cohere import JINA
 from mistral_rerank.protocols.nvidia import NVIDIA
-from mistral_rerank.protocols.registry import PROTOCOLS
 from mistral_rerank.protocols.tei import TEI
 
 if TYPE_CHECKING:
@@ -79,29 +79,17 @@ def vendor_of(url: str) -> WireProtocol | None:
 
     A vendor's hosts are those of its domain: `ai.api.nvidia.com` and `integrate.api.nvidia.com` are both NVIDIA's.
     """
-    parts = urlsplit(url)
-    host = f".{parts.hostname or ''}"
-    return next(
-        (p for p in PROTOCOLS.values() if p.hosted and parts.scheme == "https" and host.endswith(_domain(p.hosted))),
-        None,
-    )
-
-
-def is_complete(url: str) -> bool:
-    """Whether a clean URL contains the route."""
-    return _ending(url) is not None
+    if urlsplit(url).scheme != "https":
+        return None
+    return next((p for p in PROTOCOLS.values() if p.hosted and _domain(p.hosted) == _domain(url)), None)
 
 
 def request_url(url: str, protocol: WireProtocol, model: str | None) -> str:
-    """Give the URL to post to.
+    """Give the URL to post to, for a clean base URL: the root of a host, or with `/v1`, a prefix, or the whole route.
 
-    Args:
-        url: a clean base URL: the root of a host, or with `/v1`, a proxy's prefix, or the whole route.
-        protocol: of the endpoint.
-        model: its name, which is part of the URL at NVIDIA's hosted API.
-
+    The model's name is part of the URL at NVIDIA's hosted API.
     """
-    if is_complete(url):
+    if _ending(url) is not None:
         return url
     base, mark, query = url.partition("?")
     return f"{_route(base, protocol, model)}{mark}{query}"
@@ -168,6 +156,6 @@ def _ending(url: str) -> str | None:
     return next((ending for ending in ROUTES if path.endswith(ending)), None)
 
 
-def _domain(url: str) -> str:
-    """Give the registered domain of a vendor's host, with a dot before it."""
-    return "." + ".".join((urlsplit(url).hostname or "").split(".")[-2:])
+def _domain(url: str) -> list[str]:
+    """Give the last two labels of the host, which are a vendor's registered domain."""
+    return (urlsplit(url).hostname or "").split(".")[-2:]

@@ -1,4 +1,4 @@
-"""vLLM's protocol: Cohere's with the choice of raw logits, at `/v1/rerank`.
+"""vLLM's protocol: Cohere's with the choice of raw logits, at `/v1/rerank`; and its score API, `POST /score`.
 
 Source: vLLM's `entrypoints/pooling/scoring/protocol.py`.
 """
@@ -6,13 +6,32 @@ Source: vLLM's `entrypoints/pooling/scoring/protocol.py`.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
-from typing_extensions import override
+from typing_extensions import TypedDict, override
 
+from mistral_rerank.errors import InvalidInputError
 from mistral_rerank.protocols import cohere
-from mistral_rerank.protocols.protocol import Flag, NotNegative, RerankRequest, Whole, WireProtocol
+from mistral_rerank.protocols.protocol import (
+    Flag,
+    Index,
+    Message,
+    ModelName,
+    NotNegative,
+    Query,
+    RerankRequest,
+    Usage,
+    Whole,
+    WireProtocol,
+    exact,
+    score_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mistral_rerank.reranker import Pair, Score, Unit
 
 
 class VllmBody(cohere.CohereBody):
@@ -52,3 +71,75 @@ VLLM = WireProtocol(
     write_request=write_request,
     write_reply=cohere.write_reply,
 )
+
+Texts = Annotated[list[str], Field(min_length=1, max_length=10_000, fail_fast=True)]
+Queries = Annotated[list[Query], Field(min_length=1, max_length=10_000, fail_fast=True)]
+
+
+class ScoreBody(Message):
+    """The body of a request: one question and any number of passages, or as many questions as passages."""
+
+    text_1: Query | Queries = Field(description="the questions: one, or one for each passage")
+    text_2: str | Texts = Field(description="the passages")
+    model: ModelName | None = None
+    use_activation: Flag | None = None
+    truncate_prompt_tokens: Whole | None = None
+    instruction: str | None = None
+
+    @property
+    def unit(self) -> Unit:
+        """The unit of the scores."""
+        return "logit" if self.use_activation is False else "probability"
+
+    def pairs(self) -> list[Pair]:
+        """Give (question, passage) in the request's order.
+
+        Raises:
+            InvalidInputError: there are several questions, and a different number of passages.
+
+        """
+        queries = [self.text_1] if isinstance(self.text_1, str) else self.text_1
+        passages = [self.text_2] if isinstance(self.text_2, str) else self.text_2
+        if len(queries) == 1:
+            queries = queries * len(passages)
+        if len(queries) != len(passages):
+            raise InvalidInputError(
+                f"text_1 holds {len(queries)} texts and text_2 {len(passages)}; give one question, or one per passage"
+            )
+        return list(zip(queries, passages, strict=True))
+
+
+@exact
+class ScoreEntry(TypedDict):
+    """The score of one pair."""
+
+    index: Index
+    object: Literal["score"]
+    score: float
+
+
+@exact
+class ScoreReply(TypedDict):
+    """The body of a reply."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[ScoreEntry]
+    usage: Usage
+
+
+def write_score_reply(scores: Sequence[Score], *, unit: Unit, model: str, reply_id: str, created: int) -> ScoreReply:
+    """Give the scores of pairs in their order; `created` is in seconds since 1970."""
+    tokens = sum(score.tokens for score in scores)
+    return {
+        "id": reply_id,
+        "object": "list",
+        "created": created,
+        "model": model,
+        "data": [
+            {"index": index, "object": "score", "score": score_of(score, unit)} for index, score in enumerate(scores)
+        ],
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }

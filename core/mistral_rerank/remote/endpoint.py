@@ -1,10 +1,11 @@
-"""An endpoint: sessions that score one batch, and what earlier replies have shown about the endpoint.
+"""An endpoint: how a batch is scored there, and what earlier replies have shown about it.
 
-`Endpoint.score` detects the protocol, retries, polls and splits batches that are refused as too large; it does no I/O.
+`Endpoint.score` detects the protocol, retries, polls, and splits batches that are refused as too large.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import time
@@ -14,6 +15,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from mistral_rerank._version import __version__
 from mistral_rerank.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -26,21 +28,15 @@ from mistral_rerank.errors import (
 from mistral_rerank.protocols import RerankRequest, WireProtocol
 from mistral_rerank.protocols.replies import from_probability, is_probability, read_scores
 from mistral_rerank.protocols.urls import HOSTED_NVIDIA, shown_url, sibling_url
-from mistral_rerank.remote.error_mapping import is_error_body, passage_limit, says_unknown_model, to_error
-from mistral_rerank.remote.redaction import redact
+from mistral_rerank.remote.error_mapping import is_error_body, passage_limit, redact, says_unknown_model, to_error
 from mistral_rerank.remote.retries import with_retries
-from mistral_rerank.remote.session import Sleep, send
-from mistral_rerank.remote.transport import Request
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mistral_rerank.protocols import Unit
-    from mistral_rerank.remote.rate_limit import RateLimit
-    from mistral_rerank.remote.retries import Retries
-    from mistral_rerank.remote.session import Session
-    from mistral_rerank.remote.transport import Response
-    from mistral_rerank.reranker import Score
+    from mistral_rerank.remote.retries import RateLimit, Retries
+    from mistral_rerank.remote.transport import Response, Transport
+    from mistral_rerank.reranker import Score, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +54,12 @@ STATUS_URL = "https://api.nvcf.nvidia.com/v2/nvcf/pexec/status"
 """Where NVIDIA's hosted API gives the result of a request that it answered with 202."""
 POLL_SECONDS = 0.1
 
+HEADERS = {
+    "Accept": "application/json",
+    "Content-Type": "application/json",
+    "User-Agent": f"mistral-rerank/{__version__}",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -73,39 +75,38 @@ class Endpoint:
     """One endpoint, with its protocol, model name and limits as far as they are known.
 
     Args:
+        transport: sends the requests.
         candidates: protocols with their URLs, in the order to try; one when the protocol is known.
         model: its name; None for the model that the endpoint serves.
-        headers: of every request, to any host.
         private_headers: the key and the user's headers; their values are secrets.
         unit: of the scores; None for the protocol's.
         retries: of failed requests.
-        rate: the limit of requests per minute.
-        read_timeout: seconds to wait for each part of a response; None for the rest of the call's time.
+        rate: the limit of requests.
+        read_timeout: as in `RemoteReranker`.
+
+    Attributes:
+        max_passages: most passages of a request; None unless the endpoint has refused more.
 
     """
 
     def __init__(
         self,
+        transport: Transport,
         candidates: tuple[tuple[WireProtocol, str], ...],
         *,
         model: str | None,
-        headers: Mapping[str, str],
         private_headers: Mapping[str, str],
         unit: Unit | None,
         retries: Retries,
         rate: RateLimit,
         read_timeout: float | None,
     ) -> None:
-        self._candidates = candidates
-        self._model = model
-        self._headers, self._private_headers = headers, private_headers
-        self._unit = unit
-        self._retries = retries
-        self._rate = rate
-        self._read_timeout = read_timeout
+        self._transport, self._candidates, self._model = transport, candidates, model
+        self._private_headers, self._unit = private_headers, unit
+        self._retries, self._rate, self._read_timeout = retries, rate, read_timeout
         self._secrets = [value.removeprefix("Bearer ") for value in private_headers.values()]
         self._knows_model = model is not None
-        self._max_passages: int | None = None  # from refusals
+        self.max_passages: int | None = None
         self._max_bytes: int | None = None
         self._calibrated = self._named = True  # until a reply shows otherwise
         self._detected_unit: Unit | None = None
@@ -114,11 +115,6 @@ class Endpoint:
     def protocol(self) -> WireProtocol:
         """The protocol in use, or the first to be tried."""
         return self._candidates[0][0]
-
-    @property
-    def max_passages(self) -> int | None:
-        """Most passages of a request; None unless the endpoint has refused more."""
-        return self._max_passages
 
     @property
     def max_bytes(self) -> int:
@@ -130,32 +126,25 @@ class Endpoint:
         """Whether the protocol is known, and the model's name where the protocol needs it."""
         return len(self._candidates) == 1 and not self._needs_model(*self._candidates[0])
 
-    def score(self, batch: Batch, deadline: float) -> Session[list[Score]]:
-        """Score one batch.
-
-        Args:
-            batch: at most the protocol's number of passages.
-            deadline: on `time.monotonic`'s clock.
-
-        Returns:
-            A score for each passage, in order.
+    async def score(self, batch: Batch, deadline: float) -> list[Score]:
+        """Score one batch, of at most the protocol's number of passages, before `deadline` on `time.monotonic`'s clock.
 
         Raises:
             RemoteError: one of its kinds, when no usable reply came in time.
 
         """
         size = len(batch.passages)
-        if self._max_passages is None or size <= self._max_passages:
+        if self.max_passages is None or size <= self.max_passages:
             try:
-                return (yield from self._try_candidates(batch, deadline))
+                return await self._try_candidates(batch, deadline)
             except RequestTooLargeError as error:
                 if size == 1:
                     raise
                 self._store_limit(error, batch)
-        step = min(self._max_passages or size, -(-size // 2))
+        step = min(self.max_passages or size, -(-size // 2))
         scores: list[Score] = []
         for start in range(0, size, step):
-            scores += yield from self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
+            scores += await self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
         return scores
 
     def with_unit(self, scores: list[Score]) -> list[Score]:
@@ -189,17 +178,17 @@ class Endpoint:
         """Store the limit that a refusal states or implies, for this call and later ones."""
         limit = passage_limit(error, len(batch.passages))
         if limit is not None:
-            self._max_passages = min(limit, self._max_passages or limit)
+            self.max_passages = min(limit, self.max_passages or limit)
         else:
             size = len(batch.query.encode()) + sum(len(passage.encode()) for passage in batch.passages)
             self._max_bytes = min(size // 2, self._max_bytes or size)
 
-    def _try_candidates(self, batch: Batch, deadline: float) -> Session[list[Score]]:
+    async def _try_candidates(self, batch: Batch, deadline: float) -> list[Score]:
         """Score a batch with the first protocol and URL that give scores, and keep to these."""
         candidates, refusals = self._candidates, []
         for protocol, url in candidates:
             try:
-                scores = yield from self._rerank(protocol, url, batch, deadline)
+                scores = await self._rerank(protocol, url, batch, deadline)
             except (RemoteInputTooLongError, RequestTooLargeError):
                 self._candidates = ((protocol, url),)  # it understood the request
                 raise
@@ -223,11 +212,11 @@ class Endpoint:
             request_id=refusals[0].request_id,
         )
 
-    def _rerank(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> Session[list[Score]]:
+    async def _rerank(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> list[Score]:
         """Score a batch with one protocol, with retries."""
-        headers = {**self._headers, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
+        headers = {**HEADERS, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
         if self._needs_model(protocol, url):
-            yield from self._fetch_model(url, headers, deadline)
+            await self._fetch_model(url, headers, deadline)
         if batch.instruction is not None and not protocol.takes_instruction:
             raise InvalidInputError(
                 f"the protocol {protocol.name!r} has no instruction; leave it out, or put it into the question"
@@ -241,27 +230,38 @@ class Endpoint:
             unit=unit,
             instruction=batch.instruction,
         )
-        content = _encoded(protocol.write_request(request))
+        try:
+            body = json.dumps(protocol.write_request(request), ensure_ascii=False, separators=(",", ":")).encode()
+        except UnicodeEncodeError:
+            raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None
 
-        def attempt() -> Session[list[Score]]:
-            response = yield from self._send("POST", url, headers, content, deadline)
-            response = yield from self._poll(response, url, headers, deadline)
+        async def attempt() -> list[Score]:
+            response = await self._send("POST", url, headers, body, deadline)
+            while response.status == 202:
+                response = await self._poll(response, url, headers, deadline)
             if response.status == 200:
                 try:
-                    return self._read(response, url, headers, count=len(batch.passages), unit=unit)
-                except InvalidReplyError:
+                    reply = read_scores(response.content, count=len(batch.passages), unit=unit)
+                except InvalidReplyError as error:
                     if not is_error_body(response.content):
-                        raise
+                        request_id = response.headers.get("x-request-id", headers["X-Request-Id"])
+                        raise InvalidReplyError(
+                            f"{shown_url(url)} answered 200 with {error}", status=200, request_id=request_id
+                        ) from None
+                else:
+                    self._calibrated &= reply.calibrated
+                    self._named &= reply.named
+                    return reply.scores
             hide = partial(
                 redact, secrets=self._secrets, texts=(batch.query, batch.instruction or batch.query, *batch.passages)
             )
             raise to_error(response, url=url, request_id=headers["X-Request-Id"], hide=hide)
 
-        return (yield from with_retries(attempt, self._retries, deadline=deadline))
+        return await with_retries(attempt, self._retries, deadline=deadline)
 
-    def _send(
+    async def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, deadline: float
-    ) -> Session[Response]:
+    ) -> Response:
         """Send one request, within the rate limit."""
         wait = self._rate.reserve(time.monotonic(), before=deadline)
         if wait is None:
@@ -269,48 +269,33 @@ class Endpoint:
                 "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
             )
         if wait:
-            yield Sleep(wait)
+            await asyncio.sleep(wait)
         remaining = deadline - time.monotonic()
         if remaining <= 0:
             raise DeadlineExceededError(
                 f"the time of the call was over before a request to {shown_url(url)}; raise timeout"
             )
         timeout = remaining if self._read_timeout is None else min(remaining, self._read_timeout)
-        return (yield from send(Request(method, url, headers, content, timeout, deadline)))
+        return await self._transport.send(method, url, headers, content, timeout=timeout, deadline=deadline)
 
-    def _poll(self, response: Response, url: str, headers: Mapping[str, str], deadline: float) -> Session[Response]:
-        """Fetch the result of a request that NVIDIA's hosted API has accepted (202), until it is there."""
-        while response.status == 202:
-            identity = response.headers.get("nvcf-reqid", "")
-            if urlsplit(url).hostname != HOSTED_NVIDIA or not identity.replace("-", "").isalnum():
-                raise InvalidReplyError(
-                    f"{shown_url(url)} answered 202 without a result, which is polled for only at NVIDIA's hosted API; "
-                    "check base_url",
-                    status=None,
-                )
-            yield Sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
-            response = yield from self._send("GET", f"{STATUS_URL}/{identity}", headers, None, deadline)
-        return response
-
-    def _read(self, response: Response, url: str, headers: Mapping[str, str], *, count: int, unit: Unit) -> list[Score]:
-        try:
-            reply = read_scores(response.content, count=count, unit=unit)
-        except InvalidReplyError as error:
-            request_id = response.headers.get("x-request-id", headers["X-Request-Id"])
+    async def _poll(self, response: Response, url: str, headers: Mapping[str, str], deadline: float) -> Response:
+        """Ask once for the result of a request that NVIDIA's hosted API has accepted (202)."""
+        identity = response.headers.get("nvcf-reqid", "")
+        if urlsplit(url).hostname != HOSTED_NVIDIA or not identity.replace("-", "").isalnum():
             raise InvalidReplyError(
-                f"{shown_url(url)} answered 200 with {error}", status=200, request_id=request_id
-            ) from None
-        self._calibrated &= reply.calibrated
-        self._named &= reply.named
-        return reply.scores
+                f"{shown_url(url)} answered 202 without a result, which is polled for only at NVIDIA's hosted API; "
+                "check base_url"
+            )
+        await asyncio.sleep(min(POLL_SECONDS, max(0.0, deadline - time.monotonic())))
+        return await self._send("GET", f"{STATUS_URL}/{identity}", headers, None, deadline)
 
     def _needs_model(self, protocol: WireProtocol, url: str) -> bool:
         return not self._knows_model and protocol.name == "nvidia" and urlsplit(url).hostname != HOSTED_NVIDIA
 
-    def _fetch_model(self, url: str, headers: Mapping[str, str], deadline: float) -> Session[None]:
+    async def _fetch_model(self, url: str, headers: Mapping[str, str], deadline: float) -> None:
         """Fetch the name of the served model; an endpoint without such a route may need no name."""
         try:
-            response = yield from self._send("GET", sibling_url(url, "models"), headers, None, deadline)
+            response = await self._send("GET", sibling_url(url, "models"), headers, None, deadline)
             models = json.loads(response.content)["data"] if response.status == 200 else []
             self._model = next((entry["id"] for entry in models if isinstance(entry["id"], str)), None)
             self._knows_model = self._model is not None
@@ -328,10 +313,3 @@ def _ambiguity(error: RemoteError) -> int:
 @lru_cache(maxsize=256)
 def _warn_once(message: str) -> None:
     logger.warning(message)
-
-
-def _encoded(body: object) -> bytes:
-    try:
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None

@@ -1,4 +1,4 @@
-"""Maps error responses of endpoints to exceptions."""
+"""Maps error responses of endpoints to exceptions, whose messages hold no keys and no texts of the request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mistral_rerank.protocols.replies import holds_scores
 from mistral_rerank.protocols.urls import shown_url
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mistral_rerank.remote.transport import Response
 
@@ -64,20 +64,24 @@ UNKNOWN_MODEL = re.compile(
 BACKEND_STATUS = re.compile(r"Backend returned (\d{3})")
 REQUEST_IDS = ("nvcf-reqid", "x-request-id", "request-id")
 MESSAGE_LENGTH = 300
+LONGEST = 600
+"""Characters of a message that are used; an error shows fewer."""
+SHORTEST = 4
+"""Shorter secrets and texts are not removed, because any message may contain them."""
+WINDOW = 16
+"""A run of this many characters that also occurs in a text counts as quoted from it."""
 
 
 def to_error(response: Response, *, url: str, request_id: str, hide: Callable[[str], str]) -> RemoteError:
     """Make the exception of a response whose status, or whose body in spite of status 200, is an error.
 
-    Args:
-        response: the response.
-        url: of the request.
-        request_id: this client's id of the request, used if the endpoint gave it none.
-        hide: removes texts and keys from the endpoint's message.
-
+    `request_id` is this client's, used if the endpoint gave none; `hide` removes texts and keys from its message.
     """
     body = _decoded(response.content)
-    raw_message = message_of(body) or _text(response) or response.headers.get("www-authenticate", "")
+    text = response.content.decode("utf-8", "replace").strip()
+    if text.startswith(("<", "{", "[")):  # a web page, or JSON without a message
+        text = ""
+    raw_message = message_of(body) or text or response.headers.get("www-authenticate", "")
     message = _short(hide(raw_message))
     status = response.status
     if status == 502 and (backend_status := BACKEND_STATUS.search(raw_message)):
@@ -120,9 +124,7 @@ def says_unknown_model(error: RemoteError, url: str) -> bool:
 def passage_limit(error: RequestTooLargeError, sent: int) -> int | None:
     """Read an endpoint's limit of passages from its refusal of `sent` passages; half of them where it gives none.
 
-    Returns:
-        A number from 1 up to `sent` - 1; None where the request had too many bytes, not too many passages.
-
+    None where the request had too many bytes, not too many passages.
     """
     message = str(error).partition(" answered ")[2]
     if TOO_MANY.search(message) is None:
@@ -193,12 +195,46 @@ def _decoded(content: bytes) -> Any:
         return None
 
 
-def _text(response: Response) -> str:
-    """Give a plain text body as the message, but no web page."""
-    text = response.content.decode("utf-8", "replace").strip()
-    return "" if text.startswith(("<", "{", "[")) else text
-
-
 def _short(message: str) -> str:
     line = " ".join(message.split())
     return line if len(line) <= MESSAGE_LENGTH else f"{line[:MESSAGE_LENGTH]}..."
+
+
+def redact(message: str, *, secrets: Iterable[str], texts: Iterable[str]) -> str:
+    """Give a message on one line, without secrets, parts of texts and control characters.
+
+    Texts are searched for in plain form and as JSON strings, whole and in part.
+    """
+    line = _line(message[:LONGEST])
+    for secret in secrets:
+        if len(secret) >= SHORTEST:
+            line = line.replace(secret, "**********")
+    forms = {form for text in texts for form in _forms(text)}
+    for form in forms:
+        if len(form) < WINDOW:
+            line = line.replace(form, "[text]")
+    quoted = _quoted(line, "\n".join(form for form in forms if len(form) >= WINDOW))
+    return "".join(
+        "[text]" if hidden and (i == 0 or not quoted[i - 1]) else "" if hidden else line[i]
+        for i, hidden in enumerate(quoted)
+    )
+
+
+def _quoted(line: str, texts: str) -> list[bool]:
+    """Mark the characters of a line in runs of at least `WINDOW` characters that also occur in the texts."""
+    quoted, half = [False] * len(line), WINDOW // 2
+    for at in range(0, len(line) - half + 1, half):
+        if line[at : at + half] in texts:  # every quoted run contains such a piece
+            for start in range(max(0, at - half), at + 1):
+                if len(run := line[start : start + WINDOW]) == WINDOW and run in texts:
+                    quoted[start : start + WINDOW] = [True] * WINDOW
+    return quoted
+
+
+def _forms(text: str) -> set[str]:
+    forms = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    return {line for form in forms if len(line := _line(form)) >= SHORTEST}
+
+
+def _line(text: str) -> str:
+    return " ".join("".join(char if char.isprintable() else " " for char in text).split())

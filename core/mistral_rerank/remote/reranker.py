@@ -7,25 +7,18 @@ import functools
 import json
 import os
 import re
-import threading
 import time
-import weakref
-from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from mistral_rerank._forks import after_fork
-from mistral_rerank._version import __version__
-from mistral_rerank.errors import DeadlineExceededError, RemoteError, RerankerClosedError, SettingsError
+from mistral_rerank.errors import SettingsError
 from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.endpoint import Batch, Endpoint
-from mistral_rerank.remote.rate_limit import RateLimit
-from mistral_rerank.remote.retries import Retries
-from mistral_rerank.remote.session import arun, run
+from mistral_rerank.remote.retries import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, TextPairs
+from mistral_rerank.reranker import Overflow, Pair, ProtocolName, Reranker, Score, TextPairs, Unit
 
 if TYPE_CHECKING:
     import ssl
@@ -33,18 +26,12 @@ if TYPE_CHECKING:
 
     import httpx
 
-Protocol = Literal["auto", "nvidia", "cohere", "jina", "vllm", "tei", "voyage"]
-
 KEY_VARIABLE = "MISTRAL_RERANK_API_KEY"
 
 NO_CHUNKS = "overflow='chunk' needs the local backend; give 'truncate' or 'error'"
 
 SMALLEST_SPLIT = 32
 """Fewest passages of one of several concurrent requests."""
-
-MAX_THREADS = 64
-
-CLOSED = "the reranker is closed; open another one"
 
 HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 RESERVED_HEADERS = frozenset({"content-length", "content-type", "host", "transfer-encoding", "x-request-id"})
@@ -54,7 +41,7 @@ class RemoteReranker(Reranker):
     """Scores pairs at an endpoint: NVIDIA's API, a NIM, this package's server, vLLM, TEI, Cohere, Jina, Voyage.
 
     The first request is sent when the first pair is scored. Safe to use from threads and any number of event loops.
-    A pickle holds the settings without the key, the headers, the transports and the SSL context.
+    A pickle holds the settings without the key, the headers, the transport and the SSL context.
 
     Args:
         model: its name at the endpoint; None for the model that the endpoint serves.
@@ -79,8 +66,7 @@ class RemoteReranker(Reranker):
             secrets.
         verify: whether certificates are verified, or the SSL context for it.
         proxy: URL of a proxy; None for the environment's.
-        transport: an httpx transport for threads, in place of the network.
-        async_transport: the same for event loops.
+        transport: an httpx transport in place of the network.
 
     Raises:
         SettingsError: a setting is invalid.
@@ -92,7 +78,7 @@ class RemoteReranker(Reranker):
         model: str | None = None,
         *,
         base_url: str | None = None,
-        protocol: Protocol = "auto",
+        protocol: Literal["auto", ProtocolName] = "auto",
         api_key: str | SecretStr | None = None,
         overflow: Overflow = "truncate",
         instruction: str | None = None,
@@ -103,12 +89,11 @@ class RemoteReranker(Reranker):
         max_passages: int | None = None,
         max_concurrency: int = 8,
         requests_per_minute: float | None = None,
-        score_unit: Literal["auto", "logit", "probability"] = "auto",
+        score_unit: Literal["auto", Unit] = "auto",
         headers: Mapping[str, str | SecretStr] | None = None,
         verify: bool | ssl.SSLContext = True,
         proxy: str | None = None,
-        transport: httpx.BaseTransport | None = None,
-        async_transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
@@ -133,42 +118,17 @@ class RemoteReranker(Reranker):
         self.model, self._timeout, self._overflow, self._instruction = model, timeout, overflow, instruction
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
         self._host = urlsplit(routes[0][1]).netloc
+        self._transport = Transport(connect_timeout=connect_timeout, verify=verify, proxy=proxy, transport=transport)
         self._endpoint = Endpoint(
+            self._transport,
             routes,
             model=model,
-            headers={
-                "Accept": "application/json",
-                "Content-Type": "application/json",
-                "User-Agent": f"mistral-rerank/{__version__}",
-            },
             private_headers=private,
             unit=None if score_unit == "auto" else score_unit,
             retries=Retries(retries) if isinstance(retries, int) else retries,
             rate=RateLimit(requests_per_minute),
             read_timeout=read_timeout,
         )
-        self._transport = Transport(
-            connect_timeout=connect_timeout,
-            verify=verify,
-            proxy=proxy,
-            transport=transport,
-            async_transport=async_transport,
-        )
-        self._closed = threading.Event()
-        self._make_threads()
-        after_fork(self._restart)
-
-    def _make_threads(self) -> None:
-        self._threads = ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="mistral-rerank-remote")
-        self._finalizer = weakref.finalize(self, _release, self._transport, self._threads)
-
-    def _restart(self) -> None:
-        """Make new threads in a forked child, and leave the parent's to the parent."""
-        is_closed, self._closed = self._closed.is_set(), threading.Event()
-        self._finalizer.detach()
-        self._make_threads()
-        if is_closed:
-            self.close()
 
     def __reduce__(self) -> tuple[functools.partial[RemoteReranker], tuple[()]]:
         """Pickle the settings, never the key."""
@@ -191,83 +151,49 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        call = TextPairs(pairs)
-        deadline = time.monotonic() + self._timeout
-        scores: list[Score | None] = [None] * len(call.pairs)
-        stopped = threading.Event()
-        batches = self._batches(call.pairs, overflow, instruction)
-        running: dict[Future[list[Score]], list[int]] = {}
-        try:
-            while True:
-                while len(running) < self._concurrency() and (following := next(batches, None)):
-                    batch, indices = following
-                    running[self._start(batch, deadline, stopped)] = indices
-                if not running:
-                    return call.complete(self._endpoint.with_unit(_complete(scores)))
-                remaining = max(0.0, deadline - time.monotonic())
-                done = wait(running, timeout=remaining, return_when=FIRST_COMPLETED).done
-                if not done:
-                    raise self._deadline_error()
-                for future in done:
-                    for index, score in zip(running.pop(future), future.result(), strict=True):
-                        scores[index] = score
-        finally:
-            stopped.set()
-            for future in running:
-                future.cancel()
+        return self._transport.run(self._score(TextPairs(pairs), overflow, instruction))
 
     async def ascore_pairs(
         self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        call = TextPairs(pairs)
+        return await self._score(TextPairs(pairs), overflow, instruction)
+
+    async def _score(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> list[Score]:
         deadline = time.monotonic() + self._timeout
-        scores: list[Score | None] = [None] * len(call.pairs)
-        batches = list(self._batches(call.pairs, overflow, instruction))
-        queue = iter(batches)
+        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction)
+        scores: dict[int, Score] = {}
 
-        async def score(batch: Batch, indices: list[int]) -> None:
-            session = self._endpoint.score(batch, deadline)
-            batch_scores = await arun(session, self._transport, check=self._check_open)
-            for index, batch_score in zip(indices, batch_scores, strict=True):
-                scores[index] = batch_score
+        async def score_batches(*, until_known: bool = False) -> None:
+            for batch, indices in batches:
+                scores.update(zip(indices, await self._endpoint.score(batch, deadline), strict=True))
+                if until_known and self._endpoint.is_known:
+                    return
 
-        async def work() -> None:
-            for batch, indices in queue:
-                await score(batch, indices)
-
+        if not self._endpoint.is_known:
+            await score_batches(until_known=True)  # one request at a time
         try:
-            async with asyncio.timeout(self._timeout):
-                if batches and (len(batches) == 1 or not self._endpoint.is_known):
-                    await score(*next(queue))
-                if len(batches) > 1:
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(min(len(batches), self._max_concurrency)):
-                            group.create_task(work())
-        except RemoteError:
-            raise
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        except TimeoutError:
-            raise self._deadline_error() from None
-        return call.complete(self._endpoint.with_unit(_complete(scores)))
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._max_concurrency):
+                    group.create_task(score_batches())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+        return call.complete(self._endpoint.with_unit([scores[index] for index in range(len(call.pairs))]))
 
     def close(self) -> None:
-        """Close the connections; waiting calls fail with RerankerClosedError."""
-        self._closed.set()
-        _release(self._transport, self._threads)
+        """Close the connections; waiting calls of threads fail with RerankerClosedError."""
+        super().close()
+        self._transport.close()
 
     async def aclose(self) -> None:
         """`close`, and the running loop's connections too."""
-        self._closed.set()
+        super().close()
         await self._transport.aclose()
-        _release(self._transport, self._threads)
 
     def _batches(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None
+        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None
     ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
-        overflow, instruction = overflow or self._overflow, instruction or self._instruction
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
         limit = self._max_passages or self._endpoint.protocol.max_passages
@@ -287,33 +213,6 @@ class RemoteReranker(Reranker):
                 indices.append(index)
                 used_bytes += length
             yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
-
-    def _concurrency(self) -> int:
-        """How many requests may run at once: one until the protocol is known."""
-        return self._max_concurrency if self._endpoint.is_known else 1
-
-    def _start(self, batch: Batch, deadline: float, stopped: threading.Event) -> Future[list[Score]]:
-        def check() -> None:
-            self._check_open()
-            if stopped.is_set():
-                raise CancelledError  # the caller has left
-
-        session = self._endpoint.score(batch, deadline)
-        try:
-            return self._threads.submit(run, session, self._transport, sleep=stopped.wait, check=check)
-        except RuntimeError as error:
-            raise RerankerClosedError(CLOSED) from error
-
-    def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise RerankerClosedError(CLOSED)
-
-    def _deadline_error(self) -> DeadlineExceededError:
-        return DeadlineExceededError(f"no answer from {self._host} within {self._timeout:g} s; raise timeout")
-
-
-def _complete(scores: list[Score | None]) -> list[Score]:
-    return [score for score in scores if score is not None]
 
 
 def _length(text: str) -> int:
@@ -350,15 +249,3 @@ def _revealed(value: str | SecretStr | None) -> str | None:
 
 def _fits_a_header(value: str) -> bool:
     return value.isascii() and value.isprintable() and value == value.strip()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _release(transport: Transport, threads: ThreadPoolExecutor) -> None:
-    transport.close()
-    threads.shutdown(wait=False, cancel_futures=True)

@@ -1,21 +1,21 @@
-"""Retries of failed requests, with exponential backoff, jitter and `Retry-After`."""
+"""When a request may be sent: retries with exponential backoff, jitter and `Retry-After`, and a rate limit."""
 
 from __future__ import annotations
 
+import asyncio
 import math
 import random
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from mistral_rerank._forks import after_fork
 from mistral_rerank.errors import DeadlineExceededError, RemoteError
 from mistral_rerank.remote.error_mapping import is_retryable
-from mistral_rerank.remote.session import Sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from mistral_rerank.remote.session import Session
+    from collections.abc import Awaitable, Callable
 
 T = TypeVar("T")
 
@@ -50,13 +50,8 @@ class Retries:
         return wait * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
 
 
-def with_retries(attempt: Callable[[], Session[T]], retries: Retries, *, deadline: float = math.inf) -> Session[T]:
-    """Repeat an attempt whose error may be temporary.
-
-    Args:
-        attempt: starts the session of one attempt.
-        retries: number and waits.
-        deadline: of all attempts together, on `time.monotonic`'s clock.
+async def with_retries(attempt: Callable[[], Awaitable[T]], retries: Retries, *, deadline: float = math.inf) -> T:
+    """Repeat an attempt whose error may be temporary, until `deadline` on `time.monotonic`'s clock.
 
     Raises:
         DeadlineExceededError: the deadline has passed.
@@ -66,16 +61,45 @@ def with_retries(attempt: Callable[[], Session[T]], retries: Retries, *, deadlin
     attempts = 0
     while True:
         try:
-            return (yield from attempt())
+            return await attempt()
         except DeadlineExceededError:
             raise
         except RemoteError as error:
             if time.monotonic() >= deadline - CLOCK_SLACK:
                 raise DeadlineExceededError(
-                    f"the time of the call is over; last: {error}", status=error.status, request_id=error.request_id
+                    f"the time of the call is over, raise timeout; last: {error}",
+                    status=error.status,
+                    request_id=error.request_id,
                 ) from error
             wait = retries.wait(attempts, error.retry_after) if is_retryable(error) else None
             if wait is None or time.monotonic() + wait >= deadline:
                 raise
-        yield Sleep(wait)
+        await asyncio.sleep(wait)
         attempts += 1
+
+
+class RateLimit:
+    """Spaces requests evenly over each minute, for all threads and event loops together."""
+
+    def __init__(self, per_minute: float | None) -> None:
+        self._gap = 60.0 / per_minute if per_minute else 0.0
+        self._next = 0.0
+        self._make_lock()
+        after_fork(self._make_lock)
+
+    def _make_lock(self) -> None:
+        self._lock = threading.Lock()
+
+    def reserve(self, now: float, *, before: float) -> float | None:
+        """Reserve the next free time slot; `now` and the deadline `before` are times of one clock.
+
+        Returns:
+            Seconds until the slot; None if it is after the deadline, and then nothing is reserved.
+
+        """
+        with self._lock:
+            slot = max(now, self._next)
+            if slot > now and slot >= before:
+                return None
+            self._next = slot + self._gap
+        return slot - now

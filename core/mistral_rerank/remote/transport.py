@@ -1,47 +1,47 @@
-"""HTTP requests: the only module that uses httpx.
+"""HTTP requests from threads and event loops: the only module that uses httpx.
 
-A `Request` gives a `Response`, whatever its status; an error means that no response arrived. There is one client for
-threads, and one for each event loop, because event loops cannot share connections.
+`Transport.send` gives a `Response`, whatever its status; an error means that no response arrived. Event loops cannot
+share connections, so each has a client of its own. Threads share one more loop, which runs in the background.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 import threading
+import time
 import weakref
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
 from mistral_rerank._forks import after_fork
-from mistral_rerank.errors import EndpointUnreachableError, InvalidReplyError
+from mistral_rerank.errors import (
+    EndpointUnreachableError,
+    InvalidReplyError,
+    MissingDependencyError,
+    RerankerClosedError,
+    RerankError,
+    SettingsError,
+)
 from mistral_rerank.protocols.urls import shown_url
-from mistral_rerank.remote.deadline import obey_deadlines, until
-from mistral_rerank.remote.environment import UNUSABLE, misconfigured
 
 if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Coroutine, Iterator, Mapping
+
+T = TypeVar("T")
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
+CLOSED = "the reranker is closed; open another one"
 
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request.
-
-    `timeout` is in seconds, for each part of the response. `deadline` is for the whole response, on `time.monotonic`'s
-    clock.
-    """
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    content: bytes | None
-    timeout: float
-    deadline: float
+PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
+UNUSABLE = (ImportError, ValueError, OSError, httpx.InvalidURL)
+"""Exceptions of httpx's clients for proxies and certificates that it cannot use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,7 @@ class Response:
 
 
 class Transport:
-    """Sends requests from threads and event loops.
-
-    Args:
-        connect_timeout: seconds to wait for a connection.
-        verify: whether certificates are verified, or the SSL context for it.
-        proxy: the URL of a proxy; None for the environment's.
-        transport: an httpx transport for threads, in place of the network.
-        async_transport: the same for event loops.
-
-    """
+    """Sends requests from threads and event loops; see `RemoteReranker` for its arguments."""
 
     def __init__(
         self,
@@ -71,133 +62,194 @@ class Transport:
         connect_timeout: float = 5.0,
         verify: bool | ssl.SSLContext = True,
         proxy: str | None = None,
-        transport: httpx.BaseTransport | None = None,
-        async_transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._connect_timeout = connect_timeout
+        self._connect_timeout, self._proxy = connect_timeout, proxy
         self._options: dict[str, Any] = {
+            "transport": transport,
             "verify": verify,
             "proxy": proxy,
             "follow_redirects": False,
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
         }
-        self._transport, self._async_transport = transport, async_transport
-        self._forget_clients()
-        after_fork(self._forget_clients)
+        self._is_closed = False
+        self._forget_loops()
+        after_fork(self._forget_loops)
 
-    def _forget_clients(self) -> None:
-        """Drop all clients; a forked child leaves the parent's connections open."""
+    def _forget_loops(self) -> None:
+        """Drop all loops and clients; a forked child leaves the parent's connections open."""
         self._lock = threading.Lock()
-        self._client: httpx.Client | None = None
-        self._async_clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
             weakref.WeakKeyDictionary()
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop_loop: weakref.finalize[..., Transport] | None = None
 
-    def send(self, request: Request) -> Response:
-        """Send a request from this thread.
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the background loop, and wait for its result in this thread.
+
+        Raises:
+            RerankerClosedError: the transport is closed, or was closed meanwhile.
+
+        """
+        with self._lock:
+            if self._is_closed:
+                coroutine.close()
+                raise RerankerClosedError(CLOSED)
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop or self._start_loop())
+        try:
+            return future.result()
+        except CancelledError:
+            raise RerankerClosedError(CLOSED) from None
+        finally:
+            future.cancel()  # if this thread was interrupted
+
+    def _start_loop(self) -> asyncio.AbstractEventLoop:
+        runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        self._loop, stop = runner.get_loop(), asyncio.Event()
+        self._stop_loop = weakref.finalize(self, _stop, self._loop, stop, os.getpid())
+        arguments = (runner, stop, self._clients)
+        threading.Thread(target=_run_loop, args=arguments, name="mistral-rerank-remote", daemon=True).start()
+        return self._loop
+
+    async def send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str],
+        content: bytes | None = None,
+        *,
+        timeout: float,  # noqa: ASYNC109 - of each part
+        deadline: float,
+    ) -> Response:
+        """Send a request from the running event loop. Cancelling closes its connection.
+
+        `timeout` is in seconds, for each part; `deadline`, on `time.monotonic`'s clock, is for the whole response.
 
         Raises:
             EndpointUnreachableError: no connection, a broken connection, or no response in time.
             InvalidReplyError: the response is too large, or its encoding is not the declared one.
+            RerankerClosedError: the transport is closed, or was closed meanwhile.
             SettingsError: the environment's proxy or certificates cannot be used.
             MissingDependencyError: the proxy is a SOCKS proxy, and the extra `socks` is not installed.
 
         """
-        client = self._thread_client()
-        with _map_errors(request), until(request.deadline), client.stream(**self._arguments(request)) as response:
-            content = bytearray()
-            for part in response.iter_bytes():
-                _extend(content, part)
-        return _response(response, content)
-
-    async def asend(self, request: Request) -> Response:
-        """Send a request from the running event loop; errors as for `send`. Cancelling closes its connection.
-
-        The caller enforces the deadline, with `asyncio.timeout`.
-        """
-        client = self._async_client()
-        with _map_errors(request):
-            async with client.stream(**self._arguments(request)) as response:
-                content = bytearray()
+        client = self._client()
+        timeouts = httpx.Timeout(timeout, connect=min(self._connect_timeout, timeout))
+        body = bytearray()
+        with self._map_errors(url, timeout):
+            async with (
+                asyncio.timeout(deadline - time.monotonic()),
+                client.stream(method, url, headers=dict(headers), content=content, timeout=timeouts) as response,
+            ):
                 async for part in response.aiter_bytes():
-                    _extend(content, part)
-        return _response(response, content)
+                    body += part
+                    if len(body) > MAX_REPLY_BYTES:
+                        raise InvalidReplyError(f"an answer of more than {MAX_REPLY_BYTES} bytes")
+        return Response(response.status_code, dict(response.headers), bytes(body))
 
     def close(self) -> None:
-        """Close the connections of threads, and forget those of event loops."""
+        """End the calls of threads, close their connections, and forget those of other event loops."""
         with self._lock:
-            client, self._client = self._client, None
-            self._async_clients.clear()
-        if client is not None:
-            client.close()
+            self._is_closed = True
+            if self._stop_loop is not None:
+                self._stop_loop()
+            for loop in set(self._clients) - {self._loop}:
+                del self._clients[loop]
 
     async def aclose(self) -> None:
-        """Close the connections of threads and of the running loop."""
-        client = self._async_clients.pop(asyncio.get_running_loop(), None)
+        """`close`, and the connections of the running loop too."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
         self.close()
         if client is not None:
             await client.aclose()
 
-    def _thread_client(self) -> httpx.Client:
-        with self._lock:
-            if self._client is None:
-                with self._environment_errors():
-                    self._client = httpx.Client(transport=self._transport, **self._options)
-                obey_deadlines(self._client)
-            return self._client
-
-    def _async_client(self) -> httpx.AsyncClient:
+    def _client(self) -> httpx.AsyncClient:
         loop = asyncio.get_running_loop()
         with self._lock:
-            client = self._async_clients.get(loop)
+            if self._is_closed:
+                raise RerankerClosedError(CLOSED)
+            client = self._clients.get(loop)
             if client is None:
-                with self._environment_errors():
-                    client = httpx.AsyncClient(transport=self._async_transport, **self._options)
-                self._async_clients[loop] = client
+                try:
+                    client = httpx.AsyncClient(**self._options)
+                except UNUSABLE as error:
+                    raise _misconfigured(error, proxy=self._proxy) from None
+                self._clients[loop] = client
         return client
 
     @contextmanager
-    def _environment_errors(self) -> Iterator[None]:
+    def _map_errors(self, url: str, timeout: float) -> Iterator[None]:
+        """Turn httpx's exceptions into this package's, which name the URL without its query."""
+        url = shown_url(url)
         try:
             yield
-        except UNUSABLE as error:
-            raise misconfigured(error, proxy=self._options["proxy"]) from None
-
-    def _arguments(self, request: Request) -> dict[str, Any]:
-        return {
-            "method": request.method,
-            "url": request.url,
-            "headers": dict(request.headers),
-            "content": request.content,
-            "timeout": httpx.Timeout(request.timeout, connect=min(self._connect_timeout, request.timeout)),
-        }
-
-
-@contextmanager
-def _map_errors(request: Request) -> Iterator[None]:
-    """Turn httpx's exceptions into this package's, which name the URL without its query."""
-    url = shown_url(request.url)
-    try:
-        yield
-    except httpx.ConnectTimeout as error:
-        raise EndpointUnreachableError(f"no connection to {url} in time; is it up, is the port open?") from error
-    except httpx.TimeoutException as error:
-        raise EndpointUnreachableError(f"{url} gave no answer within {request.timeout:.3g} s") from error
-    except httpx.DecodingError as error:
-        raise InvalidReplyError(f"{url} sent a body that is not encoded as it says: {error}") from error
-    except httpx.ConnectError as error:
-        raise EndpointUnreachableError(
-            f"no connection to {url}: {error}; check base_url, and that the server is up"
-        ) from error
-    except httpx.TransportError as error:
-        raise EndpointUnreachableError(f"the connection to {url} broke: {error}") from error
+        except httpx.ConnectTimeout as error:
+            raise EndpointUnreachableError(f"no connection to {url} in time; is it up, is the port open?") from error
+        except (TimeoutError, httpx.TimeoutException) as error:
+            raise EndpointUnreachableError(f"{url} gave no answer within {timeout:.3g} s") from error
+        except httpx.DecodingError as error:
+            raise InvalidReplyError(f"{url} sent a body that is not encoded as it says: {error}") from error
+        except httpx.ConnectError as error:
+            raise EndpointUnreachableError(
+                f"no connection to {url}: {error}; check base_url, and that the server is up"
+            ) from error
+        except httpx.TransportError as error:
+            if self._is_closed:
+                raise RerankerClosedError(CLOSED) from None
+            raise EndpointUnreachableError(f"the connection to {url} broke: {error}") from error
 
 
-def _extend(content: bytearray, part: bytes) -> None:
-    content += part
-    if len(content) > MAX_REPLY_BYTES:
-        raise InvalidReplyError(f"an answer of more than {MAX_REPLY_BYTES} bytes")
+def _run_loop(
+    runner: asyncio.Runner,
+    stop: asyncio.Event,
+    clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient],
+) -> None:
+    """Run the background loop until `stop` is set; its end cancels the remaining calls."""
+
+    async def wait() -> None:
+        await stop.wait()
+        client = clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    with runner:
+        runner.run(wait())
 
 
-def _response(response: httpx.Response, content: bytearray) -> Response:
-    return Response(response.status_code, dict(response.headers), bytes(content))
+def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, process: int) -> None:
+    if os.getpid() == process:  # a forked child shares the loop's sockets with its parent
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(stop.set)
+
+
+def _misconfigured(error: Exception, *, proxy: str | None) -> RerankError:
+    """Name the setting or the variable that httpx cannot use; the only value that it shows is a file's path."""
+    if isinstance(error, OSError | ssl.SSLError):
+        name = next((name for name in CERTIFICATES if os.environ.get(name)), "verify")
+        return SettingsError(
+            f"{name} names no usable file of certificates: {os.environ.get(name, '')} ({error.strerror or error}); "
+            "give the path of a PEM file, or unset it"
+        )
+    socks = isinstance(error, ImportError)
+    name = "proxy" if proxy else _proxy_variable(socks=socks)
+    if socks:
+        return MissingDependencyError(
+            f"{name} is a SOCKS proxy, which needs an extra: pip install 'mistral-rerank[socks]'"
+        )
+    return SettingsError(f"{name} is no usable proxy; give an address like http://host:3128 or socks5://host:1080")
+
+
+def _proxy_variable(*, socks: bool) -> str:
+    """Give the variable with a SOCKS proxy, or with a proxy that httpx cannot use."""
+    for name in (*PROXIES, *map(str.lower, PROXIES)):
+        value = os.environ.get(name)
+        if not value:
+            continue
+        try:
+            httpx.Proxy(value if "://" in value else f"http://{value}")
+        except UNUSABLE:
+            return name
+        if socks and value.startswith("socks"):
+            return name
+    return " or ".join((*PROXIES, "NO_PROXY"))

@@ -18,7 +18,7 @@ from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingBody, RankingReply
 from mistral_rerank.protocols.tei import TeiRank
-from mistral_rerank.protocols.vllm_score import ScoreBody, ScoreReply
+from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
 from mistral_rerank.protocols.voyage import VoyageReply
 from mistral_rerank.server.errors import ErrorBody, add_error_handlers
 from mistral_rerank.server.json_body import JsonRoute

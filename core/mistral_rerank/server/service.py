@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from mistral_rerank._telemetry import rerank_span, tracer
 from mistral_rerank.errors import DeadlineExceededError, RemoteError
 from mistral_rerank.protocols.protocol import RerankReply
-from mistral_rerank.protocols.vllm_score import write_score_reply
+from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
 from mistral_rerank.server.prometheus import Metrics
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from mistral_rerank.protocols.protocol import RerankRequest
-    from mistral_rerank.protocols.vllm_score import ScoreBody, ScoreReply
+    from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
     from mistral_rerank.reranker import Overflow, RankedPassage, Reranker, Score
     from mistral_rerank.server.settings import ServerSettings
 

@@ -1,7 +1,7 @@
 """Fit an early exit: a small head that estimates the model's logits from the hidden states of a lower layer.
 
-The model does not change, and judgements are not needed. It runs once on every pair. The hidden states are kept in
-temporary files, on which the exit is trained.
+The model does not change, and judgements are not needed. It runs once on every pair. The early exit is trained on its
+hidden states, which are in temporary files.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save
-from torch.nn.functional import kl_div
 
 from mistral_rerank.errors import InvalidInputError, SettingsError
 from mistral_rerank.local.model.early_exit import EarlyExit, normalized
 from mistral_rerank.local.reranker import BATCH_TOKENS
-from mistral_rerank.training.sources import load_groups
+from mistral_rerank.training.losses import distillation
+from mistral_rerank.training.mining import load_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.engine.tokenizer import EncodedPair
     from mistral_rerank.local.reranker import LoadedCheckpoint
+    from mistral_rerank.training.settings import TrainSettings
 
     Question = tuple[str, tuple[str, ...]]
     Notify = Callable[[str, int, int], None]
 
 HELD_OUT = 10
 """One question in this many is held out for measuring."""
-FEWEST_QUESTIONS = 2 * HELD_OUT
+MIN_QUESTIONS = 2 * HELD_OUT
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 
 
@@ -46,7 +47,7 @@ class FittedEarlyExit:
         early_exit: on the CPU, for inference.
         questions: number of questions that it was trained on.
         held_out: number of held-out questions.
-        best_kept: share of held-out questions whose best passage by logit is in the better half by estimate.
+        best_retained: share of held-out questions whose best passage by logit is in the better half by estimate.
         correlation: of estimates and logits over the held-out pairs.
 
     """
@@ -54,32 +55,21 @@ class FittedEarlyExit:
     early_exit: EarlyExit
     questions: int
     held_out: int
-    best_kept: float
+    best_retained: float
     correlation: float
 
     def __str__(self) -> str:
         return (
-            f"of {self.held_out} questions that it was not fitted on, {self.best_kept:.0%} have their best passage "
+            f"of {self.held_out} questions that it was not fitted on, {self.best_retained:.0%} have their best passage "
             f"in the better half by the estimates, whose correlation with the logits is {self.correlation:.2f}"
         )
 
 
-def draw_questions(
-    data: Sequence[Path],
-    *,
-    negatives: int = 11,
-    random_negatives: int = 4,
-    max_queries: int | None = None,
-    seed: int,
-) -> list[Question]:
+def draw_questions(settings: TrainSettings) -> list[Question]:
     """Draw the questions of data sets with passages, each question once, in random order.
 
     Args:
-        data: BEIR folders, or files of groups, whose passages are taken as they are.
-        negatives: passages of a question that BM25 finds, beside one that answers.
-        random_negatives: passages drawn from the whole corpus.
-        max_queries: questions of each data set at most.
-        seed: the same seed draws the same questions and passages.
+        settings: the data, `max_queries`, the number of passages and the seed. A file of groups has its passages.
 
     Raises:
         InvalidInputError: a data set cannot be read, or there are too few questions.
@@ -87,21 +77,13 @@ def draw_questions(
     """
     passages = {
         query: group.passages
-        for source in data
-        for group in load_groups(
-            source,
-            "train",
-            questions=1,
-            negatives=negatives,
-            random_negatives=random_negatives,
-            max_queries=max_queries,
-            seed=seed,
-        )
+        for source in settings.data
+        for group in load_groups(source, settings, "train")
         for query in group.queries
     }
-    if len(passages) < FEWEST_QUESTIONS:
-        raise InvalidInputError(f"there are {len(passages)} questions to fit on; give at least {FEWEST_QUESTIONS}")
-    return random.Random(seed).sample(list(passages.items()), len(passages))  # noqa: S311 - no security
+    if len(passages) < MIN_QUESTIONS:
+        raise InvalidInputError(f"there are {len(passages)} questions to fit on; give at least {MIN_QUESTIONS}")
+    return random.Random(settings.seed).sample(list(passages.items()), len(passages))  # noqa: S311 - no security
 
 
 def fit_early_exit(
@@ -111,7 +93,7 @@ def fit_early_exit(
     layer: int,
     epochs: int = 6,
     seed: int = 0,
-    notify: Notify = lambda _what, _done, _total: None,
+    notify: Notify = lambda _step, _done, _total: None,
 ) -> FittedEarlyExit:
     """Fit an early exit on questions with passages.
 
@@ -138,12 +120,12 @@ def fit_early_exit(
         files = []
         for number, pairs in enumerate(encoded):
             files.append(Path(scratch) / f"{number}.safetensors")
-            _read(model, pairs, layer).write(files[-1])
+            _run(model, pairs, layer).write(files[-1])
             notify("reading", number + 1, len(encoded))
         held_out, train = files[::HELD_OUT], [file for number, file in enumerate(files) if number % HELD_OUT]
         early_exit = _train(train, epochs=epochs, seed=seed, notify=notify)
-        best_kept, correlation = _measure(early_exit, held_out)
-    return FittedEarlyExit(early_exit, len(train), len(held_out), best_kept, correlation)
+        best_retained, correlation = _measure(early_exit, held_out)
+    return FittedEarlyExit(early_exit, len(train), len(held_out), best_retained, correlation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +149,14 @@ class _Example:
         file.write_bytes(save({"states": states, "spans": spans, "logits": self.logits}))
 
     @classmethod
-    def of(cls, file: Path) -> _Example:
+    def load(cls, file: Path) -> _Example:
         tensors = load_file(file)
         lengths, starts, stops = tensors["spans"].T.tolist()
         passages = [range(start, stop) for start, stop in zip(starts, stops, strict=True)]
         return cls(torch.split(tensors["states"].float(), lengths), passages, tensors["logits"])
 
 
-def _read(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> _Example:
+def _run(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> _Example:
     """Run the model on pairs, for their hidden states after `layer` and their logits."""
     sequences, passages = [pair.sequences[0] for pair in pairs], [pair.passages[0] for pair in pairs]
     states: list[Tensor] = [torch.empty(0)] * len(sequences)
@@ -186,14 +168,9 @@ def _read(model: LoadedCheckpoint, pairs: Sequence[EncodedPair], layer: int) -> 
     return _Example(states, passages, torch.tensor(logits))
 
 
-def _loss(estimates: Tensor, logits: Tensor) -> Tensor:
-    """Give the squared error of the logits, plus the divergence of their softmax over a question's passages."""
-    divergence = kl_div(estimates.log_softmax(0), logits.log_softmax(0), log_target=True, reduction="sum")
-    return (estimates - logits).square().mean() / 4 + divergence
-
-
 def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> EarlyExit:
-    first = _Example.of(files[0])
+    """Minimize the squared error of the logits and the divergence of their softmax over a question's passages."""
+    first = _Example.load(files[0])
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(seed)
         early_exit = EarlyExit(first.states[0].shape[1])
@@ -202,26 +179,24 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
     optimizer = torch.optim.AdamW(early_exit.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     steps, rng = epochs * len(files), random.Random(seed)  # noqa: S311 - no security
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.0, total_iters=steps)
-    for step in range(steps):
-        if step % len(files) == 0:
-            order = rng.sample(files, len(files))
-        example = _Example.of(order[step % len(files)])
+    order = [file for _ in range(epochs) for file in rng.sample(files, len(files))]
+    for step, example in enumerate(map(_Example.load, order), start=1):
         optimizer.zero_grad()
-        _loss(early_exit(example.states, example.passages), example.logits).backward()  # type: ignore[no-untyped-call]
+        estimates = early_exit(example.states, example.passages)
+        loss = (estimates - example.logits).square().mean() / 4 + distillation(estimates[None], example.logits[None])
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        notify("fitting", step + 1, steps)
+        notify("fitting", step, steps)
     return early_exit.eval().requires_grad_(False)
 
 
 def _measure(early_exit: EarlyExit, files: Sequence[Path]) -> tuple[float, float]:
-    """Give `best_kept` and `correlation` of `FittedEarlyExit`."""
-    kept, all_estimates, all_logits = 0, [], []
-    for file in files:
-        example = _Example.of(file)
-        estimates = early_exit(example.states, example.passages)
-        kept += int(example.logits.argmax() in estimates.topk(len(estimates) // 2).indices)
-        all_estimates.append(estimates)
-        all_logits.append(example.logits)
-    both = torch.stack([torch.cat(all_estimates), torch.cat(all_logits)])
-    return kept / len(files), float(both.corrcoef()[0, 1])
+    """Give `best_retained` and `correlation` of `FittedEarlyExit`."""
+    retained, estimates, logits = 0, [], []
+    for example in map(_Example.load, files):
+        estimates.append(early_exit(example.states, example.passages))
+        logits.append(example.logits)
+        retained += int(logits[-1].argmax() in estimates[-1].topk(len(logits[-1]) // 2).indices)
+    both = torch.stack([torch.cat(estimates), torch.cat(logits)])
+    return retained / len(files), float(both.corrcoef()[0, 1])

@@ -10,7 +10,6 @@ import logging
 import os
 import random
 import shutil
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,6 @@ from mistral_rerank.local.checkpoints.config import (
     Calibration,
     CheckpointConfig,
     PretrainedBase,
-    WheelBase,
     named_base,
 )
 from mistral_rerank.local.checkpoints.detection import read_config
@@ -49,8 +47,8 @@ from mistral_rerank.local.model.rotary import forget_lengths
 from mistral_rerank.local.model.transformer import is_known
 from mistral_rerank.templates import DEFAULT_TEMPLATE
 from mistral_rerank.training.memory import estimate
+from mistral_rerank.training.mining import load_groups
 from mistral_rerank.training.model_card import TrainingRecord, write_checkpoint
-from mistral_rerank.training.sources import load_groups
 from mistral_rerank.training.trainer import (
     VALIDATION_METRIC,
     GroupCollator,
@@ -73,7 +71,6 @@ if TYPE_CHECKING:
 
     from peft import PeftModel
 
-    from mistral_rerank.local.model.pooling import PoolingConfig
     from mistral_rerank.training.groups import Group
     from mistral_rerank.training.settings import TrainSettings
 
@@ -105,48 +102,36 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     if out.exists():
         raise SettingsError(f"{out} exists; give another folder, or remove it")
     state = out.with_name(out.name + ".training")
-    groups, validation = _training_groups(settings), _validation_groups(settings)
-    _check_apart(groups, validation)
+    groups, validation = _load_data(settings)
     device = pick_device(settings.device)
     bf16 = multiplies_bfloat16(device)
+    arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
     init = None if settings.init is None else find_checkpoint(settings.init)
     config, base = _start(settings, init)
-    arguments = _arguments(settings, state, bf16=bf16, cpu=device.type == "cpu")
-    folder = _base_folder(settings, init)
-    shape = read_model_config(folder)
-    lora = _lora(settings, init, base.layers or shape.num_hidden_layers)
+    model_config = read_model_config(base, layers=config.base.layers if config.base else None)
+    lora = _lora(settings, init, model_config.num_hidden_layers)
     tokenizer = PairTokenizer(
-        load_tokenizer(Checkpoint(folder, config, None)),
+        load_tokenizer(Checkpoint(base, config, None)),
         config.prompt,
         add_special_tokens=config.add_special_tokens,
         append_eos=config.append_eos,
         max_length=settings.max_length,
     )
     _check_questions(tokenizer, [*groups, *validation])
-    collator = GroupCollator(tokenizer, settings.batch_tokens, config.pooling_config, config=shape)
+    collator = GroupCollator(tokenizer, settings.batch_tokens, config.pooling_config, config=model_config)
     check_resume_settings(state / "settings.json", settings.model_dump(mode="json"), holder=state)
     transformers.set_seed(settings.seed)
     memory = estimate(
-        shape,
-        layers=base.layers,
-        adapted_layers=len(lora.layers_to_transform or range(base.layers or shape.num_hidden_layers)),
+        model_config,
+        adapted_layers=len(lora.layers_to_transform or range(model_config.num_hidden_layers)),
         lora_rank=lora.r,
         tokens=_most_tokens(settings, groups, collator),
-        bytes_of_weight=2 if bf16 else 4,
+        weight_bytes=2 if bf16 else 4,
         activation_checkpointing=settings.activation_checkpointing,
         four_bit=settings.four_bit,
     )
     notice(f"memory: {memory}")
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    model = _trainable(
-        folder,
-        base.layers,
-        init or lora,
-        pooling=config.pooling_config,
-        dtype=dtype,
-        quantization=_four_bits(dtype) if settings.four_bit else None,
-        device=device,
-    )
+    model = _trainable(base, config, init or lora, bf16=bf16, four_bit=settings.four_bit, device=device)
     trainer = GroupTrainer(
         model=model,
         args=arguments,
@@ -156,16 +141,14 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
         loss=settings.loss,
         distill=settings.distill,
     )
-    trainer.remove_callback(transformers.PrinterCallback)
     trainer.remove_callback(transformers.ProgressCallback)
     if trainer.is_world_process_zero():
         trainer.add_callback(LossProgress())
     trainer.add_callback(ValidateAtTheEnd())
     if settings.patience is not None:
         trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))
-    saved = _last_whole_state(state)
     with disable_input_dtype_casting(model, active=bf16):  # autocast casts the small adapter, not the activations
-        trainer.train(resume_from_checkpoint=None if saved is None else str(saved))
+        trainer.train(resume_from_checkpoint=_last_complete_state(state))
     if trainer.is_world_process_zero():
         record = TrainingRecord.of(settings, trainer.state, groups=len(groups), validation_groups=len(validation))
         write_checkpoint(trainer.accelerator.unwrap_model(trainer.model), config, record, scratch=state, out=out)
@@ -174,37 +157,33 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     return out
 
 
-def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig, PretrainedBase | WheelBase]:
-    """Give the configuration of the new checkpoint and its base, taken from `init` if it is given."""
-    if init is None and settings.base is None:
-        raise SettingsError("give a base to train on, or init, a checkpoint to go on from")
+def _start(settings: TrainSettings, init: Path | None) -> tuple[CheckpointConfig, Path]:
+    """Give the configuration of the new checkpoint, taken from `init` if it is given, and the folder of its base."""
     if init is None:
-        base = named_base(str(settings.base), layers=settings.layers)
+        if settings.base is None:
+            raise SettingsError("give a base to train on, or init, a checkpoint to continue from")
         both_ways = {"attention": "bidirectional", "pooling": "mean"} if settings.bidirectional else {}
-        return CheckpointConfig(template=settings.template or DEFAULT_TEMPLATE, base=base, **both_ways), base
-    before = read_config(init)
-    if before.base is None:
+        base = named_base(settings.base, layers=settings.layers)
+        config = CheckpointConfig(template=settings.template or DEFAULT_TEMPLATE, base=base, **both_ways)
+        return config, base_folder(base, override=settings.base)
+    config = read_config(init)
+    if config.base is None:
         raise SettingsError(f"{settings.init} is a whole model; give it as the base, or give an adapter as init")
     inherited = {
-        "template": before.template,
-        "layers": before.base.layers,
-        "bidirectional": before.pooling_config.bidirectional,
+        "template": config.template,
+        "layers": config.base.layers,
+        "bidirectional": config.pooling_config.bidirectional,
     }
     for name, value in inherited.items():
         if getattr(settings, name) not in (None, False, value):
             raise SettingsError(f"{settings.init} was trained with {name} {value!r}; leave {name} out")
-    base = before.base
+    folder = base_folder(config.base, override=settings.base, checkpoint=init)
+    base = config.base
     if settings.base is not None:
         base = named_base(settings.base, layers=base.layers)
     elif isinstance(base, PretrainedBase) and base.name is not None and inner_folder(init, base.name) is not None:
-        base = base.model_copy(update={"name": None})  # inside `init`, so not to be found from the new checkpoint
-    return before.model_copy(update={"calibration": Calibration(), "base": base}), base
-
-
-def _base_folder(settings: TrainSettings, init: Path | None) -> Path:
-    """Give the folder of the base to train on: the one that is given, else that of `init`."""
-    named = read_config(init).base if init is not None else None
-    return base_folder(named or PretrainedBase(), override=settings.base, checkpoint=init)
+        base = base.model_copy(update={"name": None})  # inside `init`, which the new checkpoint cannot name
+    return config.model_copy(update={"calibration": Calibration(), "base": base}), folder
 
 
 def _lora(settings: TrainSettings, init: Path | None, layers: int) -> LoraConfig:
@@ -246,29 +225,28 @@ def _most_tokens(settings: TrainSettings, groups: Sequence[Group], collator: Gro
     return sum(packed.ids.numel() for packed in collator(longest)["packs"])
 
 
-def _four_bits(dtype: torch.dtype) -> transformers.BitsAndBytesConfig:
-    """Give QLoRA's quantization: NF4 with double quantization, arXiv 2305.14314."""
-    import_bitsandbytes()
-    return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["score"],
-    )
-
-
 def _trainable(
     base: Path,
-    layers: int | None,
+    config: CheckpointConfig,
     adapter: Path | LoraConfig,
     *,
-    pooling: PoolingConfig,
-    dtype: torch.dtype,
-    quantization: transformers.BitsAndBytesConfig | None,
+    bf16: bool,
+    four_bit: bool,
     device: torch.device,
 ) -> PeftModel:
     """Give the base with a saved or new LoRA adapter, and `group_logits` as its forward."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    quantization = None
+    if four_bit:
+        import_bitsandbytes()
+        quantization = transformers.BitsAndBytesConfig(  # that of QLoRA, arXiv 2305.14314
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=["score"],
+        )
+    layers = config.base.layers if config.base else None
     classifier = load_classifier(
         base, dtype=dtype, layers=layers, new_head=True, quantization=quantization, device=device
     )
@@ -279,7 +257,8 @@ def _trainable(
     register()
     forget_lengths(classifier.base_model)
     classifier.base_model.set_attn_implementation(PACKED_ATTENTION)
-    classifier.forward = partial(group_logits, classifier, pooling)  # under the Trainer's own wrappers: autocast, DDP
+    # under the wrappers of the Trainer: autocast, DDP
+    classifier.forward = partial(group_logits, classifier, config.pooling_config)
     if isinstance(adapter, LoraConfig):
         return get_peft_model(classifier, adapter)
     adapted = load_adapter(classifier, adapter, trainable=True)
@@ -287,16 +266,17 @@ def _trainable(
     return adapted
 
 
-def _last_whole_state(state: Path) -> Path | None:
-    """Give the last completely saved state; the Trainer writes its `trainer_state.json` last."""
-    steps = {int(folder.name.split("-")[1]): folder for folder in state.glob("checkpoint-*")}
-    whole = [step for step, folder in steps.items() if (folder / "trainer_state.json").is_file()]
-    return steps[max(whole)] if whole else None
+def _last_complete_state(state: Path) -> str | None:
+    """Give the last saved state that is complete: the Trainer writes its `trainer_state.json` last."""
+    complete = [file.parent for file in state.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda folder: int(folder.name.split("-")[1]))) if complete else None
 
 
-def _training_groups(settings: TrainSettings) -> list[Group]:
-    """Give the groups of an epoch, shuffled with the seed."""
-    groups = [group for source in settings.data for group in _groups(source, settings, "train")]
+def _load_data(settings: TrainSettings) -> tuple[list[Group], list[Group]]:
+    """Give the groups of an epoch, shuffled with the seed, and the validation groups."""
+    if settings.patience is not None and not settings.validation:
+        raise SettingsError("patience counts validations; give a data set for validation, or leave patience out")
+    groups = [group for source in settings.data for group in load_groups(source, settings, "train")]
     shapes = {(len(group.passages), group.teacher is not None) for group in groups}
     if len(shapes) != 1 and settings.groups_per_forward > 1:
         raise SettingsError(
@@ -304,35 +284,14 @@ def _training_groups(settings: TrainSettings) -> list[Group]:
             f"found {sorted(shapes)}. Set groups_per_forward to 1"
         )
     random.Random(settings.seed).shuffle(groups)  # noqa: S311 - sampling, not security
-    return groups
-
-
-def _validation_groups(settings: TrainSettings) -> list[Group]:
-    if settings.patience is not None and not settings.validation:
-        raise SettingsError("patience counts validations; give a data set for validation, or leave patience out")
     splits = "dev", "validation", "test"
-    return [group for source in settings.validation for group in _groups(source, settings, *splits)]
-
-
-def _check_apart(groups: Sequence[Group], validation: Sequence[Group]) -> None:
-    """Check that validation has questions that are not trained on."""
-    trained = {query for group in groups for query in group.queries}
-    if validation and trained.issuperset(query for group in validation for query in group.queries):
+    validation = [group for source in settings.validation for group in load_groups(source, settings, *splits)]
+    questions = {query for group in groups for query in group.queries}
+    if validation and questions.issuperset(query for group in validation for query in group.queries):
         raise SettingsError(
             "every question of the validation is trained on; give another data set, or a folder with a split for each"
         )
-
-
-def _groups(source: Path, settings: TrainSettings, *splits: str) -> list[Group]:
-    return load_groups(
-        source,
-        *splits,
-        questions=settings.questions,
-        negatives=settings.negatives,
-        random_negatives=settings.random_negatives,
-        max_queries=settings.max_queries,
-        seed=settings.seed,
-    )
+    return groups, validation
 
 
 def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -> transformers.TrainingArguments:
@@ -341,16 +300,16 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         raise SettingsError(
             "there are several GPUs: start with torchrun to use them all, or set CUDA_VISIBLE_DEVICES to one of them"
         )
-    at_once = settings.groups_per_forward * processes
-    if settings.groups_per_step % at_once:
+    concurrent_groups = settings.groups_per_forward * processes
+    if settings.groups_per_step % concurrent_groups:
         raise SettingsError(
-            f"groups_per_step {settings.groups_per_step} is no multiple of {at_once}: "
+            f"groups_per_step {settings.groups_per_step} is no multiple of {concurrent_groups}: "
             f"groups_per_forward {settings.groups_per_forward} x {processes} processes"
         )
     return transformers.TrainingArguments(
         output_dir=str(state),
         per_device_train_batch_size=settings.groups_per_forward,
-        gradient_accumulation_steps=settings.groups_per_step // at_once,
+        gradient_accumulation_steps=settings.groups_per_step // concurrent_groups,
         num_train_epochs=settings.epochs,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
@@ -372,8 +331,8 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
+        include_num_input_tokens_seen=True,
         report_to=[],
-        disable_tqdm=not sys.stderr.isatty(),
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
         seed=settings.seed,

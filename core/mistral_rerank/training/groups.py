@@ -1,13 +1,12 @@
-"""Training examples: questions and passages, and what is known of every pair of them."""
+"""Training examples: questions and passages, with grades and teacher logits of every pair."""
 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, FiniteFloat, TypeAdapter, ValidationError
 
 from mistral_rerank.data_files.atomic import atomic_write
 from mistral_rerank.data_files.text import text_lines
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-Row = tuple[float, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Group:
@@ -27,10 +24,10 @@ class Group:
     Attributes:
         queries: the questions.
         passages: the passages.
-        grades: (queries, passages): 1 where the passage answers the question, 0 where it does not, between them
-            where it helps; None where nobody knows, which keeps the pair out of the loss.
-        teacher: (queries, passages): what another model thinks of every pair, as logits, whose softmax over the
-            passages is the target.
+        grades: (queries, passages): 1 for a relevant passage, 0 for an irrelevant one, between them for a partly
+            relevant one; None for an unjudged one, which counts only in the distillation.
+        teacher: (queries, passages): logits of another model, whose softmax over the passages is the target of the
+            distillation.
 
     """
 
@@ -39,12 +36,7 @@ class Group:
     queries: tuple[str, ...]
     passages: tuple[str, ...]
     grades: tuple[tuple[float | None, ...], ...]
-    teacher: tuple[Row, ...] | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """How many questions and passages it has."""
-        return len(self.queries), len(self.passages)
+    teacher: tuple[tuple[FiniteFloat, ...], ...] | None = None
 
 
 _GROUP_LINE = TypeAdapter(Group)
@@ -80,13 +72,11 @@ def _problem(group: Group) -> str | None:
         known = [grade for grade in row if grade is not None]
         if not all(0 <= grade <= 1 for grade in known) or not any(known):
             return "grades lie between 0 and 1, and every question needs a passage above 0"
-    if group.teacher and not all(math.isfinite(score) for row in group.teacher for score in row):
-        return "a teacher's score is not a finite number"
     return None
 
 
 def check_free(out: Path) -> None:
-    """See that a file can be written, before the work whose result it will hold.
+    """Check that a file can be written, before its content is computed.
 
     Raises:
         SettingsError: it exists, or its folder does not.

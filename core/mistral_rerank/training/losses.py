@@ -1,4 +1,4 @@
-"""Training losses: binary cross-entropy, InfoNCE and distillation.
+"""Losses and the validation metric of groups.
 
 Logits and grades are (questions, passages) float32. A grade is 1 for a relevant passage, 0 for an irrelevant one, and
 NaN for an unjudged one, which counts only in the distillation.
@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    import torch
-
     from mistral_rerank.training.settings import Loss
 
 FAR_BELOW = -1e4
@@ -42,13 +41,7 @@ def infonce(logits: torch.Tensor, grades: torch.Tensor) -> torch.Tensor:
 
 
 def distillation(logits: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Give the Kullback-Leibler divergence of the model's softmax over each question's passages from the teacher's.
-
-    Args:
-        logits: (questions, passages).
-        teacher: (questions, passages), the teacher's logits.
-
-    """
+    """Give the Kullback-Leibler divergence of softmax(logits) over each question's passages from softmax(teacher)."""
     return functional.kl_div(
         logits.log_softmax(-1), teacher.to(logits).log_softmax(-1), reduction="batchmean", log_target=True
     )
@@ -63,7 +56,7 @@ def group_loss(
 ) -> torch.Tensor:
     """Give the named loss, a scalar; "bce+infonce" is their sum.
 
-    With a teacher, `distill` times its divergence is added.
+    With the logits of a teacher, `distill` times the divergence from them is added.
     """
     total = logits.new_zeros(())
     if loss != "infonce":
@@ -73,3 +66,15 @@ def group_loss(
     if teacher is not None:
         total = total + distill * distillation(logits, teacher)
     return total
+
+
+def ndcg(logits: torch.Tensor, grades: torch.Tensor, *, k: int = 10) -> torch.Tensor:
+    """Give the nDCG@k of every question, (questions,) float32, without the unjudged passages.
+
+    The gain is the grade, as in trec_eval. Every question has a grade above 0.
+    """
+    gains = grades.nan_to_num(0.0)
+    order = logits.masked_fill(grades.isnan(), float("-inf")).argsort(stable=True, descending=True)[:, :k]
+    discounts = 1 / torch.arange(2, 2 + order.shape[1], device=logits.device).log2()
+    best = gains.sort(-1, descending=True).values[:, :k]
+    return (gains.gather(-1, order) * discounts).sum(-1) / (best * discounts).sum(-1)

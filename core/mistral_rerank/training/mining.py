@@ -1,10 +1,10 @@
 """Mine training groups from judged questions: hard negatives, filtered by a teacher if there is one.
 
-Questions for which the first stage finds each other's answers share a group, so the answer of one is a hard negative
-of the others. The rest of a group are passages that the first stage ranks high, and random ones. With a reranker the
-hard negatives are the passages that it ranks high. A teacher then scores all pairs of a group. Unjudged passages that
-score nearly as high as the positive count as unknown, because many of them are relevant (positive-aware mining, arXiv
-2407.15831). The scores are kept for distillation.
+Questions for which the first stage retrieves each other's answers share a group, so the answer of one is a hard
+negative of the others. The rest of a group are passages that the first stage ranks high, and random ones. With a
+reranker the hard negatives are the passages that it ranks high. A teacher then scores all pairs of a group, for
+distillation. Unjudged passages that score nearly as high as the positive count as unknown, because many of them are
+relevant (positive-aware mining, arXiv 2407.15831).
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.evaluation.datasets import load_beir, qrels_files
 from mistral_rerank.evaluation.first_stage import BM25Stage
-from mistral_rerank.training.groups import Group
+from mistral_rerank.training.groups import Group, read_groups
 from mistral_rerank.training.teacher import teach
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -29,12 +31,54 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.encoders import Encoder
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.reranker import Reranker
+    from mistral_rerank.training.settings import TrainSettings
     from mistral_rerank.training.teacher import Drawn, Teaching
 
 SHARE_OF_POSITIVE = 0.95
 """An unjudged passage with at least this share of the positive's teacher score counts as unknown."""
 JUDGED_BELOW = 5.0
 """The teacher's logits of passages judged not relevant lie at least this far below the best logit."""
+
+
+def load_split(folder: Path, *splits: str) -> BeirDataset:
+    """Read a BEIR folder; if it has several judged splits, the first of `splits` that exists."""
+    existing = qrels_files(folder)
+    split = next((name for name in splits if name in existing), None) if len(existing) > 1 else None
+    return load_beir(folder, split=split)
+
+
+def load_groups(source: Path, settings: TrainSettings, *splits: str) -> list[Group]:
+    """Read a `.jsonl` of groups, or mine the groups of a BEIR folder, as the settings say.
+
+    Args:
+        source: the file or folder.
+        settings: number of questions and passages of a mined group, `max_queries` and `seed`.
+        splits: as in `load_split`.
+
+    Raises:
+        InvalidInputError: the source cannot be read, or is too small.
+
+    """
+    if source.suffix != ".jsonl":
+        return mine(
+            load_split(source, *splits),
+            questions=settings.questions,
+            negatives=settings.negatives,
+            random_negatives=settings.random_negatives,
+            max_queries=settings.max_queries,
+            seed=settings.seed,
+        ).groups
+    groups = read_groups(source)
+    if settings.max_queries is None:
+        return groups
+    random.Random(f"{settings.seed}/{source.name}").shuffle(groups)  # noqa: S311 - sampling, not security
+    counts = itertools.accumulate(len(group.queries) for group in groups)
+    sample = groups[: sum(count <= settings.max_queries for count in counts)]
+    if not sample:
+        raise InvalidInputError(
+            f"each group of {source} has more than {settings.max_queries} questions; raise max_queries"
+        )
+    return sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +116,11 @@ def mine(
     Args:
         dataset: judged questions and their corpus.
         teacher: the bi-encoder of the teacher; None for groups without teacher scores.
-        first_stage: finds the negatives; None for BM25.
+        first_stage: retrieves the negatives; None for BM25.
         reranker: reranks the `depth` candidates of the first stage; negatives come from the upper half.
         questions: per group. An incomplete last group is dropped.
-        negatives: passages of a group, beside one answer per question, that are judged not relevant or come from the
-            first stage. Random passages fill up the group where there are too few, and where questions share an
-            answer.
+        negatives: hard negatives of a group; random passages replace them if there are too few, or if questions share
+            an answer.
         random_negatives: passages of a group drawn from the whole corpus.
         depth: candidates of a question that negatives are drawn from.
         max_queries: questions at most.
@@ -107,7 +150,9 @@ def mine(
     rankings = (first_stage or BM25Stage()).search(dataset, ids, k=depth, progress=lambda *_: None)
     candidates = {query: [passage for passage, _ in ranking] for query, ranking in zip(ids, rankings, strict=True)}
     if reranker is not None:
-        candidates = {query: _upper_half(dataset, query, passages, reranker) for query, passages in candidates.items()}
+        for query, passages in candidates.items():
+            ranked = reranker.rank(dataset.queries[query], [dataset.corpus[passage] for passage in passages])
+            candidates[query] = [passages[score.index] for score in ranked[: (len(passages) + 1) // 2]]
     corpus = list(dataset.corpus)
     drawn: list[Drawn] = [
         (cluster, _passages(dataset, {q: answers[q] for q in cluster}, candidates, corpus, negatives, size, rng))
@@ -122,12 +167,6 @@ def mine(
     known = max(1, negatives + random_negatives)
     short = sum(row.count(0.0) < known for group in groups for row in group.grades)
     return Mined(groups, short, teaching)
-
-
-def _upper_half(dataset: BeirDataset, query: str, passages: Sequence[str], reranker: Reranker) -> list[str]:
-    """Give the half of the passages that the reranker scores highest."""
-    ranked = reranker.rank(dataset.queries[query], [dataset.corpus[passage] for passage in passages])
-    return [passages[score.index] for score in ranked[: (len(passages) + 1) // 2]]
 
 
 def _clusters(
@@ -148,19 +187,15 @@ def _clusters(
         cluster = [next(iter(free))]
         del free[cluster[0]]
         used = list(answers[cluster[0]])
-        for member in cluster:  # grows as it is walked
-            near = (other for passage in candidates[member] for other in questions_of.get(passage, ()))
-            for other in near:
+        for member in cluster:  # grows while it is iterated
+            for other in (query for passage in candidates[member] for query in questions_of.get(passage, ())):
                 if len(cluster) == size:
                     break
                 if other in free and all(used.count(passage) < 2 for passage in answers[other]):
                     del free[other]
                     cluster.append(other)
                     used += answers[other]
-        while len(cluster) < size:
-            other = next(reversed(free))
-            del free[other]
-            cluster.append(other)
+        cluster += [free.popitem()[0] for _ in range(size - len(cluster))]
         clusters.append(tuple(cluster))
     return clusters
 
@@ -183,18 +218,18 @@ def _passages(
     for positives in answers.values():
         if not any(passage in chosen for passage in positives):
             chosen.append(rng.choice(positives))
-    most = len(chosen) + negatives
+    limit = len(chosen) + negatives
     answering = {dataset.corpus[passage] for positives in answers.values() for passage in positives}
     for pool in (
         dict.fromkeys(passage for query in answers for passage in dataset.qrels[query] if passage in dataset.corpus),
         dict.fromkeys(passage for query in answers for passage in candidates[query]),
     ):
         hard = [passage for passage in pool if passage not in chosen and dataset.corpus[passage] not in answering]
-        chosen += rng.sample(hard, min(most - len(chosen), len(hard)))
+        chosen += rng.sample(hard, min(limit - len(chosen), len(hard)))
     # random passages, then the corpus in order, in case it is so small that the random ones do not suffice
     for passage in itertools.chain(rng.choices(corpus, k=20 * size), corpus):
         if len(chosen) == size:
-            return chosen
+            break
         if passage not in chosen and dataset.corpus[passage] not in answering:
             chosen.append(passage)
     if len(chosen) < size:

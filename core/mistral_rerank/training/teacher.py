@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from mistral_rerank.calibration.optimizer import minimize
+from mistral_rerank.calibration.fit import minimize
 from mistral_rerank.evaluation.first_stage import BM25
 
 if TYPE_CHECKING:
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from mistral_rerank.evaluation.datasets import BeirDataset
-    from mistral_rerank.evaluation.encoders import Encoder
+    from mistral_rerank.evaluation.encoders import Encoder, Kind
 
 Drawn = tuple[tuple[str, ...], list[str]]
 """The query ids and passage ids of a group."""
 
-USUAL_WEIGHTS = (15.0, 5.0)
-"""Prior weights of the cosine and of BM25, which decide where there are few judgements."""
-GROUPS_AT_ONCE = 8
+PRIOR_WEIGHTS = (15.0, 5.0)
+"""Prior weights of the cosine and of BM25, which decide if there are few judgements."""
+GROUPS_PER_ENCODING = 8
 """Groups whose texts are encoded in one call."""
 
 
@@ -41,21 +41,21 @@ class Teaching:
     Attributes:
         logits: (questions, passages) of every group.
         weights: of the cosine, and of BM25's score divided by the question's best.
-        first: share of questions for which an answer has the highest logit of the group.
-        first_alone: the same with the bi-encoder alone.
+        accuracy: share of questions for which a relevant passage has the highest logit of the group.
+        encoder_accuracy: the same with the bi-encoder alone.
 
     """
 
     logits: list[NDArray[np.float32]]
     weights: tuple[float, float]
-    first: float
-    first_alone: float
+    accuracy: float
+    encoder_accuracy: float
 
     def __str__(self) -> str:
         cosine, bm25 = self.weights
         return (
-            f"teacher: {cosine:.1f} cosine + {bm25:.1f} BM25, puts an answer first for {self.first:.0%} of the "
-            f"questions (bi-encoder alone {self.first_alone:.0%})"
+            f"teacher: {cosine:.1f} cosine + {bm25:.1f} BM25, puts an answer first for {self.accuracy:.0%} of the "
+            f"questions (bi-encoder alone {self.encoder_accuracy:.0%})"
         )
 
 
@@ -77,47 +77,47 @@ def teach(
     """
     bm25, column_of = BM25(dataset.corpus), {passage: i for i, passage in enumerate(dataset.corpus)}
     features: list[NDArray[np.float32]] = []
-    for start in range(0, len(drawn), GROUPS_AT_ONCE):
-        block = drawn[start : start + GROUPS_AT_ONCE]
-        for (queries, passages), cos in zip(block, _cosines(dataset, block, encoder), strict=True):
+    for start in range(0, len(drawn), GROUPS_PER_ENCODING):
+        block = drawn[start : start + GROUPS_PER_ENCODING]
+        for (queries, passages), cosines in zip(block, _cosines(dataset, block, encoder), strict=True):
             columns = [column_of[passage] for passage in passages]
             shares = np.stack([bm25.shares(dataset.queries[query])[columns] for query in queries])
-            features.append(np.stack([cos, shares], axis=-1).astype(np.float32))
+            features.append(np.stack([cosines, shares], axis=-1).astype(np.float32))
             progress(len(queries))
-    answers = [
-        np.array([[passage in dataset.positives(query) for passage in passages] for query in queries], np.float32)
-        for queries, passages in drawn
-    ]
-    similarities, answering = np.concatenate(features), np.concatenate(answers)
-    weights = fit_weights(similarities, answering)
+    similarities = np.concatenate(features)
+    answers = np.array(
+        [dataset.labels(query, passages) for queries, passages in drawn for query in queries], np.float32
+    )
+    weights = fit_weights(similarities, answers)
 
-    def first(weights: tuple[float, float]) -> float:
+    def accuracy(weights: tuple[float, float]) -> float:
         best = (similarities @ np.array(weights, np.float32)).argmax(-1)
-        return float(np.take_along_axis(answering, best[:, None], -1).mean())
+        return float(np.take_along_axis(answers, best[:, None], -1).mean())
 
     logits = [group @ np.array(weights, np.float32) for group in features]
-    return Teaching(logits, weights, first(weights), first((1.0, 0.0)))
+    return Teaching(logits, weights, accuracy(weights), accuracy((1.0, 0.0)))
 
 
 def _cosines(dataset: BeirDataset, drawn: Sequence[Drawn], encoder: Encoder) -> list[NDArray[np.float32]]:
     """Give the cosines (questions, passages) of each group; each text is encoded once."""
-    queries = list(dict.fromkeys(query for cluster, _ in drawn for query in cluster))
-    passages = list(dict.fromkeys(passage for _, chosen in drawn for passage in chosen))
-    query_vectors = encoder.encode([dataset.queries[query] for query in queries], "query", progress=lambda _: None)
-    texts = [dataset.corpus[passage] for passage in passages]
-    passage_vectors = encoder.encode(texts, "passage", progress=lambda _: None)
-    of_query = dict(zip(queries, query_vectors, strict=True))
-    of_passage = dict(zip(passages, passage_vectors, strict=True))
+
+    def embeddings(texts: dict[str, str], kind: Kind, ids: list[str]) -> dict[str, NDArray[np.float32]]:
+        distinct = list(dict.fromkeys(ids))
+        vectors = encoder.encode([texts[name] for name in distinct], kind, progress=lambda _: None)
+        return dict(zip(distinct, vectors, strict=True))
+
+    query_vectors = embeddings(dataset.queries, "query", [query for queries, _ in drawn for query in queries])
+    passage_vectors = embeddings(dataset.corpus, "passage", [passage for _, passages in drawn for passage in passages])
     return [
-        np.stack([of_query[query] for query in cluster]) @ np.stack([of_passage[passage] for passage in chosen]).T
-        for cluster, chosen in drawn
+        np.stack([query_vectors[query] for query in queries]) @ np.stack([passage_vectors[name] for name in passages]).T
+        for queries, passages in drawn
     ]
 
 
 def fit_weights(similarities: NDArray[np.float32], answers: NDArray[np.float32]) -> tuple[float, float]:
     """Fit the weights of both similarities by softmax cross-entropy over the passages of each question.
 
-    The weights are positive. Their prior is log-normal around `USUAL_WEIGHTS` with a standard deviation of 1.
+    The weights are positive. Their prior is log-normal around `PRIOR_WEIGHTS` with a standard deviation of 1.
 
     Args:
         similarities: (questions, passages, 2), the bi-encoder's and BM25's.
@@ -126,7 +126,7 @@ def fit_weights(similarities: NDArray[np.float32], answers: NDArray[np.float32])
     """
     features, targets = torch.from_numpy(similarities).double(), torch.from_numpy(answers).double()
     targets = targets / targets.sum(-1, keepdim=True)
-    prior = torch.tensor(USUAL_WEIGHTS, dtype=torch.float64).log()
+    prior = torch.tensor(PRIOR_WEIGHTS, dtype=torch.float64).log()
 
     def loss(logs: torch.Tensor) -> torch.Tensor:
         cross_entropy = -(targets * (features @ logs.exp()).log_softmax(-1)).sum()

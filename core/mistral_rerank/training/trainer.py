@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +14,7 @@ from mistral_rerank.local.batching.planning import plan_by_frequencies, plan_pac
 from mistral_rerank.local.model.attention import span_masks, window_of
 from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig, apply_head, sequence_means
 from mistral_rerank.local.model.rotary import same_frequencies
-from mistral_rerank.training.losses import group_loss
-from mistral_rerank.training.validation import ndcg
+from mistral_rerank.training.losses import group_loss, ndcg
 
 try:
     import accelerate  # noqa: F401 - the Trainer needs it
@@ -27,7 +24,7 @@ except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.training.groups import Group
@@ -36,7 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VALIDATION_METRIC = "eval_ndcg@10"
-
 HEAD_RATE = 4.0
 """The head's learning rate over that of the LoRA matrices."""
 
@@ -53,7 +49,10 @@ class GroupCollator:
         self._config = config
 
     def __call__(self, groups: Sequence[Group]) -> dict[str, Any]:
-        """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None."""
+        """Give the arguments of `group_logits`, and `grades` and `teacher`: (questions, passages), or None.
+
+        `input_ids` are the tokens of all rows, by which the Trainer counts.
+        """
         pairs = [(query, text) for group in groups for query in group.queries for text in group.passages]
         sequences = [pair.sequences[0] for pair in self._tokenizer.encode(pairs)]
         plan = functools.partial(plan_packed, budget=self._batch_tokens, share=self._pooling.shares)
@@ -65,6 +64,7 @@ class GroupCollator:
         grades = [[nan if grade is None else grade for grade in row] for group in groups for row in group.grades]
         teacher = [row for group in groups if group.teacher for row in group.teacher]
         return {
+            "input_ids": torch.cat([packed.ids for packed in packs], dim=1),
             "packs": packs,
             "positions": torch.argsort(order).view(len(grades), -1),
             "grades": torch.tensor(grades),
@@ -78,7 +78,7 @@ def group_logits(
     """Give the logits of packed groups.
 
     Args:
-        classifier: a backbone with a `score` head.
+        classifier: a backbone with a `score` head, whose attention is `PACKED_ATTENTION`.
         pooling: pooling and attention of the model.
         packs: rows of sequences.
         positions: (questions, passages) int64, the index of each pair's logit in the concatenated rows.
@@ -87,22 +87,21 @@ def group_logits(
         (questions, passages) float32.
 
     """
-    return torch.cat([_row_logits(classifier, pooling, packed) for packed in packs])[positions]
-
-
-def _row_logits(classifier: Any, pooling: PoolingConfig, packed: Pack) -> torch.Tensor:
-    """Run one row, whose attention is `PACKED_ATTENTION`: (members,) float32."""
     backbone = classifier.base_model
-    packed = packed.to(next(backbone.parameters()).device)
-    hidden = backbone(
-        input_ids=packed.ids,
-        position_ids=packed.positions,
-        attention_mask=None,
-        use_cache=False,
-        spans=packed.spans,
-        masks=span_masks(packed, window=window_of(backbone)),
-    ).last_hidden_state[0]
-    return apply_head(classifier.score, sequence_means(hidden, packed) if pooling.mean else hidden[packed.last])
+    device = next(backbone.parameters()).device
+    logits = []
+    for packed in (row.to(device) for row in packs):
+        hidden = backbone(
+            input_ids=packed.ids,
+            position_ids=packed.positions,
+            attention_mask=None,
+            use_cache=False,
+            spans=packed.spans,
+            masks=span_masks(packed, window=window_of(backbone)),
+        ).last_hidden_state[0]
+        pooled = sequence_means(hidden, packed) if pooling.mean else hidden[packed.last]
+        logits.append(apply_head(classifier.score, pooled))
+    return torch.cat(logits)[positions]
 
 
 class LossProgress(transformers.ProgressCallback):
@@ -112,67 +111,33 @@ class LossProgress(transformers.ProgressCallback):
         """Open the bar, which stays silent without a terminal."""
         self.training_bar = tqdm(total=state.max_steps, unit="step", dynamic_ncols=True, disable=None)
         self.current_step = 0
-        self._first_step, self._started = state.global_step, time.monotonic()
+        self._first_step = state.global_step
 
     def on_log(
         self,
         _args: object,
         state: transformers.TrainerState,
         _control: object,
-        logs: dict[str, float] | None = None,
+        logs: Mapping[str, float] | None = None,
         **_: object,
     ) -> None:
         """Show the loss of the last step."""
         if not logs or "loss" not in logs:
             return
-        pace = Pace.of(state, since_step=self._first_step, seconds=time.monotonic() - self._started)
+        speed = f"{logs.get('train_tokens_per_second', 0):,.0f}"
         if not self.training_bar.disable:
-            self.training_bar.set_postfix_str(f"loss={float(logs['loss']):.3f}, {pace.tokens_per_second:,.0f} tokens/s")
+            self.training_bar.set_postfix_str(f"loss={float(logs['loss']):.3f}, {speed} tokens/s")
         elif state.global_step % 10 == 0:
-            logger.info("step %d of %d, loss %.3f, %s", state.global_step, state.max_steps, float(logs["loss"]), pace)
-
-
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How fast a run is.
-
-    Attributes:
-        tokens: seen so far, by all processes; what several pairs share counts once.
-        tokens_per_second: since this process started, validation included.
-        seconds_left: until the last step, at this speed.
-
-    """
-
-    tokens: int
-    tokens_per_second: float
-    seconds_left: float
-
-    @classmethod
-    def of(cls, state: transformers.TrainerState, *, since_step: int, seconds: float) -> Pace:
-        """Compute it from the Trainer's log.
-
-        Args:
-            state: of the Trainer, whose log has the tokens of every step.
-            since_step: steps done before the time was taken: a resumed run starts later than 0.
-            seconds: wall time since then; more than 0.
-
-        """
-        new = sum(entry["tokens"] for entry in state.log_history if entry["step"] > since_step and "tokens" in entry)
-        steps = state.global_step - since_step
-        return cls(seen_tokens(state), new / seconds, (state.max_steps - state.global_step) * seconds / steps)
-
-    def __str__(self) -> str:
-        hours, minutes = divmod(round(self.seconds_left / 60), 60)
-        return f"{self.tokens:,} tokens, {self.tokens_per_second:,.0f} a second, {hours} h {minutes:02d} min left"
-
-
-def seen_tokens(state: transformers.TrainerState) -> int:
-    """Sum up the tokens of all steps so far, those before a stop included."""
-    return sum(entry["tokens"] for entry in state.log_history if "tokens" in entry)
+            seconds_per_step = logs["train_runtime"] / (state.global_step - self._first_step)
+            hours, minutes = divmod(round((state.max_steps - state.global_step) * seconds_per_step / 60), 60)
+            logger.info(
+                f"step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.3f}, "
+                f"{state.num_input_tokens_seen:,} tokens, {speed} a second, {hours} h {minutes:02d} min left"
+            )
 
 
 class ValidateAtTheEnd(transformers.TrainerCallback):
-    """Validates after the last step too; the Trainer already saves there."""
+    """Validates after the last step too, which older releases of transformers do not; they only save there."""
 
     def on_step_end(
         self,
@@ -181,7 +146,7 @@ class ValidateAtTheEnd(transformers.TrainerCallback):
         control: transformers.TrainerControl,
         **_: object,
     ) -> None:
-        """Ask for it."""
+        """Ask for the validation."""
         if state.global_step == state.max_steps and args.eval_strategy != "no":
             control.should_evaluate = True
 
@@ -192,7 +157,6 @@ class GroupTrainer(transformers.Trainer):
     def __init__(self, *args: Any, loss: Loss, distill: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loss, self._distill = loss, distill
-        self._tokens = 0  # since the last step
         self.model_accepts_loss_kwargs = False  # the loss is a mean: let the Trainer divide by the accumulation
 
     def compute_loss(
@@ -203,19 +167,10 @@ class GroupTrainer(transformers.Trainer):
     ) -> torch.Tensor:
         """Give the loss of one forward's groups."""
         grades, teacher = inputs.pop("grades"), inputs.pop("teacher")
-        self._tokens += sum(packed.ids.numel() for packed in inputs["packs"])
         loss = group_loss(model(**inputs), grades, self._loss, teacher, self._distill)
         if not loss.isfinite():
             raise SettingsError(f"the loss is {loss.item()} after step {self.state.global_step}; lower learning_rate")
         return loss
-
-    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the tokens of the step, summed over the processes."""
-        if "loss" in logs:
-            tokens = torch.tensor(self._tokens, device=self.args.device)
-            logs["tokens"] = int(self.accelerator.reduce(tokens, "sum"))
-            self._tokens = 0
-        super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
         """Rank the passages of the validation groups, all of them in every process."""
@@ -228,16 +183,17 @@ class GroupTrainer(transformers.Trainer):
                 scores.append(ndcg(self.model(**inputs), grades))
         metrics = {VALIDATION_METRIC: float(torch.cat(scores).mean())}
         self.log(dict(metrics))
-        control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.control: transformers.TrainerControl = control
+        self.control: transformers.TrainerControl = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
         return metrics
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         """Give AdamW, with a higher rate for the head."""
-        trained = [item for item in (model or self.model).named_parameters() if item[1].requires_grad]
+        weights = [item for item in (model or self.model).named_parameters() if item[1].requires_grad]
         rates = ((False, self.args.learning_rate), (True, HEAD_RATE * self.args.learning_rate))
         groups = [
-            {"params": [weight for name, weight in trained if (".score." in name) == head], "lr": rate}
+            {"params": [weight for name, weight in weights if (".score." in name) == head], "lr": rate}
             for head, rate in rates
         ]
         self.optimizer: torch.optim.Optimizer = torch.optim.AdamW(

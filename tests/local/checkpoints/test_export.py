@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jinja2
 import jinja2.sandbox
 import pytest
 import torch
+from command import run, run_installed
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torch import nn
@@ -223,19 +222,15 @@ def test_a_tokenizer_that_would_score_other_texts_is_refused(tiny, tmp_path, mon
 
 
 def test_the_command_exports_and_its_errors_are_one_line(tiny, tmp_path):
-    def run(*arguments):
-        command = [Path(sys.executable).parent / "mistral-rerank", "export", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
     out = tmp_path / "out"
-    done = run("--model", tiny, "--out", out, "--dtype", "float32")
+    done = run_installed("export", "--model", tiny, "--out", out, "--dtype", "float32")
     assert (done.returncode, done.stdout) == (0, "")
     assert (out / "model.safetensors").is_file()
     for arguments, hint in (
         (("--model", tiny, "--out", out), "exists"),
         (("--model", tiny, "--out", tmp_path / "b", "--dtype", "int8"), "'bfloat16'"),
     ):
-        refused = run(*arguments)
+        refused = run("export", *arguments)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
         assert hint in refused.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["out"]

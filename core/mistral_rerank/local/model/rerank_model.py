@@ -86,7 +86,7 @@ def _within_memory(
     """Run a method in inference mode; if memory runs out, free what it had allocated and raise MemoryError."""
 
     @functools.wraps(forward)
-    def run(self: RerankModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def run(self: RerankModel, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             with torch.inference_mode():
                 return forward(self, *args, **kwargs)

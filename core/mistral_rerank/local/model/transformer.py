@@ -27,6 +27,8 @@ from mistral_rerank.local.model.rotary import apply_rotary
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from transformers import PreTrainedConfig
+
     from mistral_rerank.local.batching.packing import Pack
     from mistral_rerank.local.model.attention import RowAttention
     from mistral_rerank.local.model.quantization import Linear
@@ -49,6 +51,15 @@ def is_known(backbone: Any) -> bool:
     types = {type(layer) for layer in getattr(backbone, "layers", ())}
     windows = set(getattr(backbone.config, "layer_types", None) or ())
     return len(types) == 1 and types <= set(KNOWN_LAYERS.values()) and len(windows) <= 1
+
+
+def linear_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
+    """Give (outputs, inputs) of a layer's linears: queries, keys, values, output, and the three of the MLP."""
+    width, inner, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    head = getattr(config, "head_dim", None) or width // heads
+    queries, keys = head * heads, head * (getattr(config, "num_key_value_heads", None) or heads)
+    attention = [(queries, width), (keys, width), (keys, width), (width, queries)]
+    return [*attention, (inner, width), (inner, width), (width, inner)]
 
 
 class PackedBackbone:

@@ -1,4 +1,5 @@
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 from mistral_rerank import InvalidInputError, Score
 from mistral_rerank.protocols import PROTOCOLS, RerankReply, RerankRequest
 from mistral_rerank.protocols.replies import read_scores
-from mistral_rerank.reranker import order
+from mistral_rerank.reranker import ProtocolName, order
 
 texts = st.text(max_size=30)
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)
@@ -55,9 +56,9 @@ def test_a_client_reads_what_a_server_wrote(protocol, logits):
     scores = [Score.from_logit(logit) for logit in logits]
     request = RerankRequest("q", tuple(passages), unit=protocol.unit)
     body = protocol.write_reply(request, RerankReply(tuple(order(passages, scores)), "m", "id"))
-    found = read_scores(json.dumps(body).encode(), count=len(passages), unit=protocol.unit)
-    assert found.scores == scores
-    assert found.calibrated
+    reply = read_scores(json.dumps(body).encode(), count=len(passages), unit=protocol.unit)
+    assert reply.scores == scores
+    assert reply.calibrated
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_a_body_that_does_not_fit_is_refused_by_field_without_its_content(name, 
     assert "secret" not in str(refused.value)
 
 
-def test_what_only_some_clients_send_is_understood():
+def test_fields_of_single_clients_are_understood():
     nvidia = {"query": {"text": "q"}, "passages": [{"text": "a"}], "top_k": 1, "unknown": 1}
     assert PROTOCOLS["nvidia"].read_request(nvidia).top_n == 1
     assert PROTOCOLS["nvidia"].read_request(nvidia).truncate is False
@@ -92,9 +93,13 @@ def test_what_only_some_clients_send_is_understood():
 
 
 @pytest.mark.parametrize(("name", "document"), [("jina", {"text": "a"}), ("voyage", "a")])
-def test_documents_come_back_when_they_are_asked_for(name, document):
+def test_documents_are_returned_if_requested(name, document):
     protocol = PROTOCOLS[name]
     request = protocol.read_request({"query": "q", "documents": ["a"], "return_documents": True})
     reply = protocol.write_reply(request, RerankReply(tuple(order(["a"], [Score.from_logit(0)])), "m", "id"))
     (entry,) = reply.get("results") or reply.get("data")
     assert entry == {"index": 0, "logit": 0.0, "probability": 0.5, "relevance_score": 0.5, "document": document}
+
+
+def test_the_setting_names_every_protocol():
+    assert get_args(ProtocolName) == tuple(PROTOCOLS)

@@ -1,7 +1,8 @@
-"""Suggestions for unknown options: misspellings, and the names of other rerankers' options."""
+"""Names and values of options: suggestions for unknown names, and other libraries' types as plain values."""
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
@@ -58,3 +59,18 @@ def suggest(name: str, known: Collection[str]) -> str:
     if meant in RANKING_OPTIONS:
         return f"; {meant} is an option of an adapter or an argument of rank()"
     return ""
+
+
+def plain(value: object) -> object:
+    """Convert a path to a string, a numpy scalar to a Python number, `torch.device` and `torch.dtype` to names.
+
+    Any other value is returned unchanged. Neither numpy nor torch is imported.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    kind = type(value)
+    if kind.__module__ == "torch" and kind.__name__ in {"device", "dtype"}:
+        return str(value).removeprefix("torch.")
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return value
