@@ -6,6 +6,7 @@ and encoders, are compared with its CrossEncoder.
 
 import json
 import shutil
+from pathlib import Path
 
 import families
 import pytest
@@ -20,10 +21,12 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
-from mistral_rerank import CheckpointError, LocalReranker
-from mistral_rerank.local.checkpoints.loading import length_limit, load_tokenizer, open_checkpoint
+from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, open_reranker
+from mistral_rerank.local.checkpoints.families import FAMILIES
+from mistral_rerank.local.checkpoints.loading import length_limit, load_tokenizer, open_checkpoint, summary
 from mistral_rerank.local.checkpoints.trust import read_model_config
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model import rerank_model
 
 PAIRS = [
     ("Who wrote the novel?", "She wrote it in 1797, in a small house near the sea."),
@@ -238,9 +241,13 @@ def test_texts_that_spell_special_tokens_of_the_template_stay_texts(name, folder
             assert [i for i in ids if i in special] == [i for i in plain if i in special]
 
 
+@pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", families.FAMILIES)
-def test_logits_are_those_of_the_owners_code(name, folders):
+def test_logits_are_those_of_the_owners_code(name, padded, folders, monkeypatch):
+    """Packed rows share the prefix of pairs with the same question."""
     folder = folders[name]
+    if padded:
+        monkeypatch.setattr(rerank_model, "row_attention", lambda *_: None)
     with LocalReranker(folder, device="cpu", dtype="float32") as reranker:
         logits = [score.logit for score in reranker.score_pairs(PAIRS)]
     if name in BUILDERS:
@@ -281,3 +288,69 @@ def test_the_family_can_be_given(folders, tmp_path):
     folder = families.qwen3_reranker(tmp_path).rename(tmp_path / "my-model")
     given = open_checkpoint(str(folder), rerank_config="qwen3-reranker").config
     assert given == open_checkpoint(str(folders["Qwen3-Reranker"])).config
+
+
+def test_an_instruction_of_a_call_or_of_the_settings_changes_the_score(folders):
+    with open_reranker(folders["mxbai-rerank-v2"], device="cpu", dtype="float32", cache_size=100) as reranker:
+        plain = reranker.score_pairs(PAIRS)
+        instructed = reranker.score_pairs(PAIRS, instruction=INSTRUCTION)
+        assert reranker.score_pairs(PAIRS) == plain
+        ranked = reranker.rank(*("Who wrote the novel?", [PAIRS[0][1]]), instruction=INSTRUCTION)
+    assert all(one.logit != other.logit for one, other in zip(plain, instructed, strict=True))
+    assert ranked[0].score.logit == pytest.approx(instructed[0].logit, abs=1e-5)
+    settings = {"device": "cpu", "dtype": "float32", "instruction": INSTRUCTION}
+    with open_reranker(folders["mxbai-rerank-v2"], **settings) as reranker:
+        logits = [score.logit for score in reranker.score_pairs(PAIRS)]
+    assert logits == pytest.approx([score.logit for score in instructed], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zerank", "llama-nemotron-rerank", "ms-marco-MiniLM"])
+def test_a_model_without_a_place_for_an_instruction_refuses_it(name, folders):
+    with (
+        LocalReranker(folders[name], device="cpu", dtype="float32") as reranker,
+        pytest.raises(InvalidInputError, match="no place for one"),
+    ):
+        reranker.rank("who?", ["me"], instruction=INSTRUCTION)
+
+
+def test_the_summary_tells_how_a_checkpoint_is_read_and_why(folders):
+    facts = {
+        name: summary(str(folders[name]), device="cpu", dtype="float32")
+        for name in ("Qwen3-Reranker", "Qwen3-Reranker with modules", "ms-marco-MiniLM", "ettin")
+    }
+    assert facts["Qwen3-Reranker"]["read as"] == "the known family Qwen3-Reranker"
+    assert facts["Qwen3-Reranker"]["head"] == "the logit of the token 'yes' minus that of 'no'"
+    assert facts["Qwen3-Reranker"]["instruction"] == QWEN3_TASK
+    assert facts["Qwen3-Reranker with modules"]["read as"] == "modules.json of sentence-transformers"
+    assert facts["ms-marco-MiniLM"]["read as"] == "the architecture, an encoder"
+    assert facts["ms-marco-MiniLM"]["batches"].startswith("padded rows")
+    assert facts["ettin"]["head"] == "the modules 2_Dense, 3_LayerNorm, 4_Dense"
+
+
+def test_the_documentation_lists_every_family():
+    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
+    rows = "".join(line for line in page.splitlines() if line.startswith("|"))
+    assert [family.name for family in FAMILIES if family.name not in rows] == []
+
+
+def test_modules_that_are_not_read_are_refused(folders, tmp_path):
+    folder = shutil.copytree(folders["ettin"], tmp_path / "ettin")
+    modules = json.loads((folder / "modules.json").read_text())
+    for change, message in (
+        ({"type": "evil.Dense"}, "another package"),
+        ({"path": "../ettin"}, "no folder of the checkpoint"),
+        ({"type": "sentence_transformers.sentence_transformer.modules.cnn.CNN"}, "no chain that is read"),
+    ):
+        (folder / "modules.json").write_text(json.dumps([*modules[:-1], modules[-1] | change]))
+        with pytest.raises(CheckpointError, match=message):
+            open_checkpoint(str(folder))
+
+
+def test_a_template_with_a_special_token_of_another_tokenizer_is_refused(folders, tmp_path):
+    how = tmp_path / "how.json"
+    how.write_text(json.dumps({"template": "<|im_start|>{query}{passage}", "append_eos": False}))
+    with (
+        LocalReranker(folders["llama-nemotron-rerank"], rerank_config=how, device="cpu") as reranker,
+        pytest.raises(CheckpointError, match=r"holds <\|im_start\|>, which is no token"),
+    ):
+        reranker.warmup()
