@@ -77,6 +77,7 @@ def write_random_model(folder: str) -> None:
     )
     MistralForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    Path(folder, "rerank.json").write_text("{}", "utf-8")  # the defaults
 
 
 def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: float) -> None:
