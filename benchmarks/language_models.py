@@ -22,8 +22,8 @@ TEMPLATE = (
     " | default('Given a web search query, retrieve relevant passages that answer the query') -%}"
     "{%- set query = messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first -%}"
     "{%- set document = messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first -%}"
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided."
-    ' Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {{ system }}\n'
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {{ system }}\n'
     "<Query>: {{ query }}\n<Document>: {{ document }}<|im_end|>\n"
     "{%- if add_generation_prompt %}\n<|im_start|>assistant\n<think>\n\n</think>\n\n{{ '\n\n' }}{%- endif -%}"
 )

@@ -429,5 +429,5 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
+def weights(folder: Path, name: str = "model.safetensors") -> dict[str, torch.Tensor]:
+    return load_file(folder / name)

@@ -1,4 +1,4 @@
-"""`pull`, `export`, `info` and `bench`: fetch, convert, describe and time checkpoints."""
+"""`pull`, `export`, `convert`, `info` and `bench`: fetch, convert, describe and time checkpoints."""
 
 from __future__ import annotations
 
@@ -54,6 +54,18 @@ def export(
     settings = RerankSettings(backend="local", **reranker)
     export_merged(settings.named_model, out, dtype=dtype, base=settings.base)
     stderr.print(f"wrote {out}; docs/vllm.md says how vLLM serves it")
+
+
+@app.command()
+def convert(
+    folder: Annotated[str, typer.Argument(help="a folder with pytorch_model.bin or adapter_model.bin")],
+    out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
+) -> None:
+    """Copy a checkpoint with its weights converted from PyTorch's pickles to safetensors."""
+    from mistral_rerank.local.checkpoints.convert import convert as convert_weights
+
+    convert_weights(folder, out)
+    stderr.print(f"wrote {out}")
 
 
 @app.command()

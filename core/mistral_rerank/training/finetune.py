@@ -44,7 +44,7 @@ from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.quantization import import_bitsandbytes
 from mistral_rerank.local.model.rotary import forget_lengths
-from mistral_rerank.local.model.transformer import is_known
+from mistral_rerank.local.model.transformer import KNOWN_NAMES, is_known
 from mistral_rerank.templates import DEFAULT_TEMPLATE
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.mining import load_groups
@@ -251,7 +251,7 @@ def _trainable(
         base, dtype=dtype, layers=layers, new_head=True, quantization=quantization, device=device
     )
     if not is_known(classifier.base_model):
-        raise CheckpointError(f"{base} is a {classifier.config.model_type}; a Mistral or a Llama can be trained")
+        raise CheckpointError(f"{base} is a {classifier.config.model_type}; a {KNOWN_NAMES} can be trained")
     classifier.score.float()
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
     register()

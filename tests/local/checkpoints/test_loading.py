@@ -1,7 +1,9 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from support import plain_logits, tiny_config
 from transformers import (
@@ -9,6 +11,7 @@ from transformers import (
     BertForSequenceClassification,
     MistralForCausalLM,
     MistralForSequenceClassification,
+    modeling_utils,
 )
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
@@ -164,3 +167,26 @@ def test_a_folder_called_mini_does_not_replace_the_built_in_model(folder, tmp_pa
     assert find_checkpoint("./mini").resolve() == tmp_path / "mini"
     with pytest.raises(SettingsError, match="--out"):
         checkpoint_to_update("mini", None)
+
+
+def test_only_the_shards_of_the_layers_that_are_used_are_opened(tiny, tokenizer, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = MistralForSequenceClassification(tiny_config(len(tokenizer), num_hidden_layers=32))
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    shards = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    used = {file for name, file in shards.items() if ".layers." not in name or int(name.split(".")[2]) < 16}
+    assert len(used) < len(set(shards.values()))
+    opened = set()
+    real = safetensors.safe_open
+
+    def spy(file, *arguments, **options):
+        opened.add(Path(file).name)
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", spy)
+    monkeypatch.setattr(modeling_utils, "safe_open", spy)
+    cut = load_classifier(tmp_path, dtype="auto", layers=16)
+    assert opened == used
+    model.model.layers = model.model.layers[:16]
+    ids = [tokenizer("question:who? \n \n passage:me").input_ids]
+    assert plain_logits(cut.eval(), ids) == plain_logits(model.eval(), ids)

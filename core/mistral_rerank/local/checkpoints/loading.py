@@ -12,7 +12,7 @@ remote code:
 from __future__ import annotations
 
 import math
-import re
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,13 @@ from mistral_rerank.local.checkpoints.quiet import quiet
 from mistral_rerank.local.checkpoints.trust import (
     check_tokenizer,
     check_weights,
+    is_used,
     read_lora_config,
     read_model_config,
     tensor_shapes,
     unusable,
     weight_files,
+    weight_map,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 PEFT_BASE = "adapter_config.json", "base_model_name_or_path"
 MINI = "mini"
+STORED_DTYPES = {"BF16": "bfloat16", "F16": "float16"}
+"""Names of dtypes in safetensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +205,11 @@ def _stored_rows(folder: Path, name: str, row: int | None = None) -> torch.Tenso
     """Read a tensor, or one row of it, from its file in float32; `name` may lack its prefix."""
     from safetensors import safe_open
 
-    for file in weight_files(folder):
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file():
+        files = [folder / file for key, file in weight_map(index).items() if key == name or key.endswith(f".{name}")]
+    for file in files:
         with unusable(file), safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
                 if key == name or key.endswith(f".{name}"):
@@ -268,16 +276,21 @@ def _load(
     **options: Any,
 ) -> PreTrainedModel:
     weight_files(folder)
-    with quiet():
+    with quiet(), ExitStack() as files:
         config = read_model_config(folder, layers=layers)
-        check_weights(folder, config, model_class)
+        architecture = check_weights(folder, config, model_class)
+        source: Path | None = folder
+        if layers is not None and not options:  # only the shards of these layers
+            slices = _used_slices(folder, layers, files)
+            source, options = None, {"state_dict": slices}
+            if dtype == "auto" and config.dtype is None:
+                dtype = STORED_DTYPES.get(next(iter(slices.values())).get_dtype(), "float32")
         with unusable(folder):
-            model, report = model_class.from_pretrained(
-                folder,
+            model, report = architecture.from_pretrained(
+                source,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
-                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
                 **options,
@@ -289,6 +302,18 @@ def _load(
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(missing)[:3])} ...")
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _used_slices(folder: Path, layers: int, files: ExitStack) -> dict[str, Any]:
+    """Open the shards of the first layers until `files` is closed, and return their tensors, which are not read yet."""
+    from safetensors import safe_open
+
+    slices: dict[str, Any] = {}
+    for file in weight_files(folder, layers):
+        with unusable(file):
+            tensors = files.enter_context(safe_open(file, "pt"))
+            slices |= {name: tensors.get_slice(name) for name in tensors.keys() if is_used(name, layers)}  # noqa: SIM118
+    return slices
 
 
 def length_limit(checkpoint: Checkpoint, config: PreTrainedConfig) -> int:
@@ -374,11 +399,9 @@ def _described_head(config: CheckpointConfig) -> str:
 def _weight_count(folder: Path, config: PreTrainedConfig) -> int:
     """Count the weights that are used; the vocabulary head of a language model is not."""
     count = 0
-    for file in weight_files(folder):
-        for name, shape in tensor_shapes(file).items():
-            layer = re.search(r"\.layers\.(\d+)\.", name)
-            if not name.startswith("lm_head.") and (layer is None or int(layer[1]) < config.num_hidden_layers):
-                count += math.prod(shape)
+    for file in weight_files(folder, config.num_hidden_layers):
+        shapes = tensor_shapes(file).items()
+        count += sum(math.prod(shape) for name, shape in shapes if is_used(name, config.num_hidden_layers))
     return count
 
 

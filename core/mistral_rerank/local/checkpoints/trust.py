@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from peft import LoraConfig
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}(/[A-Za-z0-9][\w.-]{0,127}){0,4}", re.ASCII)
@@ -231,7 +231,7 @@ def is_encoder(folder: Path) -> bool:
     return not hasattr(model, "score")  # the head of decoders
 
 
-def check_weights(folder: Path, config: PreTrainedConfig, model_class: Any) -> None:
+def check_weights(folder: Path, config: PreTrainedConfig, model_class: Any) -> type[PreTrainedModel]:
     """Check that the weights are safetensors in the folder, and that config.json does not describe more than they hold.
 
     Args:
@@ -239,13 +239,17 @@ def check_weights(folder: Path, config: PreTrainedConfig, model_class: Any) -> N
         config: as `read_model_config` returns it.
         model_class: the class of transformers that will be loaded, such as `AutoModel`.
 
+    Returns:
+        The class of the architecture.
+
     Raises:
         CheckpointError: a file is missing, truncated or outside the folder, or config.json describes more weights.
 
     """
     import torch
 
-    stored = sum(math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
+    files = weight_files(folder, getattr(config, "num_hidden_layers", COUNT_LIMIT))
+    stored = sum(math.prod(shape) for file in files for shape in tensor_shapes(file).values())
     with unusable(folder / "config.json"), torch.device("meta"):
         empty = model_class.from_config(config, trust_remote_code=False)
         described = sum(weight.numel() for name, weight in empty.named_parameters() if not name.startswith("score."))
@@ -253,10 +257,17 @@ def check_weights(folder: Path, config: PreTrainedConfig, model_class: Any) -> N
         raise CheckpointError(
             f"{folder / 'config.json'} describes {described:,} weights, and the safetensors files hold {stored:,}"
         )
+    return type(empty)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model: one, or its shards.
+def is_used(tensor: str, layers: int) -> bool:
+    """Tell whether a tensor belongs to the first `layers` layers or to none, and not to a vocabulary head."""
+    layer = re.search(r"\.layers\.(\d+)\.", tensor)
+    return not tensor.startswith("lm_head.") and (layer is None or int(layer[1]) < layers)
+
+
+def weight_files(folder: Path, layers: int = COUNT_LIMIT) -> list[Path]:
+    """Return the safetensors files of a model: one, or the shards of its first layers.
 
     Raises:
         CheckpointError: there are none, or the index names something else.
@@ -266,8 +277,11 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise CheckpointError(f"{folder} holds no usable model: no model.safetensors; other formats are not read")
-    return sorted({folder / name for name in weight_map(index).values()})
+        raise CheckpointError(
+            f"{folder} holds no usable model: no model.safetensors; other formats are not read. Convert "
+            "pytorch_model.bin with: mistral-rerank convert"
+        )
+    return sorted({folder / name for tensor, name in weight_map(index).items() if is_used(tensor, layers)})
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -311,7 +325,10 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
     file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not weights.is_file():
-        raise CheckpointError(f"{folder} holds no adapter_model.safetensors; other formats are not read")
+        raise CheckpointError(
+            f"{folder} holds no adapter_model.safetensors; other formats are not read. Convert an "
+            "adapter_model.bin with: mistral-rerank convert"
+        )
     raw = read_json(file)
     if raw.get("peft_type") != "LORA":
         raise CheckpointError(f"{file}: peft_type is {_short(raw.get('peft_type'))}; 'LORA' is read")
