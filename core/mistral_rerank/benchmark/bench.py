@@ -24,7 +24,7 @@ from mistral_rerank.benchmark.timing import alternate, kendall_tau, latencies, m
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.checkpoints.loading import open_checkpoint
-from mistral_rerank.local.checkpoints.trust import read_model_config
+from mistral_rerank.local.checkpoints.model_config import read_model_config
 from mistral_rerank.local.model.transformer import KNOWN_LAYERS, linear_shapes
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer

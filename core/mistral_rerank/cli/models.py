@@ -72,7 +72,7 @@ def convert(
 @with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "rerank_config")
 def info(reranker: dict[str, Any]) -> None:
     """Describe a model, and how it would run on this machine."""
-    from mistral_rerank.local.checkpoints.loading import summary
+    from mistral_rerank.local.checkpoints.summary import summary
 
     settings = RerankSettings(**reranker)
     table = Table(show_header=False, box=None)

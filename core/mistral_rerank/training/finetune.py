@@ -38,7 +38,8 @@ from mistral_rerank.local.checkpoints.loading import (
     load_classifier,
     load_tokenizer,
 )
-from mistral_rerank.local.checkpoints.trust import inner_folder, read_lora_config, read_model_config
+from mistral_rerank.local.checkpoints.model_config import read_lora_config, read_model_config
+from mistral_rerank.local.checkpoints.trust import inner_folder
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register

@@ -23,8 +23,9 @@ from transformers import (
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, open_reranker
 from mistral_rerank.local.checkpoints.families import FAMILIES
-from mistral_rerank.local.checkpoints.loading import length_limit, load_tokenizer, open_checkpoint, summary
-from mistral_rerank.local.checkpoints.trust import read_model_config
+from mistral_rerank.local.checkpoints.loading import length_limit, load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoints.model_config import read_model_config
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model import rerank_model
 

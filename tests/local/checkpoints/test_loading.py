@@ -16,7 +16,8 @@ from transformers import (
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
 from mistral_rerank.local.checkpoints.detection import read_config
-from mistral_rerank.local.checkpoints.loading import find_checkpoint, load_classifier, open_checkpoint, summary
+from mistral_rerank.local.checkpoints.loading import find_checkpoint, load_classifier, open_checkpoint
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.rerank_model import RerankModel

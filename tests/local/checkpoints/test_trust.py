@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.checkpoints.loading import load_model, load_tokenizer, open_checkpoint, summary
+from mistral_rerank.local.checkpoints.loading import load_model, load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.model.early_exit import read_early_exit_config
 
 BAIT = "the-bait"

@@ -9,7 +9,7 @@ from transformers import MistralForSequenceClassification
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
 from mistral_rerank.local.checkpoints.config import Calibration, CheckpointConfig, PretrainedBase
 from mistral_rerank.local.checkpoints.detection import read_config
-from mistral_rerank.local.checkpoints.loading import summary
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
 FOUND = Calibration(scale=0.5, bias=-1.25, threshold=0.37, precision=0.8, fitted_on=("a", "b"), pairs=99)

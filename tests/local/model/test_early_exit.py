@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, MistralForSe
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError, open_reranker
 from mistral_rerank.local.checkpoints.config import CheckpointConfig
 from mistral_rerank.local.checkpoints.export import export_merged
-from mistral_rerank.local.checkpoints.loading import summary
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.model.early_exit import (
     EARLY_EXIT_FILE,
     EarlyExit,

@@ -15,8 +15,9 @@ from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.local.checkpoints.bases import mini_folder
 from mistral_rerank.local.checkpoints.config import RERANK_JSON, CheckpointConfig, PretrainedBase
 from mistral_rerank.local.checkpoints.families import FAMILIES, LORA, find_family
+from mistral_rerank.local.checkpoints.model_config import is_encoder
 from mistral_rerank.local.checkpoints.modules import MODULES_JSON, read_modules
-from mistral_rerank.local.checkpoints.trust import check_files, is_encoder, read_json
+from mistral_rerank.local.checkpoints.trust import check_files, read_json
 
 
 def read_config(folder: Path, rerank_config: str | None = None) -> CheckpointConfig:
