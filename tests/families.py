@@ -43,7 +43,7 @@ PAIR_ROLES = (
 )
 ZERANK_ROLES = (
     "{%- for message in messages -%}"
-    "{{- '<|im_start|>' + {'query': 'system', 'document': 'user'}[message.role] + '\n' + message.content + '<|im_end|>\n' -}}"
+    "{{- '<|im_start|>' + {'query': 'system', 'document': 'user'}[message.role] + '\n' + message.content | trim + '<|im_end|>\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
 )
 SMALL: dict[str, Any] = {

@@ -35,6 +35,7 @@ class Template:
         template: the text; None for the tokenizer's own format of a pair, as encoders use.
         instruction_template: replaces the text in calls with an instruction; None: instructions go into `template`.
         instruction: the instruction of a call without one.
+        strip: whether white space around question, passage and instruction is removed.
         parts: of `template`: text and placeholders in turn, such as ("question:", "{query}", " ", "{passage}", "").
 
     Raises:
@@ -45,6 +46,7 @@ class Template:
     template: TemplateText | None = DEFAULT_TEMPLATE
     instruction_template: TemplateText | None = None
     instruction: str | None = None
+    strip: bool = False
     parts: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -85,6 +87,8 @@ class Template:
     def format(self, query: str, passage: str, instruction: str | None = None) -> RenderedPair:
         """Render a pair; braces in its texts are ordinary characters."""
         text, instruction = self.of(instruction)
+        if self.strip:
+            query, passage, instruction = query.strip(), passage.strip(), instruction.strip()
         texts = {"{query}": query, "{passage}": passage, "{instruction}": instruction}
         parts = [texts.get(part, part) for part in _split(("{query}", "{passage}") if text is None else text)]
         position = _split(text if text is not None else ("{query}", "{passage}")).index("{passage}")

@@ -59,8 +59,8 @@ def qwen3_ids(tokenizer, query, passage, instruction, limit):
 
 
 def zerank_ids(tokenizer, query, passage, instruction, limit):
-    start = f"<|im_start|>system\n{query}<|im_end|>\n<|im_start|>user\n"
-    ids = encode(tokenizer, start + passage + "<|im_end|>\n<|im_start|>assistant\n")
+    start = f"<|im_start|>system\n{query.strip()}<|im_end|>\n<|im_start|>user\n"
+    ids = encode(tokenizer, start + passage.strip() + "<|im_end|>\n<|im_start|>assistant\n")
     end = encode(tokenizer, "<|im_end|>\n<|im_start|>assistant\n")
     return ids if len(ids) <= limit else ids[: limit - len(end)] + end
 

@@ -110,6 +110,7 @@ class CheckpointConfig(BaseModel):
         default=None, description="the prompt of calls with an instruction, if it is another one"
     )
     instruction: str | None = Field(default=None, description="of calls without one")
+    strip: bool = Field(default=False, description="whether white space around the texts is removed")
     add_special_tokens: bool = Field(default=True, description="whether the tokenizer adds its special tokens")
     append_eos: bool = True
     true_token: int | str | None = Field(
@@ -135,7 +136,7 @@ class CheckpointConfig(BaseModel):
     @property
     def prompt(self) -> Template:
         """The prompt template."""
-        return Template(self.template, self.instruction_template, self.instruction)
+        return Template(self.template, self.instruction_template, self.instruction, strip=self.strip)
 
     @property
     def pooling_config(self) -> PoolingConfig:

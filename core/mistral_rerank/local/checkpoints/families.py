@@ -96,6 +96,7 @@ FAMILIES = (
         r"zerank-(1|1-small|2)\b",
         "Qwen3",
         template=QWEN_CHAT.format(system="{query}") + "{passage}" + QWEN_ANSWER,
+        strip=True,
         true_token="Yes",  # noqa: S106
         max_length=32768,
         calibration=Calibration(scale=0.2),

@@ -169,11 +169,11 @@ def _chat_fields(folder: Path, options: Mapping[str, Any], *, flat: bool) -> dic
     special = {key: value.get("content") if isinstance(value, dict) else value for key, value in tokenizer.items()}
     special = {key: value for key, value in special.items() if key.endswith("_token") and isinstance(value, str)}
 
-    def render(*roles: str) -> str:
+    def render(*roles: str, margin: str = "") -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         placeholders = {"system": "{instruction}", "query": "{query}", "document": "{passage}"}
-        texts = {role: MARKERS[placeholders[role]] for role in roles}
+        texts = {role: margin + MARKERS[placeholders[role]] + margin for role in roles}
         messages = [
             {"role": role, "content": text if flat else [{"type": "text", "text": text}]}
             for role, text in texts.items()
@@ -191,7 +191,11 @@ def _chat_fields(folder: Path, options: Mapping[str, Any], *, flat: bool) -> dic
         raise CheckpointError(
             f"{folder}: its chat template does not render the roles query and document once each; give rerank_config"
         )
-    fields: dict[str, Any] = {"template": plain, "instruction": _default_prompt(folder)}
+    spaced = render("query", "document", margin="\n \n")
+    trims = [f"\n \n{placeholder}\n \n" not in spaced for placeholder in ("{query}", "{passage}")]
+    if len(set(trims)) > 1:
+        raise CheckpointError(f"{folder}: its chat template trims one of question and passage; give rerank_config")
+    fields: dict[str, Any] = {"template": plain, "instruction": _default_prompt(folder), "strip": trims[0]}
     with suppress(CheckpointError):  # a template may refuse the role
         instructed = render("system", "query", "document")
         if sorted(PLACEHOLDER.findall(instructed)) == ["{instruction}", "{passage}", "{query}"]:

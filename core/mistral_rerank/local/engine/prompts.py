@@ -121,6 +121,8 @@ class PromptLayout:
 
         """
         template, instruction = self._template.of(instruction)
+        if self._template.strip:
+            instruction = instruction.strip()
         texts = {"{query}": clean(query), "{instruction}": clean(instruction)}
         start: list[int] = []
         end: list[int] = []

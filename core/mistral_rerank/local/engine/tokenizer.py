@@ -100,7 +100,7 @@ class PairTokenizer:
             raise CheckpointError("rerank.json asks for an end token, and the tokenizer has none (eos_token)")
         self._max_length = max_length
         self._first_cut = CHARACTERS * (max_length + MARGIN)
-        self._overflow = overflow
+        self._overflow, self._strip = overflow, template.strip
         self._layout = PromptLayout(
             backend,
             template,
@@ -147,6 +147,8 @@ class PairTokenizer:
         batch: list[tuple[int, Prompt, str]] = []
         size = 0
         for position, (query, passage) in enumerate(pairs):
+            if self._strip:
+                query, passage = query.strip(), passage.strip()
             if query not in prompts:
                 self._check_length(position, query, instruction or "")
                 prompts[query] = self._layout.prompt(query, instruction)
