@@ -78,6 +78,7 @@ def write_random_model(folder: str) -> None:
     )
     MistralForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    Path(folder, "rerank.json").write_text("{}", "utf-8")  # the defaults
 
 
 def open_local(options: argparse.Namespace, **settings: Any) -> Any:

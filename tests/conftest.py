@@ -55,11 +55,12 @@ def tokenizer(facts: BeirDataset) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A whole checkpoint folder without a rerank.json."""
+    """A whole checkpoint folder with the defaults of rerank.json."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     MistralForSequenceClassification(tiny_config(len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "rerank.json").write_text("{}")
     return folder
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.checkpoints.config import read_config
-from mistral_rerank.templates import Template
+from mistral_rerank.local.checkpoints.detection import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -53,7 +52,7 @@ class SentenceTransformers:
             raise MissingDependencyError.of("dense", error) from error
         import torch
 
-        self._prompt = Template(read_config(folder).template)
+        self._prompt = read_config(folder).prompt
         self._model: Any = CrossEncoder(
             str(folder),
             device=str(device),
@@ -88,7 +87,7 @@ class Transformers:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         self._rows, self._device = rows, device
-        self._prompt = Template(read_config(folder).template)
+        self._prompt = read_config(folder).prompt
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False

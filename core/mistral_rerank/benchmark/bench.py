@@ -24,8 +24,8 @@ from mistral_rerank.benchmark.timing import alternate, kendall_tau, latencies, m
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.checkpoints.loading import open_checkpoint
-from mistral_rerank.local.checkpoints.trust import read_model_config
-from mistral_rerank.local.model.transformer import linear_shapes
+from mistral_rerank.local.checkpoints.model_config import read_model_config
+from mistral_rerank.local.model.transformer import KNOWN_LAYERS, linear_shapes
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer
 
@@ -178,7 +178,7 @@ class _Linears:
     def of(cls, model: str, base: str | None) -> _Linears:
         checkpoint = open_checkpoint(model, base=base)
         config = read_model_config(checkpoint.base or checkpoint.folder, layers=checkpoint.layers)
-        last_token = config.model_type in ("mistral", "llama") and not checkpoint.config.pooling_config.mean
+        last_token = config.model_type in KNOWN_LAYERS and not checkpoint.config.pooling_config.mean
         return cls(linear_shapes(config), config.num_hidden_layers, last_token)
 
     def operations(self, counter: _Counter) -> int:

@@ -101,7 +101,7 @@ async def _answer(body: Body, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
-    rerank_request, protocol = body.to_request(), PROTOCOL_OF[type(body)]
+    rerank_request, protocol = body.request(), PROTOCOL_OF[type(body)]
     current_record().protocol = protocol.name
     reply = await service.rerank(rerank_request, request)
     return JSONResponse(protocol.write_reply(rerank_request, reply))

@@ -171,11 +171,12 @@ class Service:
         overflow = _overflow(rerank_request.truncate)
 
         async def rank() -> list[RankedPassage]:
+            instruction = rerank_request.instruction
             if not self.settings.telemetry:
-                return await self._reranker.arank(query, passages, overflow=overflow)
+                return await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
             top_n = rerank_request.top_n
             with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
-                ranking = await self._reranker.arank(query, passages, overflow=overflow)
+                ranking = await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
                 report(ranking[:top_n])
                 return ranking
 
@@ -190,11 +191,12 @@ class Service:
         overflow = _overflow(body.truncate_prompt_tokens is not None)
 
         async def score() -> list[Score]:
+            instruction = {} if body.instruction is None else {"instruction": body.instruction}
             if not self.settings.telemetry:
-                return await self._reranker.ascore_pairs(pairs, overflow=overflow)
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
             texts = [passage for _, passage in pairs]
             with rerank_span(pairs[0][0], texts, model=self.model_id, top_n=None, content=False):
-                return await self._reranker.ascore_pairs(pairs, overflow=overflow)
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
 
         scores = await self._while_connected(score, pairs, request)
         self._count_tokens(scores)

@@ -10,6 +10,7 @@ import errno
 import os
 import sys
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,15 @@ from mistral_rerank.local.checkpoints.gguf import CHECKSUMS, check_base, make_ba
 from mistral_rerank.local.checkpoints.trust import check_files, inner_folder, is_hub_id
 from mistral_rerank.local.checkpoints.wheels import KNOWN_WHEELS, KnownWheel
 
-WANTED = ["*.json", "*.safetensors", "*.model"]
-UNWANTED = ["consolidated*", "[!e]*/*", "e[!a]*/*"]
-"""Files of a hub's repository that are not downloaded: other weight formats, and folders other than `early_exit`."""
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+UNWANTED = ["consolidated*", "[!e0-9]*/*", "e[!a]*/*"]
+"""Files of a hub's repository that are not downloaded: other weight formats, and folders other than `early_exit` and
+those of sentence-transformers' modules."""
+
+
+def mini_folder() -> Path:
+    """Return the folder of "mini" inside the package."""
+    return Path(str(files("mistral_rerank") / "mini"))
 
 
 def cache_dir() -> Path:

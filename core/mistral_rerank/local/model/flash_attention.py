@@ -14,7 +14,7 @@ import functools
 import inspect
 import itertools
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -82,7 +82,7 @@ class _VarlenAttention:
         self._window_size = window_size
         # PyTorch 2.11 takes fewer key heads than query heads without being told, and has no argument for it
         takes_argument = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
-        self._grouped_queries = {"enable_gqa": True} if takes_argument else {}
+        self._grouped_queries: dict[str, Any] = {"enable_gqa": True} if takes_argument else {}
         indices = torch.cat([torch.arange(part.start, part.stop) for ranges in keys for part in ranges])
         is_in_order = torch.equal(indices, torch.arange(len(indices)))  # no prefix is shared: no copy is needed
         self._key_indices = slice(len(indices)) if is_in_order else copy_to(device, indices)
