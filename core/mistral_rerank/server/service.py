@@ -44,7 +44,7 @@ UNNAMED = "rerank"
 """Name of the model of an endpoint for which no model was set."""
 PARSED_AT_ONCE = 2
 MOST_OF_TIMEOUT = 0.5
-"""Part of the timeout that an admitted request may be estimated to take: later requests take turns before it is done."""
+"""Part of the timeout that an admitted request may be estimated to take, since later requests take turns too."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between attempts to load the model; they double from the first to the longest."""
 CLIENT_CLOSED_REQUEST = 499
