@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 UNNAMED = "rerank"
 """Name of the model of an endpoint for which no model was set."""
 PARSED_AT_ONCE = 2
+MOST_OF_TIMEOUT = 0.5
+"""Part of the timeout that an admitted request may be estimated to take, since later requests take turns too."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds between attempts to load the model; they double from the first to the longest."""
 CLIENT_CLOSED_REQUEST = 499
@@ -217,8 +219,8 @@ class Service:
         record.passages = len(pairs)
         self.metrics.passages.observe(len(pairs))
         tokens = self._backlog.estimate(pairs)
-        if (seconds := self._backlog.seconds_until_answer(tokens)) > timeout:
-            late = f"the answer would take about {seconds:.0f} s, over {timeout:g} s; send fewer passages, or try later"
+        if (seconds := self._backlog.seconds_until_answer(tokens)) > MOST_OF_TIMEOUT * timeout:
+            late = f"the answer would take about {seconds:.0f} s of work; send fewer passages, or try later"
             raise self.overloaded("deadline", route_path(request.scope), late)
         start = time.perf_counter()
         with self._backlog.holding(tokens):
