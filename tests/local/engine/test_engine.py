@@ -30,6 +30,7 @@ class Lengths:
         self.gate.set()
 
     state_bytes = 1
+    key_value_bytes = 0
 
     @property
     def model(self):
