@@ -13,7 +13,8 @@ import pytest
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
 from mistral_rerank.local.batching.planning import plan_padded
 from mistral_rerank.local.engine import engine as module
-from mistral_rerank.local.engine.engine import BatchSize, Engine
+from mistral_rerank.local.engine.batch_size import BatchSize
+from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.tokenizer import EncodedPair
 from mistral_rerank.reranker import Observer
 

@@ -5,8 +5,8 @@ with the first job and tokenizes; the forward thread runs batches. Waiting jobs 
 (`turns`), so a small job does not wait for a large one. Cancelled jobs are dropped before their next step.
 
 A turn is one batch. A sequence longer than a turn is computed in chunks, one a turn, and its keys and values are kept
-between them. Models that compute a sequence whole, and both passes of a cascade that need partial hidden states, run
-it in one turn.
+between them. Some models compute a sequence whole (`RerankModel.key_value_bytes`), and so do the passes of a cascade
+that return partial hidden states or resume from them.
 
 With `share_batches` a batch is filled up with sequences of other jobs, and batches are cut to turns while other jobs
 wait. That keeps an accelerator busy, but rounding then depends on the other jobs. Without it a turn is a whole batch:
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING
 from mistral_rerank._forks import ForkLock, after_fork
 from mistral_rerank.errors import RerankerClosedError, ScoringError
 from mistral_rerank.local.batching.planning import joined_tokens
+from mistral_rerank.local.engine.batch_size import BatchSize
 from mistral_rerank.local.engine.job import Job, join_batches, plan_batches
 from mistral_rerank.local.engine.tokenizer_stage import TokenizerStage
 from mistral_rerank.local.engine.turns import Turns
@@ -50,9 +51,6 @@ long sequences (21,000 tokens of mini)."""
 
 SHARED_TURN = 8
 """With shared batches, a job runs at most 1/8 of a batch in a turn while others wait."""
-
-FIRST_WAIT = 8
-LONGEST_WAIT = 1024
 
 
 class Engine:
@@ -383,43 +381,3 @@ def _too_long(item: Item) -> RerankError:
         f"out of memory for a single pair of {len(item.ids)} tokens; lower max_length, or use a smaller dtype or "
         "another device"
     )
-
-
-class BatchSize:
-    """The most tokens that a batch may compute.
-
-    After `FIRST_WAIT` batches without an error the size doubles, up to the initial size. Each time that this was too
-    early, the next wait doubles too, up to `LONGEST_WAIT`.
-
-    Attributes:
-        tokens: the current size.
-
-    """
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = self._initial = tokens
-        self._wait = FIRST_WAIT
-        self._successes = 0
-        self._has_grown = False
-
-    def out_of_memory(self, tokens: int) -> None:
-        """Reduce the size to `tokens` after a larger batch did not fit."""
-        self.tokens = max(1, min(self.tokens, tokens))
-        self._successes = 0
-        if self._has_grown:
-            self._wait = min(2 * self._wait, LONGEST_WAIT)
-        self._has_grown = False
-
-    def succeeded(self) -> None:
-        """Count a batch that fitted."""
-        if self.tokens == self._initial and not self._has_grown:
-            return
-        self._successes += 1
-        if self._successes < self._wait:
-            return
-        self._successes = 0
-        self._has_grown = self.tokens < self._initial
-        if self._has_grown:
-            self.tokens = min(2 * self.tokens, self._initial)
-        else:
-            self._wait = FIRST_WAIT
