@@ -20,7 +20,7 @@ class Trace:
     def __init__(self):
         self.trace: list[str] = []
         self.freed = 0
-        self.gate = threading.Event()
+        self.running, self.gate = threading.Event(), threading.Event()
         self.gate.set()
         self.after_step = lambda: None
 
@@ -43,6 +43,7 @@ class Trace:
         return plan_padded(sequences, budget)
 
     def step(self, text):
+        self.running.set()
         self.gate.wait(10)
         self.trace.append(text)
         self.after_step()
@@ -68,6 +69,7 @@ def run(scorer, *calls, batch_tokens=8, share=False):
     engine = Engine(lambda: scorer, batch_tokens=batch_tokens, share_batches=share)
     scorer.gate.clear()
     first = engine.submit([("q", "z:1")])
+    assert scorer.running.wait(10)
     futures = [engine.submit([("q", passage) for passage in call]) for call in calls]
     with pytest.raises(ValueError, match="gate"):
         engine.submit([("q", "open")]).result(timeout=10)
@@ -166,11 +168,12 @@ def test_a_long_sequence_that_exceeds_memory_is_an_error_and_frees_its_keys():
     engine.close()
 
 
-def test_shared_batches_are_full_for_a_call_alone_and_cut_to_turns_beside_others():
+def test_shared_batches_are_full_for_a_call_alone_and_cut_to_turns_beside_others(monkeypatch):
+    monkeypatch.setattr(module, "SHARED_TURN", 8)
     alone, beside = Trace(), Trace()
-    run(alone, ["a:8", "a:7", "a:6"], batch_tokens=64, share=True)
+    run(alone, ["a:7", "a:6", "a:5"], batch_tokens=64, share=True)
     run(beside, ["a:8", "a:7", "a:6"], ["b:3"], batch_tokens=64, share=True)
-    assert alone.trace == ["z1", "a8+a7+a6"]
+    assert alone.trace == ["z1", "a7+a6+a5"]
     assert beside.trace == ["z1", "a8+b3", "a7+a6"]
 
 

@@ -49,8 +49,8 @@ STATE_BYTES = 512 * 1024**2
 """The memory for partial hidden states (230,000 tokens of mini, 32,768 of a Mistral-7B), and for the keys and values of
 long sequences (21,000 tokens of mini)."""
 
-SHARED_TURN = 8
-"""With shared batches, a job runs at most 1/8 of a batch in a turn while others wait."""
+SHARED_TURN = 2048
+"""With shared batches, the most tokens of a job's turn while others wait."""
 
 
 class Engine:
@@ -228,7 +228,7 @@ class Engine:
     @property
     def _turn(self) -> int:
         """The most tokens of a job's turn while others wait."""
-        return max(1, self._size.tokens // SHARED_TURN) if self._share else self._size.tokens
+        return min(self._size.tokens, SHARED_TURN) if self._share else self._size.tokens
 
     def _is_long(self, scorer: Scorer, queued: QueuedBatch) -> bool:
         """Tell whether a batch is one sequence that is computed in chunks."""
