@@ -37,6 +37,7 @@ def write_checkpoint(folder: str, **shape: int) -> None:
     backend.train([str(FACTS / "corpus.jsonl")], vocab_size=2000, special_tokens=["<unk>", "<s>", "</s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, unk_token="<unk>", eos_token="</s>")
     tokenizer.save_pretrained(folder)
+    Path(folder, "rerank.json").write_text("{}", "utf-8")  # the defaults
 
 
 def memory_gib(which: str = "VmHWM") -> float:

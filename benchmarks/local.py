@@ -108,12 +108,12 @@ def lower_precision() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         merged = Path(scratch) / "merged"
         export_merged("mini", merged)
-        reranker = LocalReranker(str(merged), device="cpu", dtype="bfloat16")
+        reranker, cpu = LocalReranker(str(merged), device="cpu", dtype="bfloat16"), torch.device("cpu")
         baselines = {
             "ours": Ours(reranker),
-            "transformers loop, 16 rows": Transformers(merged, torch.bfloat16),
-            "transformers loop, 1 row": Transformers(merged, torch.bfloat16, rows=1),
-            "transformers loop in float32": Transformers(merged, torch.float32),
+            "transformers loop, 16 rows": Transformers(merged, torch.bfloat16, cpu),
+            "transformers loop, 1 row": Transformers(merged, torch.bfloat16, cpu, rows=1),
+            "transformers loop in float32": Transformers(merged, torch.float32, cpu),
         }
         print(f"\nmini in bfloat16: {'':62}  tau    max diff  max diff / max(1, |logit|)")
         for workload in ("nq", "hotpotqa", "fiqa"):

@@ -1,11 +1,13 @@
 """Load the server with many clients, some of which leave, and compare shared batches with one request per forward.
 
 python benchmarks/server_load.py [--model mini] [--clients 64] [--requests 2000] [--leaving 0.05] [--forward-ms 0]
+    [--device cpu] [--tolerance 1e-4] [--packed]
 
 The server is another process on one thread; both kinds run in turn, on the same requests of 1 to 40 passages. Every
 reply is compared with the scores of the same model in this process; the script fails where one is wrong or missing.
 `--model random` is a small Mistral with random weights; `--forward-ms` adds a fixed wait to each forward, as the
-launches of an accelerator do.
+launches of an accelerator do. On a CPU the dtype is float32, elsewhere the default one, whose rounding depends on the
+batch: give `--tolerance`. `--packed` packs rows on CUDA too.
 """
 
 import argparse
@@ -32,7 +34,6 @@ from typing import Any
 import httpx
 import torch
 
-TOLERANCE = 1e-4
 QUERIES = tuple(f"question {number}: why does it float" for number in range(8))
 PASSAGES = tuple(f"passage {number} " + "of a few more words " * (number % 4) for number in range(160))
 KINDS = {"one request per forward": False, "shared": True}
@@ -77,13 +78,23 @@ def write_random_model(folder: str) -> None:
     )
     MistralForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    Path(folder, "rerank.json").write_text("{}", "utf-8")  # the defaults
 
 
-def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: float) -> None:
+def open_local(options: argparse.Namespace, **settings: Any) -> Any:
+    """Open the reranker of the options."""
+    from mistral_rerank import LocalReranker
+    from mistral_rerank.local.model import rerank_model
+
+    rerank_model.PACKED_ON_CUDA = options.packed
+    dtype = "float32" if options.device == "cpu" else "auto"
+    return LocalReranker(options.model, device=options.device, dtype=dtype, **settings)
+
+
+def serve(pipe: Any, options: argparse.Namespace, share: bool) -> None:
     """Serve on a free port and tell which."""
     import uvicorn
 
-    from mistral_rerank import LocalReranker
     from mistral_rerank.local.model.rerank_model import RerankModel
     from mistral_rerank.server.app import create_app
     from mistral_rerank.server.settings import ServerSettings
@@ -93,12 +104,12 @@ def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: flo
 
     @wraps(forward)
     def slowed(*arguments: Any) -> list[float]:
-        time.sleep(forward_ms / 1000)
+        time.sleep(options.forward_ms / 1000)
         return forward(*arguments)
 
-    if forward_ms:
+    if options.forward_ms:
         RerankModel.logits = slowed  # type: ignore[method-assign]
-    reranker = LocalReranker(model, device="cpu", dtype="float32", batch_tokens=batch_tokens, share_batches=share)
+    reranker = open_local(options, batch_tokens=options.batch_tokens, share_batches=share)
     app = create_app(reranker, ServerSettings(max_requests=1000))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_keep_alive=75))
 
@@ -112,11 +123,10 @@ def serve(pipe: Any, model: str, share: bool, batch_tokens: int, forward_ms: flo
 
 
 @contextmanager
-def a_server(model: str, share: bool, batch_tokens: int, forward_ms: float) -> Iterator[tuple[str, int]]:
+def a_server(options: argparse.Namespace, share: bool) -> Iterator[tuple[str, int]]:
     """Run the server in a process of its own; yields its URL and its process id."""
     ours, theirs = multiprocessing.Pipe()
-    arguments = (theirs, model, share, batch_tokens, forward_ms)
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
+    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs, options, share), daemon=True)
     process.start()
     try:
         url = f"http://127.0.0.1:{ours.recv()}"
@@ -148,11 +158,14 @@ class Outcome:
     batch: float
 
 
-async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict[tuple[str, str], float]) -> Outcome:
+async def load(
+    url: str, pid: int, asks: list[Ask], options: argparse.Namespace, expected: dict[tuple[str, str], float]
+) -> Outcome:
     """Send all requests, so many at once, and judge every reply."""
     outcome = Outcome(0, 0, 0, 0, Counter(), [], [], 0)
     waiting = iter(asks)
     draw = random.Random(1)
+    clients = options.clients
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
 
     async def send(client: httpx.AsyncClient, ask: Ask) -> None:
@@ -171,7 +184,9 @@ async def load(url: str, pid: int, asks: list[Ask], clients: int, expected: dict
         outcome.answered += 1
         logits = {ranking["index"]: ranking["logit"] for ranking in reply.json()["rankings"]}
         reference = {index: expected[ask.query, text] for index, text in enumerate(ask.passages)}
-        right = logits.keys() == reference.keys() and all(abs(logits[i] - reference[i]) <= TOLERANCE for i in reference)
+        right = logits.keys() == reference.keys() and all(
+            abs(logits[i] - reference[i]) <= options.tolerance for i in reference
+        )
         outcome.wrong += not (right and list(logits.values()) == sorted(logits.values(), reverse=True))
 
     async def client_of(client: httpx.AsyncClient) -> None:
@@ -203,9 +218,10 @@ def main() -> None:
     parser.add_argument("--leaving", type=float, default=0.05)
     parser.add_argument("--batch-tokens", type=int, default=8192)
     parser.add_argument("--forward-ms", type=float, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tolerance", type=float, default=1e-4)
+    parser.add_argument("--packed", action="store_true")
     options = parser.parse_args()
-
-    from mistral_rerank import LocalReranker
 
     names = ("torch", "transformers", "uvicorn", "fastapi", "mistral-rerank")
     print(", ".join(f"{name} {version(name)}" for name in names), f"Python {platform.python_version()}", sep=", ")
@@ -218,15 +234,16 @@ def main() -> None:
     torch.set_num_threads(1)
     asks = make_requests(options.requests, options.leaving)
     with tempfile.TemporaryDirectory() as folder:
-        if (model := options.model) == "random":
-            write_random_model(model := folder)
-        with LocalReranker(model, device="cpu", dtype="float32") as local:
+        if options.model == "random":
+            write_random_model(folder)
+            options.model = folder
+        with open_local(options) as local:
             pairs = [(query, passage) for query in QUERIES for passage in PASSAGES]
             expected = dict(zip(pairs, (score.logit for score in local.score_pairs(pairs)), strict=True))
         outcomes = {}
         for name, share in KINDS.items():
-            with a_server(model, share, options.batch_tokens, options.forward_ms) as (url, pid):
-                outcomes[name] = asyncio.run(load(url, pid, asks, options.clients, expected))
+            with a_server(options, share) as (url, pid):
+                outcomes[name] = asyncio.run(load(url, pid, asks, options, expected))
     for name, outcome in outcomes.items():
         quantiles = statistics.quantiles(outcome.latencies, n=20)
         print(

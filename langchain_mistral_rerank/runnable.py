@@ -89,8 +89,11 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
         finally:
             module = sys.modules.get("openinference.instrumentation.langchain")
             instrumentor = module.LangChainInstrumentor() if module else None
-            is_active = instrumentor is not None and instrumentor.is_instrumented_by_opentelemetry
-            if is_active and (span := instrumentor.get_span(run_id)):
+            if (
+                instrumentor is not None
+                and instrumentor.is_instrumented_by_opentelemetry
+                and (span := instrumentor.get_span(run_id))
+            ):
                 texts = [document.page_content for document in inputs["documents"]]
                 attributes = request_attributes(inputs["query"], texts, model=inputs["model"], top_n=inputs["top_n"])
                 span.set_attributes(attributes | result_attributes(ranking))

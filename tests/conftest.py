@@ -19,6 +19,12 @@ def length_reranker() -> LengthReranker:
     return LengthReranker()
 
 
+@pytest.fixture
+def device() -> torch.device:
+    """CUDA where there is a card, else the CPU; tests that use it are marked `any_device`."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @pytest.fixture(scope="session")
 def facts() -> BeirDataset:
     return load_beir(FACTS)
@@ -49,11 +55,12 @@ def tokenizer(facts: BeirDataset) -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A whole checkpoint folder without a rerank.json."""
+    """A whole checkpoint folder with the defaults of rerank.json."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     MistralForSequenceClassification(tiny_config(len(tokenizer))).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "rerank.json").write_text("{}")
     return folder
 
 

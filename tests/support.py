@@ -25,11 +25,15 @@ class LengthReranker(Reranker):
     def model_name(self) -> str:
         return "length"
 
-    def score_pairs(self, pairs: list[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    def score_pairs(
+        self, pairs: list[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         self.calls += 1
         return [Score.from_logit(len(passage)) for _, passage in pairs]
 
-    async def ascore_pairs(self, pairs: list[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: list[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         return self.score_pairs(pairs)
 
 
@@ -40,7 +44,9 @@ class FailingReranker(LengthReranker):
         super().__init__()
         self.error = error
 
-    async def ascore_pairs(self, pairs: list[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: list[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         if pairs == [("warm", "up")]:
             return self.score_pairs(pairs)
         raise self.error

@@ -101,8 +101,13 @@ class Reranker(ABC):
 
     Subclasses implement `score_pairs` and `ascore_pairs`. A deep copy returns the same reranker, so that weights and
     connections are not duplicated.
+
+    Attributes:
+        max_length: the most tokens of a pair, if a limit was set.
+
     """
 
+    max_length: int | None = None
     is_closed = False
     """Whether the reranker has been closed."""
 
@@ -115,7 +120,9 @@ class Reranker(ABC):
         """The name of the model in traces and reports."""
 
     @abstractmethod
-    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    def score_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """Score every (question, passage) pair, in input order.
 
         A passage that is empty or blank is not scored: it gets `BLANK_SCORE`, whose probability is 0.
@@ -123,15 +130,20 @@ class Reranker(ABC):
         Args:
             pairs: questions with passages; any iterable.
             overflow: what happens to pairs over the limit in this call; None for the reranker's default.
+            instruction: what counts as relevant in this call, for models that take an instruction; None for the
+                reranker's default.
 
         Raises:
-            InvalidInputError: a text is not a string, a question is blank, or an input is too long.
+            InvalidInputError: a text is not a string, a question is blank, an input is too long, or the model has no
+                place for an instruction.
             ScoringError: the model returned no usable score. There is never a partial result.
 
         """
 
     @abstractmethod
-    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """`score_pairs` without blocking the event loop; cancelling drops the call from the queue."""
 
     def rank(
@@ -142,6 +154,7 @@ class Reranker(ABC):
         top_n: int | None = None,
         min_score: float | None = None,
         overflow: Overflow | None = None,
+        instruction: str | None = None,
     ) -> list[RankedPassage]:
         """Order passages by how well they answer the question, best first.
 
@@ -152,6 +165,7 @@ class Reranker(ABC):
             top_n: the most passages to return; None for all. 0 returns an empty list without scoring.
             min_score: drop passages below this probability, before `top_n` is applied.
             overflow: as in `score_pairs`.
+            instruction: as in `score_pairs`.
 
         Returns:
             Passages sorted by (-logit, index).
@@ -164,7 +178,8 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = call.complete(self.score_pairs(call.pairs, overflow=overflow) if call.pairs else [])
+        options = _call_options(overflow, instruction)
+        scores = call.complete(self.score_pairs(call.pairs, **options) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
     async def arank(
@@ -175,14 +190,20 @@ class Reranker(ABC):
         top_n: int | None = None,
         min_score: float | None = None,
         overflow: Overflow | None = None,
+        instruction: str | None = None,
     ) -> list[RankedPassage]:
         """`rank` without blocking the event loop."""
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = call.complete(await self.ascore_pairs(call.pairs, overflow=overflow) if call.pairs else [])
+        options = _call_options(overflow, instruction)
+        scores = call.complete(await self.ascore_pairs(call.pairs, **options) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
+
+    def weights_checksum(self) -> str | None:
+        """Return a checksum of the model's files; None if they are not on this machine."""
+        return None
 
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""
@@ -210,6 +231,11 @@ class Reranker(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _call_options(overflow: Overflow | None, instruction: str | None) -> dict[str, Any]:
+    """Return the options of a call; rerankers of users may not know `instruction`."""
+    return {"overflow": overflow} if instruction is None else {"overflow": overflow, "instruction": instruction}
 
 
 class CheckedPairs(list[Pair]):

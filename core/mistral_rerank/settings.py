@@ -72,10 +72,13 @@ class RerankSettings(BaseModel):
 
     backend: Literal["local", "remote"] = Field("local", description="this machine, or an HTTP endpoint")
     model: str | None = Field(
-        None, description="mini (local default), a checkpoint folder, a hub id, or a name at the endpoint"
+        None, description="mini (local default), a checkpoint folder, a hub id[@REVISION], or a name at the endpoint"
     )
     base: str | None = Field(
         None, description="base of the adapter, if it was trained on a folder: that folder, or a hub id"
+    )
+    rerank_config: str | None = Field(
+        None, description="how to read a checkpoint that does not say: a known family, or a file like rerank.json"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -86,6 +89,7 @@ class RerankSettings(BaseModel):
     )
     max_length: int | None = Field(None, ge=8, description="most tokens of a pair; default: the checkpoint's")
     overflow: Overflow = Field("truncate", description="treatment of a passage over max_length")
+    instruction: str | None = Field(None, description="what counts as relevant, for models that take an instruction")
     batch_tokens: int | None = Field(None, ge=1, description="most tokens of a batch")
     share_batches: bool | None = Field(
         None, description="whether concurrent calls may share batches; default: only on accelerators"
@@ -187,11 +191,13 @@ class RerankSettings(BaseModel):
 
 LOCAL = (
     "base",
+    "rerank_config",
     "device",
     "dtype",
     "quantization",
     "max_length",
     "overflow",
+    "instruction",
     "batch_tokens",
     "share_batches",
     "cascade_depth",
@@ -202,6 +208,7 @@ REMOTE = (
     "protocol",
     "api_key",
     "overflow",
+    "instruction",
     "timeout",
     "retries",
     "max_passages",

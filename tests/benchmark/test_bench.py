@@ -60,7 +60,10 @@ def test_the_peak_is_operations_over_the_time_of_the_best_pass(monkeypatch):
     clock = iter([0.0, 0.5, 1.0, 5.0, 6.0, 7.0, 9.0, 20.0])  # start; then check, start and end of each pass
     monkeypatch.setattr("mistral_rerank.benchmark.timing.time.perf_counter", lambda: next(clock))
     work = 2 * 16 * 64 * 32 + 2 * 16 * 32 * 64
-    assert matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, seconds=8.0) == work / 2
+    assert (
+        matmul_peak([(64, 32), (32, 64)], rows=16, dtype=torch.float32, device=torch.device("cpu"), seconds=8.0)
+        == work / 2
+    )
 
 
 def test_operations_are_those_that_are_computed(tiny):

@@ -1,12 +1,14 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from mistral_rerank import InvalidInputError, SettingsError
-from mistral_rerank.data_files.atomic import atomic_write, replacement, write_json
+from mistral_rerank.data_files.atomic import atomic_write, complete_lines, replacement, write_json
 from mistral_rerank.data_files.pairs import BLOCK, score_file, score_lines
 
 
@@ -58,6 +60,72 @@ def test_a_stopped_run_goes_on_and_equals_one_that_was_not(tmp_path, length_rera
     assert (done, progress) == (count, [BLOCK, BLOCK, 10])
     assert read(out) == expected(count, length_reranker)
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_run_does_not_go_on_with_other_weights_of_the_same_name(tmp_path, length_reranker):
+    out, bad = tmp_path / "s.jsonl", pairs_text(BLOCK) + "{}\n"
+    length_reranker.weights_checksum = lambda: "one"
+    with pytest.raises(InvalidInputError):
+        score_file(length_reranker, io.StringIO(bad), "p", out, settings={}, progress=nothing)
+    length_reranker.weights_checksum = lambda: "two"
+    with pytest.raises(SettingsError, match="another weights"):
+        score_file(length_reranker, io.StringIO(bad), "p", out, settings={}, progress=nothing)
+
+
+def test_a_second_process_does_not_write_the_same_file(tmp_path, length_reranker):
+    out = tmp_path / "s.jsonl"
+
+    def refused_meanwhile(_):
+        code = "import sys; from pathlib import Path; from mistral_rerank.data_files.atomic import only_writer\n"
+        code += "with only_writer(Path(sys.argv[1])): pass"
+        second = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True)
+        assert f"another process writes {out}" in second.stderr
+        seen.append(second.returncode)
+
+    seen = []
+    score_file(length_reranker, io.StringIO(pairs_text(3)), "p", out, settings={}, progress=refused_meanwhile)
+    assert seen == [1, 1]
+    assert read(out) == expected(3, length_reranker)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_wrong_lines_are_set_aside_with_their_reasons_also_after_a_stop(tmp_path, length_reranker):
+    lines = [
+        *pairs_text(BLOCK).splitlines(keepends=True),
+        "no JSON\n",
+        '{"query": "q"}\n',
+        '{"query": "q", "passage": "x"}',
+    ]
+    out, rejects = tmp_path / "s.jsonl", tmp_path / "rejects.jsonl"
+    options = {"settings": {}, "progress": nothing, "rejects": rejects}
+    scored = length_reranker.score_pairs
+
+    def stops(pairs):
+        if len(pairs) < BLOCK:
+            raise KeyboardInterrupt
+        return scored(pairs)
+
+    length_reranker.score_pairs = stops
+    with pytest.raises(KeyboardInterrupt):
+        score_file(length_reranker, lines, "p", out, **options)
+    length_reranker.score_pairs = scored
+    assert score_file(length_reranker, lines, "p", out, **options) == BLOCK + 1
+    assert [(reject["line"], reject["text"]) for reject in read(rejects)] == [
+        (BLOCK + 1, "no JSON"),
+        (BLOCK + 2, '{"query": "q"}'),
+    ]
+    assert "not JSON" in read(rejects)[0]["reason"]
+    assert "lacks 'passage'" in read(rejects)[1]["reason"]
+
+
+def test_a_resume_reads_line_by_line(tmp_path):
+    file = tmp_path / "lines"
+    file.write_bytes(b"one\ntwo\nhal")
+    lines = complete_lines(file)
+    assert next(lines) == b"one\n"
+    assert [*lines] == [b"two\n"]
+    assert file.read_bytes() == b"one\ntwo\n"
+    assert [*complete_lines(tmp_path / "none")] == []
 
 
 def test_a_partial_file_of_other_pairs_is_not_continued(tmp_path, length_reranker):

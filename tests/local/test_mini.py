@@ -1,5 +1,8 @@
 """The embedded default, as its users get it."""
 
+import re
+from importlib import resources
+
 import pytest
 import torch
 from peft import PeftModel
@@ -61,6 +64,14 @@ def test_mini_tells_an_answer_from_passages_about_other_things(mini, facts):
         for number, query in enumerate(facts.queries)
     }
     assert answered_first(facts, reordered(mini, facts, candidates)) >= 34
+
+
+def test_the_answers_of_the_web_pages_sample_come_first(mini):
+    page = resources.files("mistral_rerank.server").joinpath("page.html").read_text(encoding="utf-8")
+    question, *passages = re.findall(r'"(.*)"', re.search(r"const SAMPLE = {(.*?)\n};", page, re.DOTALL)[1])
+    first, second, *_ = mini.rank(question, passages)
+    assert {first.index, second.index} == {4, 7}
+    assert first.score.logit > 1
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,13 @@ from functools import cache
 
 import httpx
 import pytest
+import uvicorn
 from command import COMMAND
 
 from mistral_rerank import Reranker
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.lifecycle import DrainingServer, server_config
+from mistral_rerank.server.service import Service
 from mistral_rerank.server.settings import ServerSettings
 
 
@@ -24,8 +26,13 @@ from mistral_rerank.server.settings import ServerSettings
 def running(reranker: Reranker, **settings: object) -> Iterator[str]:
     """Serve on a free port; yields the base URL."""
     app = create_app(reranker, ServerSettings(**settings))
-    config = server_config(app, app.state.service.settings, log_level="warning")
-    server = DrainingServer(config, app.state.service)
+    with served(server_config(app, app.state.service.settings), app.state.service) as url:
+        yield url
+
+
+@contextmanager
+def served(config: uvicorn.Config, service: Service) -> Iterator[str]:
+    server = DrainingServer(config, service)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not (server.started and server.servers[0].sockets):
@@ -46,25 +53,27 @@ def free_port() -> int:
 
 
 @contextmanager
-def commanded(*options: str) -> Iterator[subprocess.Popen[str]]:
-    """Run `mistral-rerank serve` as a process; yields it, with its `url`, when it is ready."""
+def commanded(*options: str, ready: bool = True) -> Iterator[subprocess.Popen[str]]:
+    """Run `mistral-rerank serve` as a process; yields it, with its `url`, when it is ready, or else at once."""
     port = free_port()
     environment = os.environ | {"MISTRAL_RERANK_DEVICE": "cpu", "HF_HUB_OFFLINE": "1"}
     command = [COMMAND, "serve", "--port", str(port), *options]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     process.url = f"http://127.0.0.1:{port}"
     try:
-        wait_until_ready(process.url)
+        if ready:
+            with httpx.Client(base_url=process.url) as client:
+                wait_until_ready(client)
         yield process
     finally:
         process.kill()
         process.communicate()
 
 
-def wait_until_ready(url: str) -> None:
+def wait_until_ready(client: httpx.Client) -> None:
     for _ in range(1200):
         try:
-            if httpx.get(url + "/v1/health/ready").status_code == 200:
+            if client.get("/v1/health/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass

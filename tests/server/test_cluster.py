@@ -6,18 +6,23 @@ import signal
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import ValidationError
-from server.running import commanded, replicated
+from server.running import commanded, ray_cluster, replicated
 from support import LengthReranker
 
-from mistral_rerank import RemoteReranker, Score
+from mistral_rerank import RemoteReranker, RerankSettings, Score, SettingsError
+from mistral_rerank.server.settings import ServerSettings
 
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'mistral-rerank[cluster]'")
+
+from mistral_rerank.server.cluster import ClusterSettings, deployment, serve_cluster  # noqa: E402
+
 QUERIES = [f"question {number}" for number in range(12)]
 PASSAGES = ["a", "bbb", "cc"]
 
@@ -96,6 +101,68 @@ def test_sigterm_answers_what_the_replicas_have_begun(tiny: Path, monkeypatch: p
         server.send_signal(signal.SIGTERM)
         assert [len(call.result().json()["results"]) for call in calls] == [300] * 4
         assert server.wait(30) == 0
+
+
+def descendants(pid: int) -> list[int]:
+    children = [
+        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
+    ]
+    return [pid, *(found for child in children for found in descendants(child))]
+
+
+def listening(pids: list[int]) -> set[str]:
+    """The addresses, in hexadecimal, on which processes listen."""
+    sockets = set()
+    for pid in pids:
+        for link in Path(f"/proc/{pid}/fd").glob("*"):
+            with suppress(OSError):
+                sockets.add(str(link.readlink()))
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs /proc/net/tcp of Linux")
+def test_a_cluster_of_its_own_listens_on_loopback_alone(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("MISTRAL_RERANK_CLUSTER_CPUS", "0.1")
+    with commanded("--cluster", "--model", str(tiny)) as server:
+        addresses = listening(descendants(server.pid))
+        server.terminate()
+        assert server.wait(60) == 0
+    assert addresses
+    assert addresses <= LOOPBACK
+
+
+def test_an_application_that_is_already_on_the_cluster_stays(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    from ray import serve
+
+    url = ray_cluster()
+    other = deployment(LengthReranker, ServerSettings(), ClusterSettings(cpus=0.1))
+    serve.run(other, name="other", route_prefix="/other")
+    try:
+        monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        monkeypatch.setenv("MISTRAL_RERANK_CLUSTER_CPUS", "0.1")
+        with commanded("--cluster", "--model", str(tiny), ready=False) as server:
+            while "mistral-rerank" not in (applications := serve.status().applications):
+                assert server.poll() is None, server.stderr.read()
+                time.sleep(0.1)
+            assert "other" in applications
+            server.terminate()
+            assert server.wait(60) == 0
+        assert set(serve.status().applications) == {"other"}
+        reply = httpx.post(f"{url}/other/v1/rerank", json={"query": "q", "documents": PASSAGES})
+        assert [place["index"] for place in reply.json()["results"]] == [1, 2, 0]
+    finally:
+        serve.delete("other")
+
+
+def test_settings_that_a_cluster_cannot_keep_are_refused():
+    for settings in ({"uds": "/tmp/socket"}, {"forwarded_allow_ips": "*"}, {"threads": 2}):
+        with pytest.raises(SettingsError, match="leave it out"):
+            serve_cluster(RerankSettings(), ServerSettings(**settings), ClusterSettings(), host="127.0.0.1", port=9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Keys, queue, time, disconnects and the way down."""
 
 import asyncio
+import platform
 import signal
 import subprocess
 import threading
@@ -13,8 +14,12 @@ from command import COMMAND
 from pydantic import ValidationError
 from server.running import commanded, running
 from support import LengthReranker
+from typer.testing import CliRunner
 
 from mistral_rerank import CheckpointError, LocalReranker, Score
+from mistral_rerank._version import __version__
+from mistral_rerank.cli import app
+from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.server.middleware import OPEN_PATHS
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import describe
@@ -104,16 +109,58 @@ def test_a_body_over_the_limit_is_a_413(chunked: bool):
     assert "3000 bytes" in reply.json()["message"]
 
 
-def test_a_full_queue_is_a_503_that_says_when_to_come_back():
-    held = HeldReranker()
+class MeasuredReranker(HeldReranker):
+    """Its model has computed 1,000 tokens in a second."""
+
+    max_length = 2000
+
+    def observe(self, observer) -> None:
+        observer.ran_batch(1, 1000, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/v1/rerank", 429), ("/v2/rerank", 429), ("/rerank", 429), ("/v1/ranking", 503), ("/score", 503)],
+)
+def test_a_full_queue_says_when_its_work_is_done_with_the_status_of_the_protocol(path: str, status: int):
+    held = MeasuredReranker()
     with running(held, max_requests=1) as url:
-        first = in_background(lambda: httpx.post(url + "/v1/rerank", json=BODY, timeout=30))
+        # 3 passages of 1,000 tokens, and 3 that are cut at 2,000
+        body = BODY | {"documents": ["a" * 3995] * 3 + ["a" * 100_000] * 3}
+        first = in_background(lambda: httpx.post(url + "/v1/rerank", json=body, timeout=30))
         assert held.entered.wait(10)
-        second = httpx.post(url + "/v1/rerank", json=BODY)
+        second = httpx.post(url + path, json=BODY)
+        metrics = httpx.get(url + "/metrics").text
         held.go.set()
         assert first().status_code == 200
         assert httpx.post(url + "/v1/rerank", json=BODY).status_code == 200
-    assert (second.status_code, second.headers["Retry-After"]) == (503, "1")
+    assert (second.status_code, second.headers["Retry-After"]) == (status, "9")
+    assert "mistral_rerank_queue_tokens 9000.0" in metrics
+
+
+def test_work_that_cannot_be_done_in_time_is_not_begun():
+    held = MeasuredReranker()
+    with running(held, timeout=10) as url:
+        large, small = ({"query": "q", "documents": ["a" * 3995] * number} for number in (6, 1))
+        first = in_background(lambda: httpx.post(url + "/v1/rerank", json=large, timeout=30))
+        assert held.entered.wait(10)
+        refused = httpx.post(url + "/v1/rerank", json=large)  # 12 s, in turn with the first
+        second = in_background(lambda: httpx.post(url + "/v1/rerank", json=small, timeout=30))  # 2 s
+        while "mistral_rerank_queue_size 2.0" not in (metrics := httpx.get(url + "/metrics").text):
+            pass
+        held.go.set()
+        assert [first().status_code, second().status_code] == [200, 200]
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "6")
+    assert "about 12 s" in refused.json()["message"]
+    assert 'mistral_rerank_rejections_total{reason="deadline"} 1.0' in metrics
+
+
+def test_an_idle_server_begins_any_work():
+    held = MeasuredReranker()
+    held.go.set()
+    with running(held, timeout=10) as url:
+        body = {"query": "q", "documents": ["a" * 8000] * 20}
+        assert httpx.post(url + "/v1/rerank", json=body).status_code == 200
 
 
 def test_a_request_that_takes_too_long_is_a_504_and_leaves_the_queue():
@@ -136,6 +183,7 @@ def test_the_work_of_a_client_that_has_gone_is_dropped():
         metrics = httpx.get(url + "/metrics").text
     assert 'mistral_rerank_rejections_total{reason="disconnected"} 1.0' in metrics
     assert 'status="499"' in metrics
+    assert "mistral_rerank_cancelled_passages_total 2.0" in metrics
 
 
 def test_a_client_that_does_not_ask_gets_the_overflow_that_the_server_was_given():
@@ -156,6 +204,19 @@ def test_a_client_that_does_not_ask_gets_the_overflow_that_the_server_was_given(
     assert asked == [None, "error"]
 
 
+@pytest.mark.parametrize(
+    ("request_of", "status"),
+    [
+        (lambda url: httpx.post(url + "/v1/rerank", json=BODY), 401),
+        (lambda url: httpx.post(url + "/v1/rerank", content=b"x" * 200, headers={"Authorization": "Bearer k"}), 413),
+    ],
+)
+def test_a_refusal_counts_under_its_route(request_of, status: int):
+    with running(LengthReranker(), api_keys="k", max_body_bytes=100) as url:
+        assert request_of(url).status_code == status
+        assert f'requests_total{{route="/v1/rerank",status="{status}"}} 1.0' in httpx.get(url + "/metrics").text
+
+
 def test_it_is_alive_but_not_ready_until_the_model_is_loaded():
     class Loading(HeldReranker):
         async def ascore_pairs(self, pairs, *, overflow=None):
@@ -166,10 +227,12 @@ def test_it_is_alive_but_not_ready_until_the_model_is_loaded():
     with running(loading) as url:
         assert httpx.get(url + "/v1/health/live").status_code == 200
         reply = httpx.get(url + "/v1/health/ready")
+        assert "mistral_rerank_ready 0.0" in httpx.get(url + "/metrics").text
         loading.go.set()
         assert (reply.status_code, reply.json()["message"]) == (503, "Service is loading the model.")
         while httpx.get(url + "/v1/health/ready").status_code != 200:
             time.sleep(0.01)
+        assert "mistral_rerank_ready 1.0" in httpx.get(url + "/metrics").text
 
 
 def wait_until_ready_or_gone(url: str) -> None:
@@ -193,6 +256,8 @@ def test_a_model_that_cannot_be_loaded_stops_the_server():
 
 def test_metrics_tell_of_every_stage(tiny: Path):
     with LocalReranker(str(tiny), device="cpu", share_batches=True) as reranker, running(reranker) as url:
+        while httpx.get(url + "/v1/health/ready").status_code != 200:
+            time.sleep(0.01)
         reply = httpx.post(url + "/v1/rerank", json=BODY).json()
         httpx.post(url + "/v1/rerank", json={})
         text = httpx.get(url + "/v1/metrics").text
@@ -206,6 +271,48 @@ def test_metrics_tell_of_every_stage(tiny: Path):
     assert "mistral_rerank_batch_size_sum 3.0" in text
     assert "mistral_rerank_batch_tokens_sum" in text
     assert 'mistral_rerank_request_duration_seconds_count{route="/v1/rerank"} 2.0' in text
+    assert "mistral_rerank_request_passages_sum 2.0" in text
+    assert "process_resident_memory_bytes" in text
+    assert f'mistral_rerank_build_info{{python="{platform.python_version()}",version="{__version__}"}} 1.0' in text
+
+
+def test_a_refusal_for_length_does_not_wait_for_the_model(tiny: Path, monkeypatch: pytest.MonkeyPatch):
+    entered, go, compute = threading.Event(), threading.Event(), RerankModel.logits
+
+    def held(self, *arguments):
+        if is_ready:
+            entered.set()
+            go.wait(30)
+        return compute(self, *arguments)
+
+    is_ready = []
+    monkeypatch.setattr(RerankModel, "logits", held)
+    long = {"query": {"text": "q"}, "passages": [{"text": "a word " * 100_000}]}
+    with LocalReranker(str(tiny), device="cpu", share_batches=True, max_length=64) as reranker:
+        with running(reranker) as url:
+            while httpx.get(url + "/v1/health/ready").status_code != 200:
+                time.sleep(0.01)
+            is_ready.append(True)
+            first = in_background(lambda: httpx.post(url + "/v1/rerank", json=BODY, timeout=30))
+            assert entered.wait(10)
+            refused = httpx.post(url + "/v1/ranking", json=long)
+            go.set()
+            assert first().status_code == 200
+    assert (refused.status_code, "exceeds maximum allowed" in refused.json()["message"]) == (422, True)
+
+
+@pytest.mark.parametrize(
+    ("options", "length", "threads"), [([], 2048, None), (["--max-length", "8192", "--threads", "3"], 8192, 3)]
+)
+def test_a_served_model_has_a_lower_limit_and_the_threads_of_its_container(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], length: int, threads: int | None
+):
+    served = []
+    monkeypatch.setattr("mistral_rerank.server.lifecycle.serve", lambda reranker, *_, **__: served.append(reranker))
+    monkeypatch.setattr("mistral_rerank.local.threads.set_threads", served.append)
+    found = CliRunner().invoke(app, ["serve", "--model", str(tiny), *options])
+    assert found.exception is None, found.output
+    assert [served[0], served[1].max_length] == [threads, length]
 
 
 @pytest.fixture

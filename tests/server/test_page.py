@@ -137,7 +137,7 @@ def test_the_sample_comes_back_in_the_servers_order(page):
     assert [place["place"] for place in shown] == [str(number) for number in range(1, 9)]
     assert json.loads(posts(page)[0].post_data) == {
         "model": "length",
-        "query": {"text": "Why does metal feel colder than wood?"},
+        "query": {"text": "Why does metal feel colder to the touch than wood at the same temperature?"},
         "passages": [{"text": text} for text in passages],
         "truncate": "END",
     }
@@ -259,6 +259,17 @@ def test_a_hundred_passages(page):
     fill(page, "which?", ["x" * (1 + number * 37 % 100) for number in range(100)])
     rerank(page)
     assert [len(place["text"]) for place in rankings(page)] == list(range(100, 0, -1))
+
+
+def test_many_results_leave_the_code_near(page):
+    fill(page, "which?", ["x" * 200] * 60)
+    rerank(page)
+    assert len(rankings(page)) == 60
+    height = page.viewport_size["height"]
+    assert page.locator("#ranking").bounding_box()["height"] <= height
+    page.locator("#results").scroll_into_view_if_needed()
+    results, code = page.locator("#results").bounding_box(), page.locator("#code").bounding_box()
+    assert code["y"] - results["y"] < 1.5 * height
 
 
 def test_a_narrow_screen_scrolls_no_sideways(visit):

@@ -183,6 +183,12 @@ def test_an_error_of_the_model_reaches_the_client(error: Exception, status: int,
     assert "secret" not in reply.text
 
 
+def test_the_retry_after_of_an_endpoint_is_passed_on():
+    with running(FailingReranker(RateLimitError("answered 429", status=429, retry_after=6.5))) as url:
+        reply = httpx.post(url + "/v1/ranking", json=NVIDIA)
+    assert (reply.status_code, reply.headers["Retry-After"]) == (429, "7")
+
+
 def test_a_request_id_is_echoed(client: httpx.Client):
     assert client.get("/health", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
     assert client.post("/v1/nowhere", headers={"X-Request-Id": "abc-2"}).headers["X-Request-Id"] == "abc-2"

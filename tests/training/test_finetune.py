@@ -10,6 +10,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from xml.etree import ElementTree
 
+import families
 import pytest
 import torch
 from command import run
@@ -20,7 +21,7 @@ from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, SettingsError
 from mistral_rerank.evaluation.datasets import load_beir
-from mistral_rerank.local.checkpoints.config import read_config
+from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.pooling import PoolingConfig
@@ -438,3 +439,18 @@ def test_logits_of_packed_rows_return_to_their_groups(tokenizer, template):
     assert [members[position] for position in batch["positions"].flatten()] == list(range(12))
     assert batch["grades"].nan_to_num(-1).tolist() == [[1, 0, -1], [0, 1, 0], [1, 0, -1], [0, 1, 0]]
     assert batch["teacher"] is None
+
+
+def test_a_qwen3_base_is_trained_and_scores_as_in_plain_transformers(settings, pairs, tmp_path):
+    base = families.qwen3_reranker(tmp_path)
+    changes = {"base": str(base), "layers": None, "epochs": 1}
+    out = finetune(settings.model_copy(update=changes), tmp_path / "out")
+    plain = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, dtype=torch.float32)
+    plain = PeftModel.from_pretrained(plain, out).eval()
+    checkpoint = open_checkpoint(str(out), base=str(base))
+    tokenizer = PairTokenizer(load_tokenizer(checkpoint), Template(), max_length=512)
+    expected = plain_logits(plain, [pair.sequences[0] for pair in tokenizer.encode(pairs[:10])])
+    with LocalReranker(out, base=base, device="cpu", dtype="float32") as reranker:
+        logits = [score.logit for score in reranker.score_pairs(pairs[:10])]
+    assert logits == pytest.approx(expected, abs=1e-4)
+    assert max(expected) - min(expected) > 0.001

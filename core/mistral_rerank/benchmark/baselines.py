@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.local.checkpoints.config import read_config
-from mistral_rerank.templates import Template
+from mistral_rerank.local.checkpoints.detection import read_config
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,7 +42,9 @@ class SentenceTransformers:
     `folder` is a whole checkpoint, as `export` writes it.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, *, name: str = "sentence-transformers") -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: torch.device, *, name: str = "sentence-transformers"
+    ) -> None:
         self.name = name
         try:
             from sentence_transformers import CrossEncoder
@@ -51,10 +52,10 @@ class SentenceTransformers:
             raise MissingDependencyError.of("dense", error) from error
         import torch
 
-        self._prompt = Template(read_config(folder).template)
+        self._prompt = read_config(folder).prompt
         self._model: Any = CrossEncoder(
             str(folder),
-            device="cpu",
+            device=str(device),
             trust_remote_code=False,
             activation_fn=torch.nn.Identity(),
             model_kwargs={"dtype": dtype, "use_safetensors": True},
@@ -82,15 +83,16 @@ class Transformers:
 
     name = "transformers, input order"
 
-    def __init__(self, folder: Path, dtype: torch.dtype, *, rows: int = 16) -> None:
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, *, rows: int = 16) -> None:
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._rows = rows
-        self._prompt = Template(read_config(folder).template)
+        self._rows, self._device = rows, device
+        self._prompt = read_config(folder).prompt
         self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self._model: Any = AutoModelForSequenceClassification.from_pretrained(
+        model: Any = AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        ).eval()
+        )
+        self._model = model.to(device).eval()
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
         """See `Baseline.score`."""
@@ -100,25 +102,25 @@ class Transformers:
         with torch.inference_mode():
             for start in range(0, len(pairs), self._rows):
                 texts = [self._prompt.format(*pair).text for pair in pairs[start : start + self._rows]]
-                batch = self._tokenizer(texts, padding=True, return_tensors="pt")
+                batch = self._tokenizer(texts, padding=True, return_tensors="pt").to(self._device)
                 logits += self._model(**batch, use_cache=False).logits.squeeze(-1).float().tolist()
         return logits
 
 
-def _float32_sentence_transformers(folder: Path, _: torch.dtype) -> SentenceTransformers:
+def _float32_sentence_transformers(folder: Path, _: torch.dtype, device: torch.device) -> SentenceTransformers:
     import torch
 
-    return SentenceTransformers(folder, torch.float32, name="sentence-transformers in float32")
+    return SentenceTransformers(folder, torch.float32, device, name="sentence-transformers in float32")
 
 
-BASELINES: dict[str, Callable[[Path, torch.dtype], Baseline]] = {
+BASELINES: dict[str, Callable[[Path, torch.dtype, torch.device], Baseline]] = {
     "sentence-transformers": SentenceTransformers,
     "sentence-transformers-float32": _float32_sentence_transformers,
     "transformers": Transformers,
 }
 
 
-def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype) -> list[Baseline]:
+def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype, device: torch.device) -> list[Baseline]:
     """Load the named baselines.
 
     Raises:
@@ -128,4 +130,4 @@ def open_baselines(names: Sequence[str], folder: Path, dtype: torch.dtype) -> li
     """
     if unknown := sorted(set(names) - BASELINES.keys()):
         raise SettingsError(f"{', '.join(unknown)}: not known here; compare with {', '.join(BASELINES)}")
-    return [BASELINES[name](folder, dtype) for name in names]
+    return [BASELINES[name](folder, dtype, device) for name in names]

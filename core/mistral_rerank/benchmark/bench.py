@@ -24,8 +24,8 @@ from mistral_rerank.benchmark.timing import alternate, kendall_tau, latencies, m
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.checkpoints.loading import open_checkpoint
-from mistral_rerank.local.checkpoints.trust import read_model_config
-from mistral_rerank.local.model.transformer import linear_shapes
+from mistral_rerank.local.checkpoints.model_config import read_model_config
+from mistral_rerank.local.model.transformer import KNOWN_LAYERS, linear_shapes
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer
 
@@ -178,7 +178,7 @@ class _Linears:
     def of(cls, model: str, base: str | None) -> _Linears:
         checkpoint = open_checkpoint(model, base=base)
         config = read_model_config(checkpoint.base or checkpoint.folder, layers=checkpoint.layers)
-        last_token = config.model_type in ("mistral", "llama") and not checkpoint.config.pooling_config.mean
+        last_token = config.model_type in KNOWN_LAYERS and not checkpoint.config.pooling_config.mean
         return cls(linear_shapes(config), config.num_hidden_layers, last_token)
 
     def operations(self, counter: _Counter) -> int:
@@ -212,8 +212,8 @@ def bench(
     Args:
         model: "mini", a checkpoint folder or a hub id.
         base: of an adapter, as in `LocalReranker`, like the next four.
-        device: baselines run on a CPU only.
-        dtype: of the baselines too.
+        device: of the baselines too, like `dtype`.
+        dtype: likewise.
         quantization: with it or `cascade_depth`, the same model without both is a baseline.
         cascade_depth: of each question.
         workloads: names of `SHAPES`.
@@ -225,7 +225,7 @@ def bench(
         progress: receives the name of the next measurement.
 
     Raises:
-        SettingsError: a name is not known, or there are baselines on another device than a CPU.
+        SettingsError: a name is not known.
 
     """
     if unknown := sorted(set(workloads) - SHAPES.keys()):
@@ -239,8 +239,6 @@ def bench(
         reranker = stack.enter_context(
             LocalReranker(model, **options, quantization=quantization, cascade_depth=cascade_depth)
         )
-        if against and reranker.device.type != "cpu":
-            raise SettingsError("baselines run on a CPU only; add --device cpu")
         merged = Path(scratch) / "merged"
         if against:
             export_merged(model, merged, base=base, dtype=str(reranker.dtype).removeprefix("torch."))
@@ -250,11 +248,13 @@ def bench(
         if variants:
             plain = stack.enter_context(LocalReranker(model, **options))
             baselines.append(Ours(plain, name=f"without {' and '.join(variants)}"))
-        baselines += open_baselines(against, merged, reranker.dtype)
+        baselines += open_baselines(against, merged, reranker.dtype, reranker.device)
         linears = _Linears.of(model, base)
         peak = None
         if reranker.device.type == "cpu" and not variants:
-            peak = matmul_peak(linears.layer * linears.layers, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype)
+            peak = matmul_peak(
+                linears.layer * linears.layers, rows=BATCH_TOKENS["cpu"], dtype=reranker.dtype, device=reranker.device
+            )
         rows = []
         for name in workloads:
             progress(name)

@@ -56,18 +56,21 @@ def latencies(score: Callable[[Sequence[Pair]], object], calls: Sequence[Sequenc
     return statistics.median(seconds), p95
 
 
-def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, seconds: float = 1.0) -> float:
+def matmul_peak(
+    shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dtype, device: torch.device, seconds: float = 1.0
+) -> float:
     """Measure the matrix multiplication throughput of this machine, in operations a second: the best of many passes.
 
     Args:
         shapes: (outputs, inputs) of the linear layers.
         rows: tokens of a batch.
         dtype: of both factors.
+        device: where to multiply.
         seconds: duration of the measurement; one pass at least.
 
     """
-    weights = [torch.randn(shape).to(dtype) for shape in shapes]
-    inputs = {width: torch.randn(rows, width).to(dtype) for _, width in shapes}
+    weights = [torch.randn(shape, device=device).to(dtype) for shape in shapes]
+    inputs = {width: torch.randn(rows, width, device=device).to(dtype) for _, width in shapes}
     operations = sum(2 * rows * outputs * width for outputs, width in shapes)
     best, run_start = float("inf"), time.perf_counter()
     with torch.inference_mode():
@@ -75,6 +78,8 @@ def matmul_peak(shapes: Sequence[tuple[int, int]], *, rows: int, dtype: torch.dt
             start = time.perf_counter()
             for weight in weights:
                 torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+            if device.type == "cuda":  # products are queued; wait for them
+                torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - start)
     return operations / best
 

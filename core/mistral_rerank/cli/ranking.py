@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,6 @@ from mistral_rerank.data_files.pairs import score_file, score_lines
 from mistral_rerank.data_files.passages import Passage, read_passages
 from mistral_rerank.data_files.text import STDIN, shown_name, text_lines
 from mistral_rerank.errors import MissingDependencyError
-from mistral_rerank.server.keys import read_keys
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings, open_reranker
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import RankedPassage
 
 SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
+SERVED_LENGTH = 2048
+"""The default of `max_length` on a server, at most the checkpoint's: one pair of 8,192 tokens holds up all others."""
 
 
 @app.command()
@@ -65,12 +67,15 @@ def score(
     pairs: Annotated[Path, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
     reranker: dict[str, Any],
     out: Annotated[Path | None, typer.Option(help="write to this file; a stopped run resumes from it")] = None,
+    rejects: Annotated[
+        Path | None, typer.Option(help="write invalid lines to this file, with reasons, instead of stopping at one")
+    ] = None,
 ) -> None:
     """Score pairs; prints each JSON line with "logit" and "probability" added."""
     name = shown_name(pairs)
     with open_reranker(**reranker) as opened:
         if out is None:
-            for record in score_lines(opened, text_lines(pairs), name):
+            for record in score_lines(opened, text_lines(pairs), name, rejects=rejects):
                 print(json_line(record), flush=True)  # noqa: T201
             return
         total = None if pairs == STDIN else sum(1 for line in text_lines(pairs) if line.strip())
@@ -83,6 +88,7 @@ def score(
                 out,
                 settings=recorded_settings(reranker),
                 progress=lambda n: progress.advance(task, n),
+                rejects=rejects,
             )
 
 
@@ -95,7 +101,6 @@ def serve(
     host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="a further name of the model; repeatable")] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="keys of clients, one per line; # starts a comment")] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
 ) -> None:
     """Serve a reranker over HTTP with the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
@@ -110,17 +115,23 @@ def serve(
 
     if alias:
         server["aliases"] = alias
-    if api_key_file is not None:
-        server["api_keys"] = read_keys(api_key_file)
     settings = ServerSettings(**server)
     chosen = RerankSettings(**reranker)
     if chosen.share_batches is None:
         chosen.share_batches = True
+    if chosen.max_length is None:
+        chosen.max_length = SERVED_LENGTH
     if cluster:
+        if "RAY_ADDRESS" not in os.environ:  # Ray reads this when it is imported: its ports run code
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # then it listens on loopback alone
         from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
 
         serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
         return
+    if chosen.backend == "local":
+        from mistral_rerank.local.threads import set_threads
+
+        set_threads(settings.threads)
     with chosen.open() as opened:
         run(opened, settings, host=host, port=port)
 

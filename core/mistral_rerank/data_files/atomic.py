@@ -6,12 +6,19 @@ Half a surrogate pair, which JSON allows and UTF-8 does not, is written as its J
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 from uuid import uuid4
 
 from mistral_rerank.errors import SettingsError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -56,14 +63,50 @@ def open_append(file: Path) -> TextIO:
     return file.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
-def read_complete_lines(file: Path) -> list[bytes]:
+def complete_lines(file: Path) -> Iterator[bytes]:
     """Read the lines of an appended file, none if it does not exist, and remove an incomplete last line from it."""
-    content = file.read_bytes() if file.exists() else b""
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) != len(content):
-        with file.open("r+b") as incomplete:
-            incomplete.truncate(len(whole))
-    return whole.splitlines()
+    if not file.exists():
+        return
+    with file.open("r+b") as lines:
+        end = 0
+        for line in lines:
+            if line.endswith(b"\n"):
+                end += len(line)
+                yield line
+            else:
+                lines.truncate(end)
+
+
+@contextmanager
+def only_writer(file: Path) -> Iterator[None]:
+    """Hold the lock `<file>.lock`, which ends with the process.
+
+    Raises:
+        SettingsError: another process holds it.
+
+    """
+    path = file.with_name(file.name + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as lock:
+        if not (_lock(lock.fileno()) and path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))):
+            raise SettingsError(f"another process writes {file}; wait for its end, or give another --out")
+        try:
+            yield
+        finally:
+            if sys.platform != "win32":  # which removes no open file
+                path.unlink(missing_ok=True)
+
+
+def _lock(descriptor: int) -> bool:
+    """Lock an open file, if no other process has."""
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def check_resume_settings(file: Path, settings: Mapping[str, object], *, holder: Path) -> None:

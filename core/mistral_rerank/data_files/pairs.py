@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
-from mistral_rerank.data_files.atomic import check_resume_settings, open_append, read_complete_lines
+from mistral_rerank.data_files.atomic import check_resume_settings, complete_lines, only_writer, open_append
 from mistral_rerank.data_files.text import Record, json_record, string_of
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+    from typing import TextIO
 
     from mistral_rerank.reranker import Reranker
 
@@ -28,10 +29,12 @@ def score_file(
     *,
     settings: Mapping[str, object],
     progress: Callable[[int], None],
+    rejects: Path | None = None,
 ) -> int:
     """Score JSON lines of {"query", "passage"} into the same lines with "logit" and "probability"; give their number.
 
     Blocks are appended to `<out>.partial`, which a stopped run resumes from. It becomes `out` when it is complete.
+    A lock keeps other processes from the same `out`.
 
     Args:
         reranker: scores the pairs.
@@ -40,41 +43,43 @@ def score_file(
         out: the file to write; it must not exist yet.
         settings: of the reranker; a run resumes only with the same settings.
         progress: called after each block with its number of pairs.
+        rejects: a file for invalid lines, with their numbers and reasons; None to stop at the first one.
 
     Raises:
         InvalidInputError: a line is invalid, `out` exists, or the partial file has other pairs.
-        SettingsError: the partial file is from another model or other settings.
+        SettingsError: the partial file is from another model, other weights or other settings, or another process
+            writes it.
 
     """
-    if out.exists():
-        raise InvalidInputError(f"{out} exists; give another --out, or remove it")
     partial, settings_file = (out.with_name(out.name + end) for end in (".partial", ".settings"))
-    if not partial.exists():
-        settings_file.unlink(missing_ok=True)  # of a run whose partial file was removed
-    check_resume_settings(settings_file, {"model": reranker.model_name, **settings}, holder=partial)
-    records = _pair_records(pairs, name)
-    lines = read_complete_lines(partial)
-    for line in lines:
-        record, old = next(records, None), json.loads(line)
-        if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
-            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
-    done = len(lines)
-    progress(done)
-    with open_append(partial) as sink:
-        for scored in _score_records(reranker, records):
-            sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
-            sink.flush()
-            done += len(scored)
-            progress(len(scored))
-    partial.replace(out)
-    settings_file.unlink()
+    with only_writer(out):
+        if out.exists():
+            raise InvalidInputError(f"{out} exists; give another --out, or remove it")
+        if not partial.exists():
+            settings_file.unlink(missing_ok=True)  # of a run whose partial file was removed
+        weights = {"model": reranker.model_name, "weights": reranker.weights_checksum()}
+        check_resume_settings(settings_file, {**weights, **settings}, holder=partial)
+        with _Rejects(rejects) as rejected, open_append(partial) as sink:
+            records = _pair_records(pairs, name, rejected)
+            done = _skip_done(partial, records)
+            progress(done)
+            for scored in _score_records(reranker, records):
+                sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
+                sink.flush()
+                done += len(scored)
+                progress(len(scored))
+        partial.replace(out)
+        settings_file.unlink()
     return done
 
 
-def score_lines(reranker: Reranker, pairs: Iterable[str], name: str) -> Iterator[Record]:
-    """Score JSON lines of {"query", "passage"} block by block."""
-    for scored in _score_records(reranker, _pair_records(pairs, name)):
-        yield from scored
+def score_lines(
+    reranker: Reranker, pairs: Iterable[str], name: str, *, rejects: Path | None = None
+) -> Iterator[Record]:
+    """Score JSON lines of {"query", "passage"} block by block; `rejects` as in `score_file`."""
+    with _Rejects(rejects) as rejected:
+        for scored in _score_records(reranker, _pair_records(pairs, name, rejected)):
+            yield from scored
 
 
 def _score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
@@ -87,13 +92,53 @@ def _score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[li
         ]
 
 
-def _pair_records(lines: Iterable[str], name: str) -> Iterator[Record]:
+class _Rejects:
+    """Writes invalid lines to a file, which is begun anew by each run, or raises their errors."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._sink: TextIO | None = None
+
+    def __enter__(self) -> Self:
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            self._sink = open_append(self._file)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._sink is not None:
+            self._sink.close()
+
+    def add(self, number: int, line: str, error: InvalidInputError) -> None:
+        if self._sink is None:
+            raise error
+        rejected = {"line": number, "reason": str(error), "text": line.rstrip("\n")}
+        self._sink.write(json.dumps(rejected, ensure_ascii=False) + "\n")
+
+
+def _pair_records(lines: Iterable[str], name: str, rejects: _Rejects) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            location = f"{name}:{number}"
-            record = json_record(line, location)
-            for field in ("query", "passage"):
-                string_of(record, location, (field,))
-            if not str(record["query"]).strip():
-                raise InvalidInputError(f'{location}: "query" is empty')
-            yield record
+            try:
+                yield _pair_record(line, f"{name}:{number}")
+            except InvalidInputError as error:
+                rejects.add(number, line, error)
+
+
+def _pair_record(line: str, location: str) -> Record:
+    record = json_record(line, location)
+    for field in ("query", "passage"):
+        string_of(record, location, (field,))
+    if not str(record["query"]).strip():
+        raise InvalidInputError(f'{location}: "query" is empty')
+    return record
+
+
+def _skip_done(partial: Path, records: Iterator[Record]) -> int:
+    """Advance `records` past the completed ones."""
+    done = 0
+    for done, line in enumerate(complete_lines(partial), 1):  # noqa: B007 - the number of lines
+        record, old = next(records, None), json.loads(line)
+        if record is None or any(record[key] != old.get(key) for key in ("query", "passage")):
+            raise InvalidInputError(f"{partial} holds scores of other pairs; remove it, or give another --out")
+    return done

@@ -20,7 +20,13 @@ import numpy as np
 from pydantic import SecretStr
 
 from mistral_rerank.data_files.atomic import replacement
-from mistral_rerank.errors import CheckpointError, InvalidReplyError, MissingDependencyError, RequestTooLargeError
+from mistral_rerank.errors import (
+    CheckpointError,
+    InvalidInputError,
+    InvalidReplyError,
+    MissingDependencyError,
+    RequestTooLargeError,
+)
 from mistral_rerank.protocols.urls import clean_url
 from mistral_rerank.remote.error_mapping import redact, to_error
 from mistral_rerank.remote.retries import Retries, with_retries
@@ -290,8 +296,16 @@ class BiEncoderReranker(Reranker):
         """See `Reranker.model_name`."""
         return self._name
 
-    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:  # noqa: ARG002
+    def score_pairs(
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,  # noqa: ARG002
+        instruction: str | None = None,
+    ) -> list[Score]:
         """See `Reranker.score_pairs`."""
+        if instruction is not None:
+            raise InvalidInputError("a bi-encoder has no place for an instruction; leave it out")
         pairs = check_pairs(pairs)
         self._encode("query", [query for query, _ in pairs])
         self._encode("passage", [passage for _, passage in pairs])
@@ -300,9 +314,11 @@ class BiEncoderReranker(Reranker):
             for query, passage in pairs
         ]
 
-    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        return await asyncio.to_thread(self.score_pairs, pairs, overflow=overflow)
+        return await asyncio.to_thread(self.score_pairs, pairs, overflow=overflow, instruction=instruction)
 
     def _encode(self, kind: Kind, texts: Sequence[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if (kind, text) not in self._vectors]

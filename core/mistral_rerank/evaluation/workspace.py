@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from mistral_rerank.data_files.atomic import check_resume_settings, read_complete_lines
+from mistral_rerank.data_files.atomic import check_resume_settings, complete_lines
 from mistral_rerank.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def resume_scores(file: Path, run: Run) -> dict[str, Scored]:
 
     """
     done = {}
-    for query, line in zip(run, read_complete_lines(file), strict=False):
+    for query, line in zip(run, complete_lines(file), strict=False):
         record = json.loads(line)
         if (record["query"], record["passages"]) != (query, [passage for passage, _ in run[query]]):
             raise InvalidInputError(f"{file} holds scores of other candidates; remove {file.parent.parent}")

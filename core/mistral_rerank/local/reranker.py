@@ -13,12 +13,11 @@ from mistral_rerank.errors import CheckpointError, MissingDependencyError, Setti
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
 from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
-from mistral_rerank.templates import Template
 
 try:
     import torch
 
-    from mistral_rerank.local.checkpoints.loading import MINI, load_model, load_tokenizer, open_checkpoint
+    from mistral_rerank.local.checkpoints.loading import MINI, length_limit, load_model, load_tokenizer, open_checkpoint
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
@@ -46,9 +45,11 @@ class LocalReranker(Reranker):
     only.
 
     Args:
-        model: "mini", a checkpoint folder or a hub id.
+        model: "mini", a checkpoint folder or a hub id, which may end in @REVISION.
         base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
+        rerank_config: how to read a checkpoint that does not say: the name of a known family, or a file like
+            `rerank.json`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
         quantization: of the linears: "int8" for weights and activations in 8 bits, faster on a CPU with VNNI
@@ -57,6 +58,7 @@ class LocalReranker(Reranker):
         max_length: the most tokens of a pair; None for the checkpoint's limit.
         overflow: a passage over the limit is truncated ("truncate"), scored in chunks of which the best counts
             ("chunk"), or rejected ("error"). The question is never truncated.
+        instruction: what counts as relevant, for a model that takes an instruction; None for the checkpoint's own.
         batch_tokens: the most tokens that a batch computes, padding included; None for the device's default.
         share_batches: whether concurrent calls may share batches; None: on accelerators only, because on a CPU
             it gains little and costs bitwise reproducible scores.
@@ -76,11 +78,13 @@ class LocalReranker(Reranker):
         model: str | PathLike[str] = MINI,
         *,
         base: str | PathLike[str] | None = None,
+        rerank_config: str | PathLike[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         quantization: Quantization | None = None,
         max_length: int | None = None,
         overflow: Overflow = "truncate",
+        instruction: str | None = None,
         batch_tokens: int | None = None,
         share_batches: bool | None = None,
         cascade_depth: int | None = None,
@@ -88,14 +92,17 @@ class LocalReranker(Reranker):
     ) -> None:
         model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
         base = None if base is None else str(plain(base))
+        rerank_config = None if rerank_config is None else str(plain(rerank_config))
         self._model_name = model
         self._options = {
             "base": base,
+            "rerank_config": rerank_config,
             "device": device,
             "dtype": dtype,
             "quantization": quantization,
             "max_length": max_length,
             "overflow": overflow,
+            "instruction": instruction,
             "batch_tokens": batch_tokens,
             "share_batches": share_batches,
             "cascade_depth": cascade_depth,
@@ -103,7 +110,8 @@ class LocalReranker(Reranker):
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
-        self._cascade_depth = cascade_depth
+        self._base, self.max_length = base, max_length
+        self._cascade_depth, self._instruction = cascade_depth, instruction
         self._cache = ScoreCache(cache_size) if cache_size else None
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -113,6 +121,7 @@ class LocalReranker(Reranker):
                 LoadedCheckpoint,
                 model,
                 base=base,
+                rerank_config=rerank_config,
                 device=self.device,
                 dtype=self.dtype,
                 quantization=quantization,
@@ -140,25 +149,33 @@ class LocalReranker(Reranker):
         """The name of the model, as the user gave it."""
         return self._model_name
 
-    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    def score_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        call = self._start(pairs, overflow)
-        return call.complete(self._submit(call, overflow).result() if call.pairs else [])
+        call = self._start(pairs, overflow, instruction)
+        return call.complete(self._submit(call, overflow, instruction).result() if call.pairs else [])
 
-    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call = self._start(pairs, overflow)
-        scores = await asyncio.wrap_future(self._submit(call, overflow)) if call.pairs else []
+        call = self._start(pairs, overflow, instruction)
+        scores = await asyncio.wrap_future(self._submit(call, overflow, instruction)) if call.pairs else []
         return call.complete(scores)
 
-    def _start(self, pairs: Sequence[Pair], overflow: Overflow | None) -> TextPairs:
+    def _start(self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None) -> TextPairs:
         if self._cascade_depth is None and self._cache is None:
             return TextPairs(pairs)
-        return _Call(pairs, overflow, self._cascade_depth, self._cache)
+        return _Call(pairs, f"{overflow}/{instruction}", self._cascade_depth, self._cache)
 
-    def _submit(self, call: TextPairs, overflow: Overflow | None) -> Future[list[Score]]:
+    def _submit(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> Future[list[Score]]:
         choice = call if isinstance(call, _Call) and call.over_depth else None
-        return self._engine.submit(call.pairs, overflow, choice=choice)
+        return self._engine.submit(call.pairs, overflow, instruction=instruction or self._instruction, choice=choice)
+
+    def weights_checksum(self) -> str:
+        """See `Reranker.weights_checksum`; it reads all weights."""
+        return open_checkpoint(self._model_name, base=self._base).weights_checksum()
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -195,10 +212,10 @@ class _Call(TextPairs):
     """
 
     def __init__(
-        self, pairs: Iterable[Pair], overflow: Overflow | None, cascade_depth: int | None, cache: ScoreCache | None
+        self, pairs: Iterable[Pair], options: str, cascade_depth: int | None, cache: ScoreCache | None
     ) -> None:
         super().__init__(pairs)
-        self._overflow, self._cache = overflow, cache
+        self._options, self._cache = options, cache
         self._cascade = None if cascade_depth is None else Cascade(self.pairs, cascade_depth)
         self._lookup: Lookup | None = None
         self.over_depth: Sequence[Pair] = () if self._cascade is None else self._cascade.over_depth
@@ -210,7 +227,7 @@ class _Call(TextPairs):
         chosen = self.pairs if self._cascade is None else self._cascade.choose(estimates)
         if self._cache is None:
             return chosen
-        self._lookup = self._cache.look_up(chosen, self._overflow)
+        self._lookup = self._cache.look_up(chosen, self._options)
         return self._lookup.missing
 
     def complete(self, scores: Sequence[Score]) -> list[Score]:
@@ -246,6 +263,7 @@ class LoadedCheckpoint:
         model: str,
         *,
         base: str | None = None,
+        rerank_config: str | None = None,
         device: torch.device,
         dtype: torch.dtype,
         quantization: Quantization | None,
@@ -254,7 +272,7 @@ class LoadedCheckpoint:
         early_exit: bool = False,
         resumable: bool = False,
     ) -> None:
-        checkpoint = open_checkpoint(model, base=base)
+        checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
         config = checkpoint.config
         exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
         if early_exit and exit_config is None:
@@ -264,19 +282,23 @@ class LoadedCheckpoint:
             )
         loaded = load_model(checkpoint, dtype=dtype)
         self.layers: int = loaded.config.num_hidden_layers
-        limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", config.max_length))
+        limit = length_limit(checkpoint, loaded.config)
+        tokenizer = load_tokenizer(checkpoint)
         self.tokenizer = PairTokenizer(
-            load_tokenizer(checkpoint),
-            Template(config.template),
+            tokenizer,
+            config.prompt,
+            add_special_tokens=config.add_special_tokens,
             append_eos=config.append_eos,
             max_length=min(limit, max_length or limit),
             overflow=overflow,
         )
+        head = getattr(loaded, "score", None)
         self.model = RerankModel(
-            loaded.base_model,
-            loaded.score,
+            loaded if head is None else loaded.base_model,
+            head,
             device,
             pooling=config.pooling_config,
+            separator=tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None,
             quantization=quantization,
             resumable=early_exit or resumable,
         )

@@ -24,7 +24,6 @@ from mistral_rerank.protocols.protocol import (
     Usage,
     WireProtocol,
     exact,
-    ranked_entry,
     score_of,
 )
 
@@ -99,7 +98,9 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     results: list[CohereResult] = []
     for ranked in reply.ranking:
         result: CohereResult = {
-            **ranked_entry(ranked),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
             "relevance_score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:

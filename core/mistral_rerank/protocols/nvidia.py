@@ -22,7 +22,6 @@ from mistral_rerank.protocols.protocol import (
     Usage,
     WireProtocol,
     exact,
-    ranked_entry,
 )
 
 
@@ -79,7 +78,10 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
     """Give raw logits, best first; `probability` is an addition to the protocol."""
     return {
-        "rankings": [ranked_entry(ranked) for ranked in reply.ranking],
+        "rankings": [
+            {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
+            for ranked in reply.ranking
+        ],
         "usage": {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens},
     }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import (
@@ -105,6 +105,7 @@ class RerankRequest:
         top_n: number of passages in the reply; None for all.
         unit: of the scores, where the protocol offers a choice.
         return_texts: whether the reply contains the passages.
+        instruction: what counts as relevant; None for the server's default.
 
     """
 
@@ -115,6 +116,7 @@ class RerankRequest:
     top_n: int | None = None
     unit: Unit = "logit"
     return_texts: bool = False
+    instruction: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +138,17 @@ class Message(BaseModel):
 class Body(Message):
     """The body of a request; null in an optional field means absent."""
 
+    instruction: str | None = Field(
+        default=None, description="an extension of this package: what counts as relevant, for models that take one"
+    )
+
     @abstractmethod
     def to_request(self) -> RerankRequest:
+        """Convert the body to a protocol-independent request, without the instruction."""
+
+    def request(self) -> RerankRequest:
         """Convert the body to a protocol-independent request."""
+        return replace(self.to_request(), instruction=self.instruction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +163,7 @@ class WireProtocol:
         write_request: makes the JSON body that a client sends.
         write_reply: makes the JSON body that a server sends.
         max_bytes: most bytes of a request's body.
+        takes_instruction: whether its requests have an `instruction`, beyond this package's server.
         hosted: base URL of the vendor's service, if there is one.
         key_variables: environment variables that hold the vendor's key.
 
@@ -166,6 +177,7 @@ class WireProtocol:
     write_request: Callable[[RerankRequest], dict[str, Any]]
     write_reply: Callable[[RerankRequest, RerankReply], Any]
     max_bytes: int = 4_000_000
+    takes_instruction: bool = False
     hosted: str | None = None
     key_variables: tuple[str, ...] = ()
 
@@ -177,7 +189,7 @@ class WireProtocol:
 
         """
         try:
-            return self.body.model_validate(body).to_request()
+            return self.body.model_validate(body).request()
         except ValidationError as error:
             raise InvalidInputError(describe_fields(error.errors(include_input=False, include_url=False))) from None
 
@@ -198,8 +210,3 @@ def describe_fields(problems: Sequence[Mapping[str, Any]]) -> str:
 def score_of(score: Score, unit: Unit) -> float:
     """Give the score in the requested unit."""
     return score.logit if unit == "logit" else score.probability
-
-
-def ranked_entry(ranked: RankedPassage) -> RankedEntry:
-    """Give the fields that every protocol has."""
-    return {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}

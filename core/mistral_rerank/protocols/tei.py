@@ -19,7 +19,6 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     WireProtocol,
     exact,
-    ranked_entry,
     score_of,
 )
 
@@ -67,7 +66,9 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     ranks: list[TeiRank] = []
     for ranked in reply.ranking:
         rank: TeiRank = {
-            **ranked_entry(ranked),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
             "score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:

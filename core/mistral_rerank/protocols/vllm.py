@@ -57,6 +57,7 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
         cohere.write_request_v2(request)
         | {"use_activation": request.unit == "probability"}
         | ({"truncate_prompt_tokens": -1, "truncation_side": "right"} if request.truncate else {})
+        | ({} if request.instruction is None else {"instruction": request.instruction})
     )
 
 
@@ -65,6 +66,7 @@ VLLM = WireProtocol(
     path="/v1/rerank",
     unit="logit",
     max_passages=512,
+    takes_instruction=True,
     body=VllmBody,
     write_request=write_request,
     write_reply=cohere.write_reply,
@@ -82,6 +84,7 @@ class ScoreBody(Message):
     model: ModelName | None = None
     use_activation: Flag | None = None
     truncate_prompt_tokens: Whole | None = None
+    instruction: str | None = None
 
     @property
     def unit(self) -> Unit:

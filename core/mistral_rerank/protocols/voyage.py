@@ -23,7 +23,6 @@ from mistral_rerank.protocols.protocol import (
     Tokens,
     WireProtocol,
     exact,
-    ranked_entry,
 )
 
 
@@ -91,7 +90,9 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     data: list[VoyageResult] = []
     for ranked in reply.ranking:
         result: VoyageResult = {
-            **ranked_entry(ranked),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
             "relevance_score": ranked.score.probability,
         }
         if request.return_texts:

@@ -63,11 +63,12 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Passages of one question, and whether a pair over the model's limit is truncated or refused."""
+    """Passages of one question, whether a pair over the model's limit is truncated or refused, and the instruction."""
 
     query: str
     passages: Sequence[str]
     truncate: bool
+    instruction: str | None = None
 
 
 class Endpoint:
@@ -216,9 +217,18 @@ class Endpoint:
         headers = {**HEADERS, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
         if self._needs_model(protocol, url):
             await self._fetch_model(url, headers, deadline)
+        if batch.instruction is not None and not protocol.takes_instruction:
+            raise InvalidInputError(
+                f"the protocol {protocol.name!r} has no instruction; leave it out, or put it into the question"
+            )
         unit = self._unit or protocol.unit
         request = RerankRequest(
-            batch.query, tuple(batch.passages), model=self._model, truncate=batch.truncate, unit=unit
+            batch.query,
+            tuple(batch.passages),
+            model=self._model,
+            truncate=batch.truncate,
+            unit=unit,
+            instruction=batch.instruction,
         )
         try:
             body = json.dumps(protocol.write_request(request), ensure_ascii=False, separators=(",", ":")).encode()
@@ -242,7 +252,9 @@ class Endpoint:
                     self._calibrated &= reply.calibrated
                     self._named &= reply.named
                     return reply.scores
-            hide = partial(redact, secrets=self._secrets, texts=(batch.query, *batch.passages))
+            hide = partial(
+                redact, secrets=self._secrets, texts=(batch.query, batch.instruction or batch.query, *batch.passages)
+            )
             raise to_error(response, url=url, request_id=headers["X-Request-Id"], hide=hide)
 
         return await with_retries(attempt, self._retries, deadline=deadline)

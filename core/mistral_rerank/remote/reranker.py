@@ -52,6 +52,7 @@ class RemoteReranker(Reranker):
             at a vendor's own hosts over https, for that vendor's variable, such as `NVIDIA_API_KEY`.
         overflow: whether a pair over the model's limit is truncated or refused ("error"), where the protocol offers
             a choice; "chunk" needs the local backend.
+        instruction: what counts as relevant, where the protocol has an instruction; None for the endpoint's default.
         timeout: seconds of a call in total.
         connect_timeout: seconds to wait for a connection.
         read_timeout: seconds to wait for each part of a response before a retry; None for the rest of the timeout.
@@ -80,6 +81,7 @@ class RemoteReranker(Reranker):
         protocol: Literal["auto", ProtocolName] = "auto",
         api_key: str | SecretStr | None = None,
         overflow: Overflow = "truncate",
+        instruction: str | None = None,
         timeout: float = 120.0,
         connect_timeout: float = 5.0,
         read_timeout: float | None = None,
@@ -100,6 +102,7 @@ class RemoteReranker(Reranker):
             "base_url": base_url,
             "protocol": protocol,
             "overflow": overflow,
+            "instruction": instruction,
             "timeout": timeout,
             "connect_timeout": connect_timeout,
             "read_timeout": read_timeout,
@@ -112,7 +115,7 @@ class RemoteReranker(Reranker):
         }
         routes = candidates(base_url, protocol, model)
         private = _private_headers(_key(api_key, routes[0][1]), headers or {})
-        self.model, self._timeout, self._overflow = model, timeout, overflow
+        self.model, self._timeout, self._overflow, self._instruction = model, timeout, overflow, instruction
         self._max_passages, self._max_concurrency = max_passages, max_concurrency
         self._host = urlsplit(routes[0][1]).netloc
         self._transport = Transport(connect_timeout=connect_timeout, verify=verify, proxy=proxy, transport=transport)
@@ -139,22 +142,26 @@ class RemoteReranker(Reranker):
         """The model's name, or else the endpoint's host."""
         return self.model or self._host
 
-    def score_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    def score_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.score_pairs`.
 
         Raises:
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        return self._transport.run(self._score(TextPairs(pairs), overflow))
+        return self._transport.run(self._score(TextPairs(pairs), overflow, instruction))
 
-    async def ascore_pairs(self, pairs: Sequence[Pair], *, overflow: Overflow | None = None) -> list[Score]:
+    async def ascore_pairs(
+        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        return await self._score(TextPairs(pairs), overflow)
+        return await self._score(TextPairs(pairs), overflow, instruction)
 
-    async def _score(self, call: TextPairs, overflow: Overflow | None) -> list[Score]:
+    async def _score(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> list[Score]:
         deadline = time.monotonic() + self._timeout
-        batches = self._batches(call.pairs, overflow or self._overflow)
+        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction)
         scores: dict[int, Score] = {}
 
         async def score_batches(*, until_known: bool = False) -> None:
@@ -183,7 +190,9 @@ class RemoteReranker(Reranker):
         super().close()
         await self._transport.aclose()
 
-    def _batches(self, pairs: Sequence[Pair], overflow: Overflow) -> Iterator[tuple[Batch, list[int]]]:
+    def _batches(
+        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None
+    ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
         if overflow == "chunk":
             raise SettingsError(NO_CHUNKS)
@@ -199,11 +208,11 @@ class RemoteReranker(Reranker):
             for index in query_indices:
                 length = _length(pairs[index][1])
                 if indices and (len(indices) == size or used_bytes + length > self._endpoint.max_bytes):
-                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate"), indices
+                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
                     indices, used_bytes = [], _length(query)
                 indices.append(index)
                 used_bytes += length
-            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate"), indices
+            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
 
 
 def _length(text: str) -> int:

@@ -25,6 +25,7 @@ from mistral_rerank.server.json_body import JsonRoute
 from mistral_rerank.server.management import management
 from mistral_rerank.server.middleware import Admission, BearerKeys, RequestContext
 from mistral_rerank.server.request_bodies import RerankBody, RerankOrTeiBody  # noqa: TC001 - FastAPI reads the annotations
+from mistral_rerank.server.request_log import current_record
 from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError, Service
 from mistral_rerank.server.settings import ServerSettings
 
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROTOCOL_OF = {protocol.body: protocol for protocol in PROTOCOLS.values()}
-"""Jina and Cohere have the same bodies and replies."""
+PROTOCOL_OF = {protocol.body: protocol for protocol in reversed(PROTOCOLS.values())}
+"""Jina and Cohere have the same bodies and replies, which count as Cohere's."""
 FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 422, 429, 500, 502, 503, 504)
+    status: {"model": ErrorBody} for status in (400, 401, 404, 408, 413, 415, 422, 429, 500, 502, 503, 504)
 }
 RANKING: dict[int | str, dict[str, Any]] = {200: {"model": RankingReply}}
 SCORE: dict[int | str, dict[str, Any]] = {200: {"model": ScoreReply}}
@@ -92,6 +93,7 @@ async def score(body: ScoreBody, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
+    current_record().protocol = "vllm"
     return JSONResponse(await service.score(body, request))
 
 
@@ -99,9 +101,10 @@ async def _answer(body: Body, request: Request) -> Response:
     service: Service = request.app.state.service
     if service.settings.strict:
         await _refuse_other_fields(body, request)
-    rerank_request = body.to_request()
+    rerank_request, protocol = body.request(), PROTOCOL_OF[type(body)]
+    current_record().protocol = protocol.name
     reply = await service.rerank(rerank_request, request)
-    return JSONResponse(PROTOCOL_OF[type(body)].write_reply(rerank_request, reply))
+    return JSONResponse(protocol.write_reply(rerank_request, reply))
 
 
 async def _refuse_other_fields(body: Message, request: Request) -> None:
@@ -131,7 +134,11 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
         loading.cancel()
         await asyncio.wait({loading})
 
-    layers = [Middleware(layer, service=service) for layer in (RequestContext, BearerKeys, Admission)]
+    layers = [
+        Middleware(RequestContext, service=service, routes=[*inference.routes, *management.routes]),
+        Middleware(BearerKeys, service=service),
+        Middleware(Admission, service=service),
+    ]
     if service.settings.cors_origins:
         origins = service.settings.cors_origins
         layers.insert(0, Middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]))

@@ -8,6 +8,8 @@ Source: https://docs.ray.io/en/latest/serve/production-guide/config.html
 from __future__ import annotations
 
 import logging
+import logging.config
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +19,9 @@ from starlette.datastructures import MutableHeaders
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.app import create_app
-from mistral_rerank.server.lifecycle import DRAIN_SECONDS, LOOPBACK
+from mistral_rerank.server.keys import ApiKeys
+from mistral_rerank.server.lifecycle import DRAIN_SECONDS, warn_of_open_server
+from mistral_rerank.server.request_log import log_config
 from mistral_rerank.server.settings import EnvironmentSettings, ServerSettings
 from mistral_rerank.settings import RerankSettings
 
@@ -86,17 +90,23 @@ class _WithoutRequestId:
         await self._app(scope, receive, without_id)
 
 
-def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings) -> Application:
+def deployment(
+    open_reranker: Callable[[], Reranker], server: ServerSettings, cluster: ClusterSettings, *, loopback: bool = False
+) -> Application:
     """Make the Ray Serve application.
 
     Args:
         open_reranker: called in each replica, which is ready when its model is loaded.
         server: names, keys and limits of each replica; `max_requests` is per replica.
         cluster: number and size of the replicas.
+        loopback: whether the replicas are all on this machine, and listen on loopback alone.
 
     """
 
     def build() -> FastAPI:
+        if loopback:
+            _listen_on_loopback()
+        logging.config.dictConfig(log_config(server.log_level, server.log_format))
         reranker = open_reranker()
         reranker.score_pairs([("warm", "up")])
         app = create_app(reranker, server)
@@ -117,6 +127,14 @@ def deployment(open_reranker: Callable[[], Reranker], server: ServerSettings, cl
     return replica(serve.ingress(build)()).bind()
 
 
+def _listen_on_loopback() -> None:
+    """Change the address of this replica's port for other replicas: Ray has no setting for it, and uses all of them."""
+    from ray.serve._private import replica
+
+    add_port = replica.add_port_to_grpc_server
+    replica.add_port_to_grpc_server = lambda grpc, address: add_port(grpc, address.replace("[::]", "127.0.0.1"))
+
+
 def application(args: dict[str, Any]) -> Application:
     """Make the Ray Serve application of a configuration file; Ray calls this with its `args`, see `Arguments`.
 
@@ -133,31 +151,53 @@ def application(args: dict[str, Any]) -> Application:
 def serve_cluster(
     reranker: RerankSettings, server: ServerSettings, cluster: ClusterSettings, *, host: str, port: int
 ) -> None:
-    """Serve replicas on the Ray cluster of RAY_ADDRESS, or on this machine alone, until SIGINT or SIGTERM.
+    """Serve replicas on the Ray cluster of RAY_ADDRESS, or on one of its own, until SIGINT or SIGTERM.
+
+    Other applications on the cluster stay.
 
     Raises:
         SettingsError: the replicas cannot be started.
 
     """
-    if not server.api_keys and host not in LOOPBACK:
-        logger.warning("every client that reaches %s may rerank; set keys to change that", host)
-    ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    for name in ("uds", "forwarded_allow_ips", "threads"):
+        if getattr(server, name) is not None:
+            raise SettingsError(f"a cluster has no {name}; leave it out, or --cluster")
+    warn_of_open_server(server, host)
+    ApiKeys(server.api_keys, server.api_key_file)  # fails here rather than in the replicas
+    address = os.environ.get("RAY_ADDRESS", "local")  # Ray's own default is any cluster on this machine
+    ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    starts_serve = not serve.status().proxies
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # before the replicas answer, so that both signals stop the same way
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the replicas notice a changed key file
     try:
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(deployment(reranker.open, server, cluster), name=NAME)
-        logger.warning("serving at http://%s:%d", host, port)
+        if starts_serve:
+            serve.start(http_options=_http_options(server, host, port))
+        else:
+            logger.warning("Ray Serve runs already; its proxy's address counts, not %s:%d", host, port)
+        serve.run(deployment(reranker.open, server, cluster, loopback=address == "local"), name=NAME)
+        if starts_serve:
+            logger.warning("serving at %s://%s:%d", "https" if server.ssl_certfile else "http", host, port)
         threading.Event().wait()
     except KeyboardInterrupt:
-        if NAME in serve.status().applications:
-            serve.delete(NAME)  # waits for running requests, unlike shutdown
+        pass
     except RuntimeError as error:
         raise SettingsError(f"the replicas cannot be started: {_replica_errors()}") from error
     finally:
-        serve.shutdown()
+        if NAME in serve.status().applications:
+            serve.delete(NAME)  # waits for running requests, unlike shutdown
+        if starts_serve and not serve.status().applications:  # others may have deployed meanwhile
+            serve.shutdown()
         ray.shutdown()
+
+
+def _http_options(server: ServerSettings, host: str, port: int) -> dict[str, Any]:
+    tls = {"ssl_certfile": server.ssl_certfile, "ssl_keyfile": server.ssl_keyfile}
+    return {"host": host, "port": port, "root_path": server.root_path} | {
+        name: str(file) for name, file in tls.items() if file is not None
+    }
 
 
 def _replica_errors() -> str:

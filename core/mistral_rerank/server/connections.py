@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import h11
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from mistral_rerank.server.errors import error_response
 
 if TYPE_CHECKING:
     import asyncio
@@ -52,6 +55,19 @@ def limited_protocol(settings: ServerSettings, header_seconds: float = HEADER_SE
                 self._stop("request")
             elif "request" not in self._timers:
                 self._abort_in(header_seconds, "request")
+
+        @override
+        def send_400_response(self, msg: str) -> None:
+            """Answer what is not HTTP with the error object."""
+            answer = error_response("", 400, "the request is not valid HTTP")
+            headers = [*answer.raw_headers, (b"connection", b"close")]
+            for event in (
+                h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event))
+            self.transport.close()
 
         @override
         def on_response_complete(self) -> None:

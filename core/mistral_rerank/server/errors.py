@@ -7,6 +7,7 @@ NVIDIA's clients read `title` and `detail`, OpenAI-style ones `message`, `type` 
 from __future__ import annotations
 
 import logging
+import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,13 @@ if TYPE_CHECKING:
 
     from fastapi import FastAPI
     from starlette.requests import Request
+    from starlette.types import Scope
 
 logger = logging.getLogger(__name__)
 
 TEI_PATH = "/rerank"
+OVERLOADED_IS_429 = frozenset((TEI_PATH, "/v1/rerank", "/v2/rerank", "/reranking", "/v1/reranking"))
+"""Paths of protocols whose vendors answer 429 when they are overloaded; NVIDIA's and vLLM's answer 503."""
 TEI_TYPES = {413: "Validation", 422: "Validation", 424: "Backend", 429: "Overloaded", 503: "Overloaded"}
 
 STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
@@ -51,6 +55,12 @@ PUBLIC: tuple[tuple[type[errors.RerankError], str | None], ...] = (
     (errors.RemoteError, "the model's endpoint gave no usable answer; " + SEE_LOG),
 )
 """Messages for clients; None for the error's message, if it names no path, address or checkpoint."""
+
+
+def route_path(scope: Scope) -> str:
+    """Give the path of a request without the prefix of a proxy (`root_path`)."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 class ErrorBody(BaseModel):
@@ -97,15 +107,15 @@ async def _http(request: Request, error: Any) -> JSONResponse:
     hints = {404: "no such route; see /openapi.json", 405: "this route takes another method; see /openapi.json"}
     known = error.detail if error.detail != HTTPStatus(error.status_code).phrase else None
     message = known or hints.get(error.status_code, HTTPStatus(error.status_code).phrase)
-    return error_response(request.url.path, error.status_code, message, headers=error.headers)
+    return error_response(route_path(request.scope), error.status_code, message, headers=error.headers)
 
 
 async def _validation(request: Request, error: Any) -> JSONResponse:
     problems = error.errors()
     if any(problem["type"] == "json_invalid" for problem in problems):
-        return error_response(request.url.path, 400, "the body is not valid JSON")
+        return error_response(route_path(request.scope), 400, "the body is not valid JSON")
     fields = [problem | {"loc": _fields_of(problem["loc"])} for problem in problems]
-    return error_response(request.url.path, 422, f"{describe_fields(fields)}; see /openapi.json for what fits")
+    return error_response(route_path(request.scope), 422, f"{describe_fields(fields)}; see /openapi.json for what fits")
 
 
 def _fields_of(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
@@ -118,5 +128,6 @@ async def _reranker(request: Request, error: Any) -> JSONResponse:
     if status >= 500 or isinstance(error, errors.RemoteError):
         logger.error("%s: %s", type(error).__name__, error)
     message = next((text for kind, text in PUBLIC if isinstance(error, kind)), "the model is unusable; " + SEE_LOG)
-    headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return error_response(request.url.path, status, message or str(error), headers=headers)
+    seconds = math.ceil(getattr(error, "retry_after", None) or 1)  # of the endpoint, if it has said so
+    headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
+    return error_response(route_path(request.scope), status, message or str(error), headers=headers)

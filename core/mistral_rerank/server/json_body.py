@@ -7,6 +7,7 @@ The values are therefore counted before the body is parsed, at the speed of `byt
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any
 
 from fastapi.routing import APIRoute
@@ -53,6 +54,10 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def answer(request: Request) -> Response:
+            is_empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if not is_empty and not re.fullmatch(r"application/(.+\+)?json", kind):
+                raise HTTPException(415, "the Content-Type must be application/json")
             return await handler(JsonRequest(request.scope, request.receive))
 
         return answer

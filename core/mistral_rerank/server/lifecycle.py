@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import logging.config
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from typing_extensions import override
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.connections import limited_protocol
+from mistral_rerank.server.request_log import log_config
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -59,45 +62,59 @@ class DrainingServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def server_config(
-    app: FastAPI, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 0, log_level: str = "info"
-) -> uvicorn.Config:
-    """Make uvicorn's configuration, with the limits on connections."""
+def warn_of_open_server(settings: ServerSettings, host: str) -> None:
+    """Log a warning if other machines can rerank without a key."""
+    has_keys = settings.api_keys or settings.api_key_file
+    if not has_keys and settings.uds is None and host not in LOOPBACK:
+        logger.warning("every client that reaches %s may rerank; set keys to change that", host)
+
+
+def server_config(app: FastAPI, settings: ServerSettings, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Config:
+    """Make uvicorn's configuration, with the limits on connections; `serve` configures the log."""
     return uvicorn.Config(
         app,
         host=host,
         port=port,
-        log_level=log_level,
+        log_config=None,
+        access_log=False,
         http=limited_protocol(settings),
         ws="none",
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+        uds=str(settings.uds) if settings.uds else None,
+        root_path=settings.root_path.rstrip("/"),
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
         timeout_graceful_shutdown=5,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
 
 
-def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int, log_level: str = "info") -> None:
-    """Serve a reranker over HTTP until SIGINT or SIGTERM.
+def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int) -> None:
+    """Serve a reranker over HTTP until SIGINT or SIGTERM; SIGHUP reads the key file again.
 
     Args:
         reranker: the caller closes it.
         settings: names, keys and limits.
         host: the address to bind to.
         port: the port to bind to.
-        log_level: uvicorn's.
 
     Raises:
         SettingsError: the port is taken.
         RerankError: the model cannot be loaded.
 
     """
-    if not settings.api_keys and host not in LOOPBACK:
-        logger.warning("every client that reaches %s may rerank; set keys to change that", host)
+    logging.config.dictConfig(log_config(settings.log_level, settings.log_format))
+    warn_of_open_server(settings, host)
     app = create_app(reranker, settings)
     service: Service = app.state.service
-    config = server_config(app, settings, host=host, port=port, log_level=log_level)
+    config = server_config(app, settings, host=host, port=port)
+    if hasattr(signal, "SIGHUP"):  # not on Windows
+        signal.signal(signal.SIGHUP, lambda *_: service.keys.reload())
     try:
         DrainingServer(config, service).run()
     except SystemExit as exit_:  # uvicorn has logged why it could not start
-        raise SettingsError(f"cannot serve at {host}:{port}; is the port taken? Give another one") from exit_
+        address = str(settings.uds or f"{host}:{port}")
+        raise SettingsError(f"cannot serve at {address}; is the port taken? Give another one") from exit_
     if service.failure is not None:
         raise service.failure

@@ -1,4 +1,4 @@
-"""Middleware: request ids, metrics, API keys, admission and limits on bodies.
+"""Middleware: request ids, log lines, metrics, API keys, admission and limits on bodies.
 
 It is plain ASGI, so that disconnects reach the routes.
 """
@@ -6,8 +6,6 @@ It is plain ASGI, so that disconnects reach the routes.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import logging
 import re
 import time
@@ -16,29 +14,35 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mistral_rerank._telemetry import server_span
-from mistral_rerank.server.errors import error_response
+from mistral_rerank.server.errors import error_response, route_path
+from mistral_rerank.server.request_log import PROBES, RequestRecord, current_record, log_request, record_of_request
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from starlette.routing import BaseRoute
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from mistral_rerank.server.service import Service
 
 logger = logging.getLogger(__name__)
 
-OPEN_PATHS = frozenset(
-    ("/", "/health", "/v1/health/live", "/v1/health/ready", "/metrics", "/v1/metrics", "/v1/version", "/openapi.json")
-)
+OPEN_PATHS = frozenset(("/", "/v1/version", "/openapi.json")) | PROBES
 """Paths without a key: the page, the API's description, health and metrics."""
 SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
+KEY = "mistral_rerank.key"
+"""The client's `ApiKey` in the scope."""
 
 
 class RequestContext:
-    """Gives every request an id (the client's if it sent one), answers unexpected errors, and updates the metrics."""
+    """Gives a request its id (the client's if it sent one), log line and metrics, and answers unexpected errors."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._metrics, self._spans = app, service.metrics, service.settings.telemetry
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[BaseRoute]) -> None:
+        self._app, self._routes = app, routes
+        self._metrics, self._spans = service.metrics, service.settings.telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -46,71 +50,88 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # the HTTP server leaves out the body
         client_id = headers.get("x-request-id", "")
         request_id = client_id if SAFE_ID.fullmatch(client_id) else uuid.uuid4().hex
+        record = RequestRecord(request_id, scope["method"])
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the HTTP server leaves out the body
         if not self._spans:
-            await self._answer(scope, receive, send, request_id)
+            await self._answer(scope, receive, send, record)
             return
         with server_span(scope["method"], headers, request_id) as answered:
-            answered(*await self._answer(scope, receive, send, request_id))
+            await self._answer(scope, receive, send, record)
+            answered(record.route, record.status)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> tuple[str, int]:
-        """Handle it; give its route and the status of the response."""
-        status, start = 0, time.perf_counter()
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        """Handle it, and complete its record."""
+        start = time.perf_counter()
+        record_of_request.set(record)
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                record.status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = record.id
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+                both = "send Content-Length or Transfer-Encoding, not both"  # a proxy may see another length
+                self._metrics.rejections.labels("framing").inc()
+                refusal = error_response(route_path(scope), 400, both, headers={"Connection": "close"})
+                await refusal(scope, receive, send_with_id)
+            else:
+                await self._app(scope, receive, send_with_id)
         except Exception as error:
-            logger.exception("request %s failed", request_id)
-            if status:  # the response has started, so the connection can only be closed
+            logger.exception("request %s failed", record.id)
+            if record.status:  # the response has started, so the connection can only be closed
                 raise
             message = f"the server failed ({type(error).__name__}); its log says more"
-            await error_response(scope["path"], 500, message)(scope, receive, send_with_id)
+            await error_response(route_path(scope), 500, message)(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, status).inc()
-            self._metrics.request_seconds.labels(route).observe(time.perf_counter() - start)
-        return route, status
+            seconds = time.perf_counter() - start
+            record.route, record.total_ms = self._route(scope), seconds * 1000
+            self._metrics.requests.labels(record.route, record.status).inc()
+            self._metrics.request_seconds.labels(record.route).observe(seconds)
+            if record.key is not None:
+                self._metrics.key_requests.labels(record.key, record.status).inc()
+            if route_path(scope) not in PROBES:
+                log_request(record)
+
+    def _route(self, scope: Scope) -> str:
+        """Give the path of the route, also if the request was refused before it was routed."""
+        if (route := scope.get("route")) is None:
+            route = next((route for route in self._routes if route.matches(scope)[0] is Match.FULL), None)
+        return getattr(route, "path", "other")
 
 
 class BearerKeys:
     """Refuses requests without one of the keys, except on open paths. Without keys, all requests are accepted."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._rejections = app, service.metrics.rejections
-        self._keys = [_digest(key.get_secret_value()) for key in service.settings.api_keys]
+        self._app, self._rejections, self._keys = app, service.metrics.rejections, service.keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request, or refuse it."""
-        if scope["type"] != "http" or not self._keys or scope["path"] in OPEN_PATHS or self._has_key(scope):
+        if scope["type"] != "http" or not self._keys or route_path(scope) in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        key = self._keys.find(Headers(scope=scope).get("authorization", ""))
+        if key is not None:
+            scope[KEY] = key
+            current_record().key = key.name
             await self._app(scope, receive, send)
             return
         self._rejections.labels("key").inc()
         message = "the key is missing or wrong; send it as Authorization: Bearer KEY"
-        refusal = error_response(scope["path"], 401, message, headers={"WWW-Authenticate": "Bearer"})
+        refusal = error_response(route_path(scope), 401, message, headers={"WWW-Authenticate": "Bearer"})
         await refusal(scope, receive, send)
-
-    def _has_key(self, scope: Scope) -> bool:
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        digest = _digest(key.strip())
-        matches = [hmac.compare_digest(digest, known) for known in self._keys]  # all, so that the time is constant
-        return scheme.lower() == "bearer" and any(matches)
 
 
 class Admission:
     """Counts a request before its body is read, and refuses it if there are too many.
 
-    A body is refused if its declared or its actual length is too large, if it arrives too slowly, or if the bodies of
-    all requests together are too large.
+    A body is refused if it is compressed, if its declared or its actual length is too large, if it arrives too slowly,
+    or if the bodies of all requests together are too large.
     """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
@@ -121,18 +142,22 @@ class Admission:
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
+        path = route_path(scope)
         try:
-            with self._service.admitted():
-                await self._read(scope, receive, send)
+            with self._service.admitted(path, scope.get(KEY)):
+                await self._read(scope, receive, send, path)
         except HTTPException as refused:
-            refusal = error_response(scope["path"], refused.status_code, refused.detail, headers=refused.headers)
+            refusal = error_response(path, refused.status_code, refused.detail, headers=refused.headers)
             await refusal(scope, receive, send)
 
-    async def _read(self, scope: Scope, receive: Receive, send: Send) -> None:
-        service, settings = self._service, self._service.settings
+    async def _read(self, scope: Scope, receive: Receive, send: Send, path: str) -> None:
+        service, settings, headers = self._service, self._service.settings, Headers(scope=scope)
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            plain = "the Content-Encoding is not supported; send the body uncompressed"
+            raise service.rejection("encoding", 415, plain, close=True)
         limit = settings.max_body_bytes
         too_long = f"the body is longer than {limit} bytes; send fewer or shorter passages at once"
-        declared = Headers(scope=scope).get("content-length", "")
+        declared = headers.get("content-length", "")
         if declared.isdecimal() and int(declared) > limit:
             raise service.rejection("body", 413, too_long, close=True)
         length, complete = 0, False
@@ -156,14 +181,10 @@ class Admission:
                 raise service.rejection("body", 413, too_long, close=True)
             if service.held_bytes > settings.max_held_bytes:
                 full = "the server holds as many bytes of requests as it may; try again"
-                raise service.rejection("bytes", 503, full, close=True)
+                raise service.overloaded("bytes", path, full, close=True)
             return message
 
         try:
             await self._app(scope, limited, send)
         finally:
             service.held_bytes -= length
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode()).digest()

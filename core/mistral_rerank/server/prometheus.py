@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import platform
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    generate_latest,
+)
 
+from mistral_rerank._version import __version__
 from mistral_rerank.reranker import Observer
+from mistral_rerank.server.request_log import current_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from mistral_rerank.server.backlog import Backlog
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -17,9 +31,15 @@ TOKENS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 
 
 class Metrics(Observer):
-    """The metrics of one server; the observer of its reranker."""
+    """The metrics of one server; the observer of its reranker.
 
-    def __init__(self) -> None:
+    Args:
+        backlog: learns the model's speed from the batches.
+
+    """
+
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
         self._registry = registry = CollectorRegistry()
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
@@ -29,19 +49,31 @@ class Metrics(Observer):
             return Counter(f"mistral_rerank_{name}", text, labels, registry=registry)
 
         self.requests = counter("requests", "answered requests", "route", "status")
+        self.key_requests = counter("key_requests", "answered requests by the name of their key", "key", "status")
         self.rejections = counter("rejections", "requests refused before they were scored", "reason")
+        self.cancelled = counter("cancelled_passages", "passages of requests that ended before they were scored")
         self.prompt_tokens = counter("prompt_tokens", "tokens read by the model for answered requests")
         self.request_seconds = histogram("request_duration_seconds", "from first byte to answer", SECONDS, ("route",))
+        self.passages = histogram("request_passages", "passages of a request", SEQUENCES)
         self._queue_seconds = histogram("queue_duration_seconds", "a call waits for its first batch", SECONDS)
         self._inference_seconds = histogram("inference_duration_seconds", "one forward of the model", SECONDS)
         self._tokenization_seconds = histogram("tokenization_duration_seconds", "the texts of one call", SECONDS)
         self._batch_size = histogram("batch_size", "sequences of a forward", SEQUENCES)
         self._batch_tokens = histogram("batch_tokens", "padded tokens of a forward", TOKENS)
-        self._queue_size = Gauge("mistral_rerank_queue_size", "requests waiting or running", registry=registry)
+        build = {"version": __version__, "python": platform.python_version()}
+        Info("mistral_rerank_build", "versions of the software", registry=registry).info(build)
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
 
-    def watch_queue(self, size: Callable[[], int]) -> None:
-        """Set the function that gives the length of the queue."""
-        self._queue_size.set_function(size)
+    def watch(self, *, queue_size: Callable[[], int], is_ready: Callable[[], bool]) -> None:
+        """Set the functions that give the values of the gauges."""
+
+        def gauge(name: str, text: str) -> Gauge:
+            return Gauge(f"mistral_rerank_{name}", text, registry=self._registry)
+
+        gauge("queue_size", "requests waiting or running").set_function(queue_size)
+        gauge("queue_tokens", "estimated tokens of these requests").set_function(lambda: self._backlog.tokens)
+        gauge("ready", "1 if the server is ready, else 0").set_function(is_ready)
 
     def tokenized(self, seconds: float) -> None:
         """See `Observer`."""
@@ -50,12 +82,14 @@ class Metrics(Observer):
     def started(self, waited: float) -> None:
         """See `Observer`."""
         self._queue_seconds.observe(waited)
+        current_record().queue_ms = waited * 1000
 
     def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:
         """See `Observer`."""
         self._batch_size.observe(sequences)
         self._batch_tokens.observe(tokens)
         self._inference_seconds.observe(seconds)
+        self._backlog.ran_batch(tokens, seconds)
 
     def text(self) -> bytes:
         """Give all metrics in Prometheus' text format."""

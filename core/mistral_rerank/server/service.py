@@ -6,9 +6,10 @@ import asyncio
 import logging
 import time
 import uuid
+from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 from starlette.exceptions import HTTPException
@@ -19,16 +20,21 @@ from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
+from mistral_rerank.server.backlog import Backlog
+from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
+from mistral_rerank.server.keys import ApiKeys
 from mistral_rerank.server.prometheus import Metrics
+from mistral_rerank.server.request_log import current_record
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from starlette.requests import Request
 
     from mistral_rerank.protocols.protocol import RerankRequest
     from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
-    from mistral_rerank.reranker import Overflow, RankedPassage, Reranker, Score
+    from mistral_rerank.reranker import Overflow, Pair, RankedPassage, Reranker, Score
+    from mistral_rerank.server.keys import ApiKey
     from mistral_rerank.server.settings import ServerSettings
 
 T = TypeVar("T")
@@ -52,6 +58,7 @@ class Service:
 
     Attributes:
         settings: names, keys and limits.
+        keys: of the clients.
         metrics: the Prometheus metrics.
         created: start of the service, in seconds since 1970.
         in_flight: number of admitted requests: receiving their bodies, waiting or running.
@@ -66,8 +73,9 @@ class Service:
         if settings.telemetry:
             tracer()  # fails here rather than at the first request
         self.settings = settings
-        self.metrics = Metrics()
-        self.metrics.watch_queue(lambda: self.in_flight)
+        self.keys = ApiKeys(settings.api_keys, settings.api_key_file)
+        self._backlog = Backlog(reranker.max_length)
+        self.metrics = Metrics(self._backlog)
         self.created = int(time.time())
         self.in_flight = 0
         self.held_bytes = 0
@@ -76,6 +84,8 @@ class Service:
         self.failure: Exception | None = None
         self._loaded = False
         self._reranker = reranker
+        self._in_flight_by_key: Counter[str] = Counter()
+        self.metrics.watch(queue_size=lambda: self.in_flight, is_ready=lambda: self.not_ready is None)
         reranker.observe(self.metrics)
 
     @property
@@ -86,7 +96,7 @@ class Service:
         if isinstance(self._reranker, RemoteReranker) and self._reranker.model is None:
             return UNNAMED
         name = self._reranker.model_name
-        return Path(name).resolve().name if Path(name).is_dir() else name
+        return Path(name).resolve().name if Path(name).is_dir() else name.partition("@")[0]  # without a revision
 
     @property
     def not_ready(self) -> str | None:
@@ -120,8 +130,12 @@ class Service:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     @contextmanager
-    def admitted(self) -> Iterator[None]:
+    def admitted(self, path: str, key: ApiKey | None) -> Iterator[None]:
         """Count a request as in flight.
+
+        Args:
+            path: of the route, which decides the status of a refusal.
+            key: of the client; None on a server without keys.
 
         Raises:
             HTTPException: there are too many requests, or the server is shutting down.
@@ -130,12 +144,18 @@ class Service:
         if self.draining:
             raise self.rejection("draining", 503, "the server is shutting down; send this to another")
         if self.in_flight >= self.settings.max_requests:
-            raise self.rejection("queue_full", 503, f"{self.in_flight} requests are waiting; try again")
+            raise self.overloaded("queue_full", path, f"{self.in_flight} requests are waiting; try again later")
+        name = key.name if key else ""
+        if key and self._in_flight_by_key[name] >= max(1, int(key.share * self.settings.max_requests)):
+            waiting = self._in_flight_by_key[name]
+            raise self.overloaded("key_share", path, f"{waiting} requests of this key are waiting; try again later")
         self.in_flight += 1
+        self._in_flight_by_key[name] += 1
         try:
             yield
         finally:
             self.in_flight -= 1
+            self._in_flight_by_key[name] -= 1
 
     async def rerank(self, rerank_request: RerankRequest, request: Request) -> RerankReply:
         """Rank the passages of a request.
@@ -146,27 +166,22 @@ class Service:
             ClientGoneError: the client has disconnected.
 
         """
-        self._check(rerank_request.model, len(rerank_request.passages))
+        query, passages = rerank_request.query, rerank_request.passages
+        self._check(rerank_request.model, len(passages))
         overflow = _overflow(rerank_request.truncate)
 
         async def rank() -> list[RankedPassage]:
-            return await self._reranker.arank(rerank_request.query, rerank_request.passages, overflow=overflow)
-
-        async def traced() -> list[RankedPassage]:
-            with rerank_span(
-                rerank_request.query,
-                rerank_request.passages,
-                model=self.model_id,
-                top_n=rerank_request.top_n,
-                content=False,
-            ) as report:
-                ranking = await rank()
-                report(ranking[: rerank_request.top_n])
+            instruction = rerank_request.instruction
+            if not self.settings.telemetry:
+                return await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
+            top_n = rerank_request.top_n
+            with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
+                ranking = await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
+                report(ranking[:top_n])
                 return ranking
 
-        ranking = await self._while_connected(traced() if self.settings.telemetry else rank(), request)
-        tokens = sum(ranked.score.tokens for ranked in ranking)
-        self.metrics.prompt_tokens.inc(tokens)
+        ranking = await self._while_connected(rank, [(query, passage) for passage in passages], request)
+        tokens = self._count_tokens(ranked.score for ranked in ranking)
         return RerankReply(tuple(ranking[: rerank_request.top_n]), self.model_id, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
@@ -176,15 +191,15 @@ class Service:
         overflow = _overflow(body.truncate_prompt_tokens is not None)
 
         async def score() -> list[Score]:
-            return await self._reranker.ascore_pairs(pairs, overflow=overflow)
-
-        async def traced() -> list[Score]:
+            instruction = {} if body.instruction is None else {"instruction": body.instruction}
+            if not self.settings.telemetry:
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
             texts = [passage for _, passage in pairs]
             with rerank_span(pairs[0][0], texts, model=self.model_id, top_n=None, content=False):
-                return await score()
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
 
-        scores = await self._while_connected(traced() if self.settings.telemetry else score(), request)
-        self.metrics.prompt_tokens.inc(sum(score.tokens for score in scores))
+        scores = await self._while_connected(score, pairs, request)
+        self._count_tokens(scores)
         return write_score_reply(
             scores,
             unit=body.unit,
@@ -193,23 +208,41 @@ class Service:
             created=int(time.time()),
         )
 
-    async def _while_connected(self, work: Coroutine[Any, Any, T], request: Request) -> T:
-        """Await the work until the timeout or until the client disconnects; then cancel it in the reranker's queue."""
-        task, disconnected = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
-        try:
-            done, _ = await asyncio.wait(
-                {task, disconnected}, timeout=self.settings.timeout, return_when=asyncio.FIRST_COMPLETED
-            )
-            if task in done:
-                return task.result()
-            if disconnected in done:
-                self.metrics.rejections.labels("disconnected").inc()
-                raise ClientGoneError
-            seconds = f"{self.settings.timeout:g}"
-            raise self.rejection("timeout", 504, f"no answer within {seconds} s; send fewer passages, or try again")
-        finally:
-            task.cancel()
-            disconnected.cancel()
+    async def _while_connected(self, work: Callable[[], Awaitable[T]], pairs: Sequence[Pair], request: Request) -> T:
+        """Await the work on pairs until the timeout or until the client disconnects; then cancel it.
+
+        Work that would not be done before the timeout is not begun.
+        """
+        timeout, record = self.settings.timeout, current_record()
+        record.passages = len(pairs)
+        self.metrics.passages.observe(len(pairs))
+        tokens = self._backlog.estimate(pairs)
+        if (seconds := self._backlog.seconds_until_answer(tokens)) > timeout:
+            late = f"the answer would take about {seconds:.0f} s, over {timeout:g} s; send fewer passages, or try later"
+            raise self.overloaded("deadline", route_path(request.scope), late)
+        start = time.perf_counter()
+        with self._backlog.holding(tokens):
+            task, disconnected = asyncio.ensure_future(work()), asyncio.ensure_future(_disconnected(request))
+            try:
+                done, _ = await asyncio.wait({task, disconnected}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if task in done:
+                    return task.result()
+                self.metrics.cancelled.inc(len(pairs))
+                if disconnected in done:
+                    self.metrics.rejections.labels("disconnected").inc()
+                    raise ClientGoneError
+                late = f"no answer within {timeout:g} s; send fewer passages, or try again"
+                raise self.rejection("timeout", 504, late)
+            finally:
+                record.compute_ms = (time.perf_counter() - start) * 1000 - (record.queue_ms or 0)
+                task.cancel()
+                disconnected.cancel()
+
+    def _count_tokens(self, scores: Iterable[Score]) -> int:
+        tokens = sum(score.tokens for score in scores)
+        self.metrics.prompt_tokens.inc(tokens)
+        current_record().tokens = tokens
+        return tokens
 
     def check_model(self, name: str | None) -> None:
         """Refuse the name of another model.
@@ -222,11 +255,18 @@ class Service:
         if name is not None and name not in known:
             raise self.rejection("model", 404, f"no such model; there is {', '.join(known)}")
 
-    def rejection(self, reason: str, status: int, message: str, *, close: bool = False) -> HTTPException:
+    def rejection(
+        self, reason: str, status: int, message: str, *, close: bool = False, retry_after: int = 1
+    ) -> HTTPException:
         """Count a refusal, and make its exception. `close` closes the connection, because the body is not read."""
         self.metrics.rejections.labels(reason).inc()
-        headers = ({"Retry-After": "1"} if status == 503 else {}) | ({"Connection": "close"} if close else {})
-        return HTTPException(status, message, headers or None)
+        headers = {"Retry-After": str(retry_after)} if status in (429, 503) else {}
+        return HTTPException(status, message, (headers | ({"Connection": "close"} if close else {})) or None)
+
+    def overloaded(self, reason: str, path: str, message: str, *, close: bool = False) -> HTTPException:
+        """Make a `rejection` with the status that clients of the path's protocol expect from a busy server."""
+        status = 429 if path in OVERLOADED_IS_429 else 503
+        return self.rejection(reason, status, message, close=close, retry_after=self._backlog.retry_after())
 
     def _check(self, model: str | None, passages: int) -> None:
         self.check_model(model)

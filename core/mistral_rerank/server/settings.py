@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from mistral_rerank.server.keys import fault_of
+from mistral_rerank.server.request_log import LogFormat, LogLevel
 from mistral_rerank.settings import read_environment, warn_of_unknown_variables
 
 
@@ -33,10 +35,13 @@ class ServerSettings(EnvironmentSettings):
     model_id: str | None = Field(None, description="name of the model for clients; default: its own")
     aliases: tuple[str, ...] = Field((), description="further names of the model for clients")
     api_keys: tuple[SecretStr, ...] = Field((), description="keys of which a client must send one; default: no key")
+    api_key_file: Path | None = Field(
+        None, description="keys of clients, one per line, as KEY, NAME: KEY or NAME: KEY SHARE%; read again on a change"
+    )
     cors_origins: tuple[str, ...] = Field((), description="origins whose pages may call the server")
     max_body_bytes: int = Field(8_000_000, ge=1, description="most bytes of a request's body")
     max_passages: int = Field(1000, ge=1, description="most passages of a request")
-    max_requests: int = Field(256, ge=1, description="most requests waiting or running; others get a 503")
+    max_requests: int = Field(256, ge=1, description="most requests waiting or running; others get a 429 or 503")
     max_connections: int = Field(
         512, ge=1, description="most open connections; over it, the longest idle one is closed"
     )
@@ -45,6 +50,18 @@ class ServerSettings(EnvironmentSettings):
     transfer_timeout: float = Field(
         30.0, gt=0, description="seconds within which a body must arrive, and a reply be read"
     )
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model; default: the CPUs of the container")
+    ssl_certfile: Path | None = Field(
+        None, description="certificates for TLS, in PEM; the keys may be in the same file"
+    )
+    ssl_keyfile: Path | None = Field(None, description="private key for TLS, in PEM")
+    uds: Path | None = Field(None, description="Unix socket to listen on, instead of a host and port")
+    root_path: str = Field("", description="prefix of all paths that a proxy removes, such as /rerank-api")
+    forwarded_allow_ips: str | None = Field(
+        None, description="proxies whose X-Forwarded-For and -Proto are believed, with commas, or *; default: none"
+    )
+    log_level: LogLevel = Field("info", description="least level of the server's log lines")
+    log_format: LogFormat = Field("text", description="form of the server's log lines")
     telemetry: bool = Field(False, description="an OpenTelemetry span of each request and ranking, without texts")
     strict: bool = Field(False, description="refuse fields that the protocol does not name, as NIM 2 does")
 

@@ -184,7 +184,7 @@ def _train(files: Sequence[Path], *, epochs: int, seed: int, notify: Notify) -> 
         optimizer.zero_grad()
         estimates = early_exit(example.states, example.passages)
         loss = (estimates - example.logits).square().mean() / 4 + distillation(estimates[None], example.logits[None])
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         schedule.step()
         notify("fitting", step, steps)

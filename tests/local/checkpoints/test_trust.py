@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification
 
 from mistral_rerank import CheckpointError
-from mistral_rerank.local.checkpoints.loading import load_model, load_tokenizer, open_checkpoint, summary
+from mistral_rerank.local.checkpoints.loading import load_model, load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.model.early_exit import read_early_exit_config
 
 BAIT = "the-bait"
@@ -343,7 +344,7 @@ def test_a_hostile_model_opens_nothing_outside_itself(name, whole, outside, tmp_
 
 @pytest.mark.parametrize("name", ADAPTER)
 def test_a_hostile_adapter_opens_nothing_outside_itself(name, adapter, outside, tmp_path):
-    check(shutil.copytree(adapter, tmp_path / "model"), outside, *ADAPTER[name])
+    check(shutil.copytree(adapter, tmp_path / "rankllama"), outside, *ADAPTER[name])  # a family names no base
 
 
 def test_what_is_not_hostile_opens(whole, adapter, outside, tmp_path):

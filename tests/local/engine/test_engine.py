@@ -41,7 +41,7 @@ class Lengths:
     def tokenizer(self):
         return self
 
-    def slices(self, pairs, overflow=None, *, locate=False):
+    def slices(self, pairs, overflow=None, *, instruction=None, locate=False):
         self.tokenized += [passage for _, passage in pairs]
         if pairs[-1][1] == "open":
             self.gate.set()
@@ -389,7 +389,7 @@ def test_cancelled_calls_are_not_tokenized():
     tokenizing, may_go_on = threading.Event(), threading.Event()
 
     class Slow(Lengths):
-        def slices(self, pairs, overflow=None, *, locate=False):
+        def slices(self, pairs, overflow=None, *, instruction=None, locate=False):
             if pairs[0][1] == "slow":
                 tokenizing.set()
                 may_go_on.wait(10)
@@ -409,7 +409,7 @@ def test_cancelled_calls_are_not_tokenized():
 
 def test_a_call_with_much_text_holds_up_no_batch_and_no_other_calls_tokens():
     class Slices(Lengths):
-        def slices(self, pairs, overflow=None, *, locate=False):
+        def slices(self, pairs, overflow=None, *, instruction=None, locate=False):
             for pair in pairs:
                 if pair[1] == "wait":
                     answered.wait(10)

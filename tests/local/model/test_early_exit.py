@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2ForSequenceClassification, MistralForSe
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError, open_reranker
 from mistral_rerank.local.checkpoints.config import CheckpointConfig
 from mistral_rerank.local.checkpoints.export import export_merged
-from mistral_rerank.local.checkpoints.loading import summary
+from mistral_rerank.local.checkpoints.summary import summary
 from mistral_rerank.local.model.early_exit import (
     EARLY_EXIT_FILE,
     EarlyExit,
@@ -151,7 +151,7 @@ def test_a_file_that_is_not_usable_is_refused(checkpoint, tmp_path):
 
 def test_other_architectures_have_none():
     model = GPT2ForSequenceClassification(GPT2Config(n_layer=2, n_head=2, n_embd=32, num_labels=1))
-    with pytest.raises(CheckpointError, match="need a Mistral or a Llama"):
+    with pytest.raises(CheckpointError, match="need a Mistral, Llama"):
         RerankModel(model.base_model, model.score, CPU, resumable=True)
 
 

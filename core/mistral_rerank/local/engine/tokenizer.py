@@ -1,8 +1,6 @@
 """The tokenizer: from (question, passage) pairs to token ids.
 
-The text of a pair is tokenized as a whole, because its parts tokenized alone have other ids. If it is over the limit,
-only tokens of the passage are dropped; the question, the rest of the template and the end token stay. Special tokens
-are added by id, and text that spells a special token stays text.
+If a pair is over the limit, only tokens of the passage are dropped; the question and the rest of the template stay.
 
 The work depends on the limit, not on the text. Of a passage far over the limit only the start and a short end are
 tokenized. The start has `MARGIN` tokens more than are kept: a cut changes the tokenization of the last words before it
@@ -19,6 +17,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from mistral_rerank.errors import CheckpointError, InputTooLongError
+from mistral_rerank.local.engine.prompts import PromptLayout, clean
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
+    from mistral_rerank.local.engine.prompts import Prompt
     from mistral_rerank.reranker import Overflow, Pair
     from mistral_rerank.templates import RenderedPair, Template
 
@@ -72,18 +72,23 @@ class PairTokenizer:
 
     Args:
         tokenizer: the checkpoint's; it must be a fast one (a `tokenizer.json`).
-        prompt: the prompt template.
+        template: the prompt template.
+        add_special_tokens: whether the tokenizer's special tokens around a text are added.
         append_eos: whether sequences end in the tokenizer's end token.
         max_length: the most tokens of a sequence, special tokens included.
         overflow: what happens to longer pairs.
+
+    Raises:
+        CheckpointError: the tokenizer is no fast one, or has no end token.
 
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        prompt: Template,
+        template: Template,
         *,
+        add_special_tokens: bool = True,
         append_eos: bool = True,
         max_length: int,
         overflow: Overflow = "truncate",
@@ -93,146 +98,162 @@ class PairTokenizer:
             raise CheckpointError("the checkpoint has no tokenizer.json; convert its tokenizer to a fast one")
         if append_eos and tokenizer.eos_token_id is None:
             raise CheckpointError("rerank.json asks for an end token, and the tokenizer has none (eos_token)")
-        self._prompt = prompt
         self._max_length = max_length
-        self._overflow = overflow
-        self._start, self._end = _special_tokens_around(backend)
-        if append_eos and self._end[-1:] != [tokenizer.eos_token_id]:
-            self._end.append(int(tokenizer.eos_token_id))
-        self._room = max_length - len(self._start) - len(self._end)  # tokens of a pair without special tokens
-        self._first_cut = CHARACTERS * (max(self._room, 0) + MARGIN)
-        self._backend = Tokenizer.from_str(backend.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = True
+        self._first_cut = CHARACTERS * (max_length + MARGIN)
+        self._overflow, self._strip = overflow, template.strip
+        self._layout = PromptLayout(
+            backend,
+            template,
+            add_special_tokens=add_special_tokens,
+            end_token=int(tokenizer.eos_token_id) if append_eos else None,
+        )
+        self._backend = self._layout.backend
 
     def encode(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None = None,
+        *,
+        instruction: str | None = None,
+        locate: bool = False,
     ) -> list[EncodedPair]:
         """Tokenize pairs, in input order.
 
         Args:
             pairs: questions with passages.
             overflow: what happens to longer pairs in this call; None for the tokenizer's default.
+            instruction: of this call; None for the template's.
             locate: whether to find the passages' tokens.
 
         Raises:
+            InvalidInputError: an instruction is given, and the template has no place for one.
             InputTooLongError: a question leaves no room for its passage, or `overflow` is "error" and a pair
                 is over the limit. The message names the position and the counts.
 
         """
-        return list(chain.from_iterable(self.slices(pairs, overflow, locate=locate)))
+        return list(chain.from_iterable(self.slices(pairs, overflow, instruction=instruction, locate=locate)))
 
     def slices(
-        self, pairs: Sequence[Pair], overflow: Overflow | None = None, *, locate: bool = False
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None = None,
+        *,
+        instruction: str | None = None,
+        locate: bool = False,
     ) -> Iterator[list[EncodedPair]]:
         """Tokenize like `encode` in steps of bounded work; a step yields some of the pairs, or none yet."""
         overflow = overflow or self._overflow
-        batch: list[tuple[int, Pair]] = []
+        prompts: dict[str, Prompt] = {}
+        batch: list[tuple[int, Prompt, str]] = []
         size = 0
         for position, (query, passage) in enumerate(pairs):
-            if len(query) > self._first_cut:
-                self._check_length(position, query)
+            if self._strip:
+                query, passage = query.strip(), passage.strip()
+            if query not in prompts:
+                self._check_length(position, query, instruction or "")
+                prompts[query] = self._layout.prompt(query, instruction)
+            prompt = prompts[query]
             if overflow == "chunk" and len(passage) > SECTION_CHARACTERS:
                 yield self._encode(batch, overflow, locate=locate)
                 batch, size = [], 0
                 pieces = []
                 for start in range(0, len(passage) - SECTION_OVERLAP, SECTION_CHARACTERS - SECTION_OVERLAP):
                     section = passage[start : start + SECTION_CHARACTERS]
-                    pieces += self._encode([(position, (query, section))], overflow, locate=True)
+                    pieces += self._encode([(position, prompt, section)], overflow, locate=True)
                     yield []
                 yield [_join(pieces)]
                 continue
             cut = len(passage) if overflow == "chunk" else self._first_cut + TAIL_CHARACTERS
-            length = len(query) + min(len(passage), cut)
+            length = len(prompt.head) + len(prompt.tail) + min(len(passage), cut)
             if batch and size + length > SLICE_CHARACTERS:
                 yield self._encode(batch, overflow, locate=locate)
                 batch, size = [], 0
-            batch.append((position, (query, passage)))
+            batch.append((position, prompt, passage))
             size += length
         yield self._encode(batch, overflow, locate=locate)
 
-    def _check_length(self, position: int, query: str) -> None:
-        """Reject a question far over the limit without tokenizing all of it."""
-        cut = self._first_cut
-        while cut < len(query):
-            (encoding,) = self._backend.encode_batch_fast([_clean(query[:cut])], add_special_tokens=False)
-            if len(encoding.ids) >= self._room + MARGIN:
-                raise InputTooLongError(
-                    f"pair {position}: the question takes more than {self._room} tokens and leaves none for the "
-                    "passage; shorten the question or raise max_length"
-                )
-            cut *= 2
+    def _room(self, prompt: Prompt) -> int:
+        """Return the most tokens of the text with the passage."""
+        return self._max_length - len(prompt.start) - len(prompt.end)
 
-    def _encode(self, pairs: Sequence[tuple[int, Pair]], overflow: Overflow, *, locate: bool) -> list[EncodedPair]:
-        """Tokenize pairs, given with their positions in the call."""
+    def _check_length(self, position: int, *texts: str) -> None:
+        """Reject a question or an instruction far over the limit without tokenizing all of it."""
+        for text in texts:
+            cut = self._first_cut
+            while cut < len(text):
+                (encoding,) = self._backend.encode_batch_fast([clean(text[:cut])], add_special_tokens=False)
+                if len(encoding.ids) >= self._max_length + MARGIN:
+                    raise InputTooLongError(
+                        f"pair {position}: the question takes more than {self._max_length} tokens and leaves none for "
+                        "the passage; shorten the question or the instruction, or raise max_length"
+                    )
+                cut *= 2
+
+    def _encode(
+        self, pairs: Sequence[tuple[int, Prompt, str]], overflow: Overflow, *, locate: bool
+    ) -> list[EncodedPair]:
+        """Tokenize passages, given with their positions in the call and their prompts."""
         encoded: dict[int, EncodedPair] = {}
-        rendered: list[tuple[int, RenderedPair]] = []
-        longer: list[tuple[int, Pair]] = []
-        for position, (query, passage) in pairs:
+        rendered: list[tuple[int, Prompt, RenderedPair]] = []
+        longer: list[tuple[int, Prompt, str]] = []
+        for position, prompt, passage in pairs:
             if overflow != "chunk" and len(passage) > self._first_cut + TAIL_CHARACTERS:
-                longer.append((position, (query, passage)))
+                longer.append((position, prompt, passage))
             else:
-                rendered.append((position, self._prompt.format(_clean(query), _clean(passage))))
+                rendered.append((position, prompt, prompt.render(clean(passage))))
         encode = self._backend.encode_batch if locate else self._backend.encode_batch_fast
-        encodings = encode([text.text for _, text in rendered], add_special_tokens=False)
+        encodings = encode([text.text for _, _, text in rendered], add_special_tokens=False)
         over_limit = []
-        for (position, text), encoding in zip(rendered, encodings, strict=True):
-            if len(encoding.ids) > self._room:
-                over_limit.append((position, text))
+        for (position, prompt, text), encoding in zip(rendered, encodings, strict=True):
+            if len(encoding) > self._room(prompt):
+                over_limit.append((position, prompt, text, encoding))
             else:
-                ids = self._start + encoding.ids + self._end
-                encoded[position] = EncodedPair((ids,), (self._locate(encoding, text) if locate else range(0),))
+                encoded[position] = _whole(prompt, text, encoding, locate=locate)
         if not locate:  # truncation needs the offsets that the fast call leaves out
-            encodings = self._backend.encode_batch([text.text for _, text in over_limit], add_special_tokens=False)
-        else:
-            encodings = [encoding for encoding in encodings if len(encoding.ids) > self._room]
-        for (position, text), encoding in zip(over_limit, encodings, strict=True):
-            encoded[position] = self._fit(position, _Tokens.of(encoding, text), overflow)
-        for position, pair in longer:
-            encoded[position] = self._fit_cut(position, pair, overflow)
-        return [encoded[position] for position, _ in pairs]
+            texts = [text.text for _, _, text, _ in over_limit]
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+            over_limit = [(*pair[:3], encoding) for pair, encoding in zip(over_limit, encodings, strict=True)]
+        for position, prompt, text, encoding in over_limit:
+            encoded[position] = self._fit(position, prompt, _Tokens.of(prompt, text, encoding), overflow)
+        for position, prompt, passage in longer:
+            encoded[position] = self._fit_cut(position, prompt, passage, overflow)
+        return [encoded[position] for position, _, _ in pairs]
 
-    def _locate(self, encoding: Encoding, text: RenderedPair) -> range:
-        """Return the passage's tokens of a pair within the limit."""
-        first, last = _passage_tokens(encoding, text)
-        return range(len(self._start) + first, len(self._start) + last)
-
-    def _fit_cut(self, position: int, pair: Pair, overflow: Overflow) -> EncodedPair:
-        """Fit a pair whose passage is far over the limit, from the start and the end of its text."""
-        query, passage = pair
+    def _fit_cut(self, position: int, prompt: Prompt, passage: str, overflow: Overflow) -> EncodedPair:
+        """Fit a passage far over the limit, from the start and the end of its text."""
         cut = self._first_cut
         while True:
             is_cut = cut + TAIL_CHARACTERS < len(passage)
-            parts = [_clean(passage[:cut]), _clean(passage[-TAIL_CHARACTERS:])] if is_cut else [_clean(passage)]
-            text = self._prompt.format(_clean(query), "".join(parts))
+            parts = [clean(passage[:cut]), clean(passage[-TAIL_CHARACTERS:])] if is_cut else [clean(passage)]
+            text = prompt.render("".join(parts))
             (encoding,) = self._backend.encode_batch([text.text], add_special_tokens=False)
-            tokens = _Tokens.of(encoding, text)
-            if not is_cut and len(encoding.ids) <= self._room:
-                return EncodedPair((self._start + encoding.ids + self._end,), (self._locate(encoding, text),))
+            tokens = _Tokens.of(prompt, text, encoding)
+            if not is_cut and len(encoding.ids) <= self._room(prompt):
+                return _whole(prompt, text, encoding, locate=True)
             end = text.passage_start + len(parts[0])
             before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
-            if not is_cut or before_cut >= self._room + MARGIN:
-                return self._fit(position, tokens, overflow, is_cut=is_cut)
+            if not is_cut or before_cut >= self._room(prompt) + MARGIN:
+                return self._fit(position, prompt, tokens, overflow, is_cut=is_cut)
             cut *= 2
 
-    def _fit(self, position: int, tokens: _Tokens, overflow: Overflow, *, is_cut: bool = False) -> EncodedPair:
+    def _fit(
+        self, position: int, prompt: Prompt, tokens: _Tokens, overflow: Overflow, *, is_cut: bool = False
+    ) -> EncodedPair:
         """Truncate, chunk or reject one pair over the limit."""
-        room = self._room
         before, passage, after = tokens.parts
-        window = room - len(before) - len(after)
+        window = self._room(prompt) - len(before) - len(after)
         if window < 1:
             raise InputTooLongError(
-                f"pair {position}: the question takes {len(before) + len(after)} of at most {room} tokens and "
-                "leaves none for the passage; shorten the question or raise max_length"
+                f"pair {position}: the question takes {self._max_length - window} of at most {self._max_length} tokens "
+                "and leaves none for the passage; shorten the question or raise max_length"
             )
         if overflow == "error":
-            length = len(tokens.ids) + self._max_length - room
+            length = len(tokens.ids) + self._max_length - self._room(prompt)
             raise InputTooLongError(
                 f"Input length {'of at least ' if is_cut else ''}{length} exceeds maximum allowed token size "
                 f"{self._max_length} (pair {position}); shorten the passage, or set overflow to 'truncate' or 'chunk'"
             )
-        head, tail = self._start + before, after + self._end
+        head, tail = prompt.start + before, after + prompt.end
         if overflow == "truncate":
             pieces, left_out = [passage[:window]], len(passage) - window
         else:
@@ -246,6 +267,13 @@ class PairTokenizer:
         )
 
 
+def _whole(prompt: Prompt, text: RenderedPair, encoding: Encoding, *, locate: bool) -> EncodedPair:
+    """Return the ids of a pair within the limit."""
+    first, last = _passage_tokens(encoding, text) if locate else (0, 0)
+    passage = range(len(prompt.start) + first, len(prompt.start) + last) if locate else range(0)
+    return EncodedPair((prompt.start + prompt.ids(encoding) + prompt.end,), (passage,))
+
+
 @dataclass(frozen=True, slots=True)
 class _Tokens:
     """The ids of a pair's text; the passage is `ids[first:last]`."""
@@ -255,8 +283,8 @@ class _Tokens:
     last: int
 
     @classmethod
-    def of(cls, encoding: Encoding, text: RenderedPair) -> _Tokens:
-        return cls(encoding.ids, *_passage_tokens(encoding, text))
+    def of(cls, prompt: Prompt, text: RenderedPair, encoding: Encoding) -> _Tokens:
+        return cls(prompt.ids(encoding), *_passage_tokens(encoding, text))
 
     @property
     def parts(self) -> tuple[list[int], list[int], list[int]]:
@@ -277,18 +305,3 @@ def _passage_tokens(encoding: Encoding, text: RenderedPair) -> tuple[int, int]:
     spans, begin = encoding.offsets, len(text.text[: text.passage_start].rstrip())
     first = next((i for i, (start, end) in enumerate(spans) if start >= begin and end > text.passage_start), len(spans))
     return first, next((i for i in range(first, len(spans)) if spans[i][1] > text.passage_end), len(spans))
-
-
-def _special_tokens_around(backend: Tokenizer) -> tuple[list[int], list[int]]:
-    """Return the special tokens that a tokenizer adds before and after a text."""
-    plain = backend.encode("a", add_special_tokens=False).ids
-    whole = backend.encode("a", add_special_tokens=True).ids
-    for start in range(len(whole) - len(plain) + 1):
-        if whole[start : start + len(plain)] == plain:
-            return whole[:start], whole[start + len(plain) :]
-    return [], []
-
-
-def _clean(text: str) -> str:
-    """Replace lone surrogates, which tokenizers reject."""
-    return text if text.isascii() else text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")

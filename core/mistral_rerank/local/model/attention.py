@@ -69,8 +69,12 @@ class SpanAttention:
 
 def window_of(backbone: Any) -> int | None:
     """Return the sliding window of a backbone, in tokens, the token itself included; None for no window."""
-    window: int | None = getattr(backbone.config, "sliding_window", None)
-    return None if backbone.config.model_type == "llama" else window  # Llama ignores the field
+    config = backbone.config
+    window: int | None = getattr(config, "sliding_window", None)
+    has_none = config.model_type in ("llama", "gemma") or set(getattr(config, "layer_types", None) or ()) == {
+        "full_attention"
+    }
+    return None if has_none else window  # some architectures ignore the field
 
 
 def span_masks(packed: Pack, *, window: int | None = None) -> list[Tensor | None]:

@@ -11,14 +11,15 @@ Which kernel runs depends on the GPU and on PyTorch's version. `passes_self_chec
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from mistral_rerank.local.batching.packing import pack, segments, sequence_segments
+from mistral_rerank.local.batching.packing import copy_to, pack, segments, sequence_segments
 from mistral_rerank.local.batching.planning import plan_packed
 from mistral_rerank.local.model.attention import SpanAttention
 
@@ -70,15 +71,21 @@ class _VarlenAttention:
         window_size: tuple[int, int],
         device: torch.device,
     ) -> None:
+        from torch.nn.attention import varlen
+
         def cumulative(lengths: Sequence[int]) -> Tensor:
-            return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32).to(device)
+            return copy_to(device, torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32))
 
         lengths = [sum(map(len, ranges)) for ranges in keys]
         self._queries, self._keys = cumulative(queries), cumulative(lengths)
         self._max_queries, self._max_keys = max(queries), max(lengths)
         self._window_size = window_size
-        indices = [torch.arange(part.start, part.stop) for ranges in keys for part in ranges]
-        self._key_indices = torch.cat(indices).to(device)
+        # PyTorch 2.11 takes fewer key heads than query heads without being told, and has no argument for it
+        takes_argument = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+        self._grouped_queries: dict[str, Any] = {"enable_gqa": True} if takes_argument else {}
+        indices = torch.cat([torch.arange(part.start, part.stop) for ranges in keys for part in ranges])
+        is_in_order = torch.equal(indices, torch.arange(len(indices)))  # no prefix is shared: no copy is needed
+        self._key_indices = slice(len(indices)) if is_in_order else copy_to(device, indices)
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
@@ -93,7 +100,7 @@ class _VarlenAttention:
             self._max_keys,
             scale=scaling,
             window_size=self._window_size,
-            enable_gqa=True,
+            **self._grouped_queries,
         )
         return cast("Tensor", output)
 

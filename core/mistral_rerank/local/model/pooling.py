@@ -25,17 +25,19 @@ class PoolingConfig:
 
     Attributes:
         bidirectional: whether attention is bidirectional; otherwise it is causal.
-        mean: whether the mean of all hidden states is pooled; otherwise the last token's.
+        mean: whether the mean of all hidden states is pooled.
+        cls: whether the first token's hidden state is pooled; with neither, it is the last token's.
 
     """
 
     bidirectional: bool = False
     mean: bool = False
+    cls: bool = False
 
     @property
     def shares(self) -> bool:
         """Whether sequences with a common prefix can share its hidden states."""
-        return not (self.bidirectional or self.mean)
+        return not (self.bidirectional or self.mean or self.cls)
 
 
 LAST_TOKEN = PoolingConfig()
@@ -66,10 +68,56 @@ def pooled_logits(
     """
     mask = _bidirectional_mask(lengths, window_of(backbone)) if pooling.bidirectional else None
     hidden = backbone(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return apply_head(head, _pool(hidden, lengths, pooling))
+
+
+def is_encoder(backbone: nn.Module) -> bool:
+    """Tell whether no attention of a model of transformers is causal."""
+    return not any(getattr(module, "is_causal", False) for module in backbone.modules())
+
+
+def encoder_logits(
+    encoder: nn.Module,
+    head: nn.Module | None,
+    ids: torch.Tensor,
+    lengths: torch.Tensor,
+    pooling: PoolingConfig,
+    separator: int | None,
+) -> torch.Tensor:
+    """Run an encoder on right-padded rows, as `pooled_logits`.
+
+    Args:
+        encoder: a model that `is_encoder`; a classifier with one label if `head` is None.
+        head: as in `pooled_logits`, or None.
+        ids: as in `pooled_logits`, like the next two.
+        lengths: of the rows.
+        pooling: of the head.
+        separator: id of the token between question and passage, if the encoder tells them apart by token types.
+
+    Returns:
+        (rows,) float32.
+
+    """
+    real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+    inputs = {"input_ids": ids, "attention_mask": real.long()}
+    if separator is not None:
+        separators = ids == separator
+        inputs["token_type_ids"] = (((separators.cumsum(1) - separators.long()) > 0) & real).long()
+    output = encoder(**inputs)
+    if head is None:
+        logits: torch.Tensor = output.logits[:, 0].float()
+        return logits
+    return apply_head(head, _pool(output.last_hidden_state, lengths, pooling))
+
+
+def _pool(hidden: torch.Tensor, lengths: torch.Tensor, pooling: PoolingConfig) -> torch.Tensor:
+    """Pool (rows, longest, hidden) to (rows, hidden)."""
+    if pooling.cls:
+        return hidden[:, 0]
     if not pooling.mean:
-        return apply_head(head, hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
-    real = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None])[:, :, None]
-    return apply_head(head, hidden.float().masked_fill(~real, 0.0).sum(1) / lengths[:, None])
+        return hidden[torch.arange(len(hidden), device=hidden.device), lengths - 1]
+    real = (torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None])[:, :, None]
+    return hidden.float().masked_fill(~real, 0.0).sum(1) / lengths[:, None]
 
 
 def _bidirectional_mask(lengths: torch.Tensor, window: int | None) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 There are two forwards with equal scores:
 
-- Mistral and Llama run on packed rows, on a CPU, and on CUDA if flash attention passes its self-check. A batch is one
-  row without padding, and shared prefixes are computed once.
+- Mistral, Llama, Qwen2, Qwen3 and Gemma run on packed rows on a CPU, and on CUDA with `PACKED_ON_CUDA`, if flash
+  attention passes its self-check. A batch is one row without padding, and shared prefixes are computed once.
 - All other models run on rows of similar length that are padded on the right. Causal attention never reaches the
-  padding, so no attention mask is passed.
+  padding, so decoders get no attention mask; encoders get one.
 """
 
 from __future__ import annotations
@@ -18,13 +18,20 @@ import torch
 from torch import nn
 
 from mistral_rerank.errors import CheckpointError
-from mistral_rerank.local.batching.packing import pack, sequence_segments
+from mistral_rerank.local.batching.packing import copy_to, pack, sequence_segments
 from mistral_rerank.local.batching.planning import bucket_capacity, plan_by_frequencies, plan_packed, plan_padded
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
-from mistral_rerank.local.model.pooling import LAST_TOKEN, PoolingConfig, apply_head, pooled_logits
+from mistral_rerank.local.model.pooling import (
+    LAST_TOKEN,
+    PoolingConfig,
+    apply_head,
+    encoder_logits,
+    is_encoder,
+    pooled_logits,
+)
 from mistral_rerank.local.model.rotary import forget_lengths, same_frequencies
-from mistral_rerank.local.model.transformer import PackedBackbone, is_known
+from mistral_rerank.local.model.transformer import KNOWN_NAMES, PackedBackbone, is_known
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +42,9 @@ if TYPE_CHECKING:
     from mistral_rerank.local.model.early_exit import EarlyExit
     from mistral_rerank.local.model.key_values import KeyValues
     from mistral_rerank.reranker import Quantization
+
+PACKED_ON_CUDA = False
+"""Whether CUDA may run packed rows. Padded rows run there until `benchmarks/gpu` has passed on a card."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -65,7 +75,7 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]
 
 def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | None:
     """Choose the attention implementation for packed rows; None if batches are padded instead."""
-    if not is_known(backbone):
+    if not is_known(backbone) or (device.type == "cuda" and not PACKED_ON_CUDA):
         return None
     if device.type == "cuda":
         attention, heads = backbone.layers[0].self_attn, backbone.config.num_attention_heads
@@ -101,33 +111,36 @@ class RerankModel:
     """A backbone and its head on one device, for inference only.
 
     Args:
-        backbone: a causal transformers model without its vocabulary head. It is moved and changed.
-        head: maps (rows, hidden) to (rows, 1).
+        backbone: a transformers model without its head; an encoder may be a classifier. It is moved and changed.
+        head: maps (rows, hidden) to (rows, 1); None for a classifier.
         device: where to run.
         pooling: pooling and attention of the model.
+        separator: as in `encoder_logits`.
         packed: whether batches are packed rows; None to let `row_attention` decide.
         quantization: of the linears; needs packed rows.
         resumable: whether `states`, `estimates` and resuming are needed; they need packed rows.
 
     Raises:
-        CheckpointError: packed rows are needed, and the architecture is neither Mistral nor Llama.
+        CheckpointError: packed rows are needed, and the architecture is none of `KNOWN_NAMES`.
 
     """
 
     def __init__(
         self,
         backbone: nn.Module,
-        head: nn.Module,
+        head: nn.Module | None,
         device: torch.device,
         *,
         pooling: PoolingConfig = LAST_TOKEN,
+        separator: int | None = None,
         packed: bool | None = None,
         quantization: Quantization | None = None,
         resumable: bool = False,
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
         forget_lengths(backbone)
-        self._head = head.float().to(device).eval().requires_grad_(False)
+        self._head: Any = None if head is None else head.float().to(device).eval().requires_grad_(False)
+        self._encoder, self._separator = is_encoder(backbone), separator
         self._device = device
         self._pooling = pooling
         self._packed: PackedBackbone | None = None
@@ -137,10 +150,10 @@ class RerankModel:
         if attention is not None:
             self._packed = PackedBackbone(backbone, device, quantization, attention)
         elif resumable:
-            raise CheckpointError("a cascade and its early exit need a Mistral or a Llama; this is another model")
+            raise CheckpointError(f"a cascade and its early exit need a {KNOWN_NAMES}; this is another model")
         elif quantization is not None:
             raise CheckpointError(
-                f"quantization {quantization!r} is for rows without padding of a Mistral or a Llama; leave it out"
+                f"quantization {quantization!r} is for rows without padding of a {KNOWN_NAMES}; leave it out"
             )
         else:
             self._backbone.to(device)
@@ -167,8 +180,11 @@ class RerankModel:
         logits: torch.Tensor
         if self._packed is None:
             ids, lengths = pad(batch.sequences)
-            on_device = ids.to(self._device), lengths.to(self._device)
-            logits = pooled_logits(self._backbone, self._head, *on_device, self._pooling)
+            on_device = copy_to(self._device, ids), copy_to(self._device, lengths)
+            if self._encoder:
+                logits = encoder_logits(self._backbone, self._head, *on_device, self._pooling, self._separator)
+            else:
+                logits = pooled_logits(self._backbone, self._head, *on_device, self._pooling)
         else:
             packed = pack(batch, causal=not self._pooling.bidirectional)
             indices, layer = (self._token_indices(packed), partial_states[0].layer) if partial_states else ([], 0)
@@ -247,7 +263,8 @@ class RerankModel:
 
     def _token_indices(self, packed: Pack) -> list[torch.Tensor]:
         """Return the indices of each sequence's tokens in a row, int64."""
-        return [
-            torch.cat([torch.arange(part.start, part.stop) for part in parts]).to(self._device)
-            for parts in sequence_segments(packed)
+        indices = [
+            torch.cat([torch.arange(part.start, part.stop) for part in parts]) for parts in sequence_segments(packed)
         ]
+        all_indices = copy_to(self._device, torch.cat(indices))
+        return list(torch.split_with_sizes(all_indices, [len(part) for part in indices]))

@@ -1,4 +1,4 @@
-"""The transformer for inference on packed rows: the Mistral and Llama of transformers, with less overhead.
+"""The transformer for inference on packed rows: decoders of transformers of the Llama kind, with less overhead.
 
 - All layers write large intermediate results into the same buffers. On a CPU, fresh memory costs much of the time.
 - The residual stream is float32 whatever the dtype of the weights, so 16 layers do not add up rounding errors.
@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from transformers.activations import SiLUActivation
+from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mistral_rerank.local.batching.planning import bucket_capacity, bucket_length
 from mistral_rerank.local.model.attention import SpanAttention, window_of
@@ -34,10 +37,22 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Quantization
 
 
+KNOWN_LAYERS = {
+    "mistral": MistralDecoderLayer,
+    "llama": LlamaDecoderLayer,
+    "qwen2": Qwen2DecoderLayer,
+    "qwen3": Qwen3DecoderLayer,
+    "gemma": GemmaDecoderLayer,
+}
+"""The layers that run on packed rows, by the model type in config.json."""
+KNOWN_NAMES = "Mistral, Llama, Qwen2, Qwen3 or Gemma"
+
+
 def is_known(backbone: Any) -> bool:
-    """Tell whether all layers of a backbone are plain Mistral or Llama layers."""
+    """Tell whether all layers of a backbone are plain layers of one of `KNOWN_NAMES`, with the same window."""
     types = {type(layer) for layer in getattr(backbone, "layers", ())}
-    return len(types) == 1 and types <= {MistralDecoderLayer, LlamaDecoderLayer}
+    windows = set(getattr(backbone.config, "layer_types", None) or ())
+    return len(types) == 1 and types <= set(KNOWN_LAYERS.values()) and len(windows) <= 1
 
 
 def linear_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
@@ -197,7 +212,9 @@ class _Norm:
     """RMSNorm, computed in float32."""
 
     def __init__(self, norm: Any) -> None:
-        self._weight, self._epsilon = norm.weight.detach().float(), norm.variance_epsilon
+        is_gemma = isinstance(norm, GemmaRMSNorm)
+        self._weight = norm.weight.detach().float() + (1.0 if is_gemma else 0.0)
+        self._epsilon = norm.eps if is_gemma else norm.variance_epsilon
 
     def __call__(self, hidden: Tensor, row: _Row) -> Tensor:
         """Normalize (tokens, hidden) float32 into the row's buffer, in the dtype of the weights."""
@@ -219,6 +236,7 @@ class _Layer:
         in_place = isinstance(mlp.act_fn, (SiLUActivation, nn.SiLU))
         self._activation = nn.SiLU(inplace=True) if in_place else mlp.act_fn
         self._input_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
+        self._query_norm, self._key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
         self._query, self._key = linear(attention, "q_proj"), linear(attention, "k_proj")
         self._value, self._output = linear(attention, "v_proj"), linear(attention, "o_proj")
         self._gate, self._up, self._down = linear(mlp, "gate_proj"), linear(mlp, "up_proj"), linear(mlp, "down_proj")
@@ -226,7 +244,7 @@ class _Layer:
     def __call__(self, hidden: Tensor, row: _Row) -> Tensor:
         """Run all tokens: (tokens, hidden) float32, the output of the layer below, is overwritten."""
         normed = self._input_norm(hidden, row)
-        query = self._rotate(self._query(normed, row.quantizer), row.cos, row.sin)
+        query = self._rotate(self._query(normed, row.quantizer), self._query_norm, row.cos, row.sin)
         key, value = self._keys_and_values(normed, row)
         attended = row.attention.all_tokens(query, key, value, self._scaling)
         return self._add_residuals(hidden, attended.flatten(1), row)
@@ -234,7 +252,8 @@ class _Layer:
     def last_tokens(self, hidden: Tensor, row: _Row) -> Tensor:
         """Run the last token of each sequence, which attends to the others: (members, hidden)."""
         last, normed = row.last, self._input_norm(hidden, row)
-        query = self._rotate(self._query(normed[last], row.quantizer), row.cos[last], row.sin[last])
+        query = self._query(normed[last], row.quantizer)
+        query = self._rotate(query, self._query_norm, row.cos[last], row.sin[last])
         key, value = self._keys_and_values(normed, row)
         attended = row.attention.last_tokens(query, key, value, self._scaling)
         return self._add_residuals(hidden[last], attended.flatten(1), row)
@@ -242,15 +261,23 @@ class _Layer:
     def _keys_and_values(self, normed: Tensor, row: _Row) -> tuple[Tensor, Tensor]:
         """Compute keys and values of all tokens: (1, key heads, tokens, width)."""
         key, value = self._key(normed, row.quantizer), self._value(normed, row.quantizer)
-        return self._rotate(key, row.cos, row.sin), self._heads(value).transpose(0, 1)[None]
+        return self._rotate(key, self._key_norm, row.cos, row.sin), self._heads(value).transpose(0, 1)[None]
 
     def _heads(self, states: Tensor) -> Tensor:
         """Reshape (tokens, heads x width) to (tokens, heads, width)."""
         return states.view(len(states), -1, self._width)
 
-    def _rotate(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Apply the rotary embedding to (tokens, heads x width): (1, heads, tokens, width)."""
-        return apply_rotary(self._heads(states), cos, sin).transpose(0, 1)[None]
+    def _rotate(self, states: Tensor, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
+        """Normalize (tokens, heads x width), if there is a norm, and apply the rotary embedding.
+
+        Returns:
+            (1, heads, tokens, width).
+
+        """
+        heads = self._heads(states)
+        if norm is not None:
+            heads = nn.functional.rms_norm(heads, (self._width,), norm.weight, norm.variance_epsilon)
+        return apply_rotary(heads, cos, sin).transpose(0, 1)[None]
 
     def _add_residuals(self, hidden: Tensor, attended: Tensor, row: _Row) -> Tensor:
         """Add the projection of the attention's output (tokens, heads x width) to `hidden`, then the MLP's output."""

@@ -1,0 +1,154 @@
+"""Stage 2: speed on this device, beside sentence-transformers and a plain transformers loop.
+
+The same weights, texts and dtype for all. Baselines take turns. For each shape: passages of 512 tokens, 40 and 100 in a
+call, and 100 passages of mixed lengths. `of peak` is the share of the card's own best large matrix product.
+"""
+
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import Stage
+from shapes import SHAPES, passages_of, write_checkpoint
+
+from mistral_rerank.benchmark.baselines import Baseline, Ours, SentenceTransformers, Transformers
+from mistral_rerank.benchmark.bench import SHAPES as LENGTHS
+from mistral_rerank.benchmark.bench import _Counter, _Linears, make_pairs
+from mistral_rerank.benchmark.timing import alternate, kendall_tau, matmul_peak
+from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
+from mistral_rerank.local.model import rerank_model
+from mistral_rerank.local.reranker import LocalReranker
+from mistral_rerank.reranker import Observer, Pair
+
+SECONDS = {"4b": 100, "llama-1b": 35, "qwen3-0.6b": 35, "mini": 20}
+"""The time that each shape needs on an H100, by estimate; a shape with less left is skipped."""
+FLASH = "mistral-rerank, packed"
+
+
+class Contenders:
+    """Everything that scores one checkpoint, each with the memory of the device that it takes.
+
+    Attributes:
+        baselines: what scores, our packed path first.
+        memory: GiB of weights, by name.
+
+    """
+
+    def __init__(self, folder: str, stage: Stage) -> None:
+        self.baselines: list[Baseline] = []
+        self.memory: dict[str, float] = {}
+        self.rerankers: list[LocalReranker] = []
+        for name, packed in ((FLASH, True), ("mistral-rerank, padded", False)):
+            before = allocated(stage.device)
+            rerank_model.PACKED_ON_CUDA = packed
+            reranker = LocalReranker(folder, device=str(stage.device), dtype="bfloat16")
+            reranker.warmup()
+            self.rerankers.append(reranker)
+            self._add(Ours(reranker, name=name), before, stage.device)
+        for kind in (SentenceTransformers, Transformers):
+            before = allocated(stage.device)
+            self._add(kind(Path(folder), torch.bfloat16, stage.device), before, stage.device)
+
+    def _add(self, baseline: Baseline, before: float, device: torch.device) -> None:
+        self.baselines.append(baseline)
+        self.memory[baseline.name] = round(allocated(device) - before, 2)
+
+    def close(self) -> None:
+        """Free what the rerankers hold."""
+        for reranker in self.rerankers:
+            reranker.close()
+        self.baselines.clear()
+
+
+def allocated(device: torch.device, *, peak: bool = False) -> float:
+    """Return the GiB that PyTorch has allocated on a card; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0.0
+    return (torch.cuda.max_memory_allocated(device) if peak else torch.cuda.memory_allocated(device)) / 2**30
+
+
+def measure(
+    entry: dict[str, Any], contenders: Contenders, pairs: list[Pair], linears: _Linears, peak: float, rounds: int
+) -> None:
+    """Time all contenders on some pairs."""
+    ours = contenders.rerankers[0]
+    counted = _Counter()
+    ours.observe(counted)
+    tokens = sum(score.tokens or 0 for score in ours.score_pairs(pairs))
+    ours.observe(Observer())
+    timings = alternate(contenders.baselines, pairs, rounds=rounds)
+    first = timings[0]
+    for timing in timings:
+        slow = statistics.quantiles(timing.seconds, n=20, method="inclusive")[-1]
+        entry[timing.name] = {
+            "p50 ms": round(1000 * timing.median, 1),
+            "p95 ms": round(1000 * slow, 1),
+            "pairs/s": round(len(pairs) / timing.median, 1),
+            "x ours": round(timing.median / first.median, 2),
+            "tau": round(kendall_tau(first.logits, timing.logits), 3),
+        }
+    entry["tokens"] = tokens
+    entry["tokens/s"] = round(tokens / first.median)
+    entry["computed/real"] = round(counted.tokens / tokens, 3)
+    work = linears.operations(counted)
+    entry["of peak"] = round(work / first.median / peak, 3)
+    entry["floor ms"] = round(1000 * work / peak, 1)
+
+
+def shape(stage: Stage, name: str, peak: float) -> None:
+    """Measure one shape."""
+    with tempfile.TemporaryDirectory() as folder:
+        with stage.results.check(f"{name}: load") as entry:
+            write_checkpoint(name, Path(folder), stage.device, full=stage.full)
+            contenders = Contenders(folder, stage)
+            entry["weights GiB"] = contenders.memory
+        if not entry["ok"]:
+            return
+        linears = _Linears.of(folder, None)
+        model = contenders.rerankers[0]._engine._stage.scorer.model  # type: ignore[union-attr]
+        linears = replace(linears, last_token=linears.last_token and model._packed is not None)
+        tokenizer = load_tokenizer(open_checkpoint(folder))
+        tokens = 512 if stage.full else 24
+        workloads = {
+            f"{passages} passages of {tokens} tokens": (
+                passages_of(tokenizer, tokens, passages=passages, seed=0),
+                rounds,
+            )
+            for passages, rounds in (((40, 10), (100, 5)) if stage.full else ((4, 2), (10, 2)))
+        }
+        passages = 100 if stage.full else 8
+        workloads[f"{passages} passages of mixed lengths"] = (
+            make_pairs(LENGTHS["nq"], questions=1, passages=passages),
+            3 if stage.full else 2,
+        )
+        for workload, (pairs, rounds) in workloads.items():
+            with stage.results.check(f"{name}: {workload}") as entry:
+                if stage.full:
+                    torch.cuda.reset_peak_memory_stats(stage.device)
+                entry["packed"] = model._packed is not None
+                measure(entry, contenders, pairs, linears, peak, rounds)
+                entry["peak GiB, all weights included"] = round(allocated(stage.device, peak=True), 2)
+        contenders.close()
+
+
+def main() -> None:
+    """Measure the peak, then one shape after another while there is time."""
+    stage = Stage("fast")
+    with stage.results.check("matrix peak") as entry:
+        size = 8192 if stage.full else 256
+        peak = matmul_peak([(size, size)], rows=size, dtype=torch.bfloat16, device=stage.device)
+        entry["TFLOP/s in bfloat16"] = round(peak / 1e12, 3)
+    for name in SHAPES:
+        if stage.full and stage.seconds_left < SECONDS[name]:
+            with stage.results.check(f"{name}: skipped") as entry:
+                entry["ok"] = False
+                entry["seconds left"] = round(stage.seconds_left)
+            continue
+        stage.attempt(shape, name, peak)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Compare with sentence-transformers on a language model of the shape of Qwen3-Reranker-0.6B, with random weights.
+
+Both score the same pairs in the same dtype, one after the other, with the same chat template and LogitScore. It writes
+2.4 GB (float32) to a temporary folder.
+
+python benchmarks/language_models.py [--layers 28] [--passages 16] [--dtype float32] [--rounds 1]
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+NAMES = {"true": "yes", "false": "no"}
+INSTRUCTION = " ".join(["Prefer passages that answer the question in full, and from the primary source."] * 5)
+FACTS = Path(__file__).parent.parent / "examples" / "facts"
+TEMPLATE = (
+    "{%- set system = messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first"
+    " | default('Given a web search query, retrieve relevant passages that answer the query') -%}"
+    "{%- set query = messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first -%}"
+    "{%- set document = messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first -%}"
+    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: {{ system }}\n'
+    "<Query>: {{ query }}\n<Document>: {{ document }}<|im_end|>\n"
+    "{%- if add_generation_prompt %}\n<|im_start|>assistant\n<think>\n\n</think>\n\n{{ '\n\n' }}{%- endif -%}"
+)
+
+
+def write_checkpoint(folder: Path, layers: int, dtype: str) -> None:
+    """Write random weights, a small tokenizer, and the modules of sentence-transformers."""
+    import torch
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    backend = ByteLevelBPETokenizer()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
+    backend.train([str(FACTS / "corpus.jsonl")], vocab_size=4000, special_tokens=special)
+    backend.add_tokens(["yes", "no"])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend._tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=8192
+    )
+    config = Qwen3Config(
+        vocab_size=151_669,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(getattr(torch, dtype))
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    torch.set_default_dtype(torch.float32)
+    tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE, "utf-8")
+    tokens = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in NAMES.items()}
+    modules = "base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore"
+    chain = [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.{module}"}
+        for index, (path, module) in enumerate(zip(("", "1_LogitScore"), modules, strict=True))
+    ]
+    method = {"method": "forward", "method_output_name": "logits"}
+    settings = {
+        "transformer_task": "text-generation",
+        "modality_config": {"text": method, "message": {**method, "format": "flat"}},
+        "module_output_name": "causal_logits",
+        "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+    }
+    (folder / "1_LogitScore").mkdir()
+    for name, content in (
+        ("modules.json", chain),
+        ("1_LogitScore/config.json", tokens),
+        ("sentence_bert_config.json", settings),
+        ("config_sentence_transformers.json", {"model_type": "CrossEncoder", "prompts": {}}),
+    ):
+        (folder / name).write_text(json.dumps(content), "utf-8")
+
+
+def main() -> None:
+    """Print pairs per second of both, on two workloads."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--passages", type=int, default=16, help="of each question")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rounds", type=int, default=1)
+    options = parser.parse_args()
+    import sentence_transformers
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    from mistral_rerank import open_reranker
+    from mistral_rerank.benchmark.bench import SHAPES, make_pairs
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "qwen3-shape"
+        write_checkpoint(folder, options.layers, options.dtype)
+        theirs = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": getattr(torch, options.dtype)})
+        ours = open_reranker(folder, device="cpu", dtype=options.dtype)
+        print(
+            f"torch {torch.__version__}, sentence-transformers {sentence_transformers.__version__}, "
+            f"{platform.machine()}, {torch.get_num_threads()} threads, {options.layers} layers in {options.dtype}"
+        )
+        print("| workload | sentence-transformers | this package | ratio | largest difference |\n|---|--:|--:|--:|--:|")
+        for name, shape, instruction in (("nq", "nq", None), ("60-word instruction", "hotpotqa", INSTRUCTION)):
+            pairs = make_pairs(SHAPES[shape], questions=1, passages=options.passages)
+            times: dict[str, list[float]] = {"theirs": [], "ours": []}
+            for _ in range(options.rounds):
+                start = time.perf_counter()
+                expected = theirs.predict(
+                    pairs, prompt=instruction, activation_fn=torch.nn.Identity(), show_progress_bar=False
+                )
+                times["theirs"].append(time.perf_counter() - start)
+                ours.score_pairs(pairs[:1])
+                start = time.perf_counter()
+                scores = ours.score_pairs(pairs, instruction=instruction)
+                times["ours"].append(time.perf_counter() - start)
+            slow, fast = (statistics.median(times[who]) for who in ("theirs", "ours"))
+            difference = max(abs(score.logit - logit) for score, logit in zip(scores, expected.tolist(), strict=True))
+            rates = f"{len(pairs) / slow:.2f} | {len(pairs) / fast:.2f} | {slow / fast:.2f}x"
+            print(f"| {name} | {rates} | {difference:.1e} |", flush=True)
+        ours.close()
+
+
+if __name__ == "__main__":
+    main()
