@@ -228,7 +228,8 @@ class RerankModel:
     @_within_memory
     def _extend(self, backbone: PackedBackbone, kept: KeyValues, sequence: Sequence[int], tokens: int) -> float:
         stop = kept.tokens + backbone.chunk_length(kept.tokens, tokens)
-        return apply_head(self._head, backbone.extend(kept, sequence[kept.tokens : stop])).item()
+        logit: float = apply_head(self._head, backbone.extend(kept, sequence[kept.tokens : stop])).item()
+        return logit
 
     @_within_memory
     def estimates(
