@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 
@@ -49,6 +50,7 @@ def write_random_model(folder: str) -> None:
     )
     MistralForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    Path(folder, "rerank.json").write_text("{}", "utf-8")  # the defaults
 
 
 async def measure(reranker: LocalReranker, other: list[Pair] | None, clients: int, calls: int) -> tuple[float, float]:
