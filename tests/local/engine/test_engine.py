@@ -13,7 +13,8 @@ import pytest
 from mistral_rerank import CheckpointError, LocalReranker, RerankerClosedError, Score, ScoringError
 from mistral_rerank.local.batching.planning import plan_padded
 from mistral_rerank.local.engine import engine as module
-from mistral_rerank.local.engine.engine import BatchSize, Engine
+from mistral_rerank.local.engine.batch_size import BatchSize
+from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.tokenizer import EncodedPair
 from mistral_rerank.reranker import Observer
 
@@ -26,10 +27,11 @@ class Lengths:
         self.batches: list[list[int]] = []
         self.partial_states = 0
         self.tokenized: list[str] = []
-        self.gate = threading.Event()
+        self.running, self.gate = threading.Event(), threading.Event()
         self.gate.set()
 
     state_bytes = 1
+    key_value_bytes = 0
 
     @property
     def model(self):
@@ -59,6 +61,7 @@ class Lengths:
         sequences = batch.sequences
         self.partial_states += len(partial_states)
         assert not partial_states or partial_states == ["".join(map(chr, ids)) for ids in sequences]
+        self.running.set()
         self.gate.wait(10)
         self.batches.append([len(ids) for ids in sequences])
         if len(sequences) * max(map(len, sequences)) > self.memory:
@@ -129,6 +132,7 @@ def queued(scorer, made, *jobs):
     """Queue jobs while the worker is held up by a first one, which fills a batch, then let it go on."""
     scorer.gate.clear()
     first = submit(made, "a" * 12)
+    assert scorer.running.wait(10)
     futures = [submit(made, *job) for job in jobs]
     let_go(made)
     first.result(timeout=10)
@@ -154,6 +158,7 @@ def test_estimates_have_batches_of_their_own_and_halve_them_like_others():
     made = engine(scorer, share_batches=True)
     scorer.gate.clear()
     first = submit(made, "b" * 10)
+    assert scorer.running.wait(10)
     two, other, third = (
         submit_two_passes(made, "aaaa"),
         submit(made, "aaaa", "aaa"),
@@ -162,7 +167,7 @@ def test_estimates_have_batches_of_their_own_and_halve_them_like_others():
     let_go(made)
     assert (logits(first), logits(two[0]), logits(other), logits(third[0])) == ([10], [4], [4, 3], [2])
     assert (two[1].estimates, third[1].estimates) == ([-4], [-2, -3])
-    assert scorer.batches[1:5] == [[4, 3], [4, 3, 2], [4, 3], [2]]
+    assert scorer.batches[1:5] == [[4, 3, 2], [4, 3], [2], [4, 3]]
 
 
 def test_a_second_pass_goes_on_from_what_the_first_kept_as_far_as_there_is_room(monkeypatch):

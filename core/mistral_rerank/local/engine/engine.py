@@ -1,15 +1,20 @@
 """The engine: a tokenizer thread and a forward thread, and the queues in front of them.
 
 Callers (threads, asyncio tasks, server requests) submit pairs and get a future. The tokenizer stage loads the model
-with the first job and tokenizes; the forward thread runs batches. Each takes waiting jobs in turn, so a small job does
-not wait for a large one. Cancelled jobs are dropped before their next step.
+with the first job and tokenizes; the forward thread runs batches. Waiting jobs take turns that are fair by tokens
+(`turns`), so a small job does not wait for a large one. Cancelled jobs are dropped before their next step.
 
-With `share_batches` a batch is filled up with sequences of other jobs. That keeps an accelerator busy, but rounding
-then depends on the other jobs. Without it a job's batches depend on the job alone, and its scores are reproducible to
-the last bit.
+A turn is one batch. A sequence longer than a turn is computed in chunks, one a turn, and its keys and values are kept
+between them. Some models compute a sequence whole (`RerankModel.key_value_bytes`), and so do the passes of a cascade
+that return partial hidden states or resume from them.
 
-A call with a cascade takes two passes. The partial hidden states between them have one memory limit for all calls: a
-call whose states do not fit waits until others are done.
+With `share_batches` a batch is filled up with sequences of other jobs, and batches are cut to turns while other jobs
+wait. That keeps an accelerator busy, but rounding then depends on the other jobs. Without it a turn is a whole batch:
+a job's batches depend on the job alone, and its scores are reproducible to the last bit.
+
+A call with a cascade takes two passes. The partial hidden states between them, and the keys and values of long
+sequences, have one memory limit for all calls: what does not fit waits until others are done. One long sequence may
+always run.
 
 The engine knows no checkpoint, tokenizer or device. It is given a function that loads a `Scorer`.
 """
@@ -27,22 +32,25 @@ from typing import TYPE_CHECKING
 from mistral_rerank._forks import ForkLock, after_fork
 from mistral_rerank.errors import RerankerClosedError, ScoringError
 from mistral_rerank.local.batching.planning import joined_tokens
+from mistral_rerank.local.engine.batch_size import BatchSize
 from mistral_rerank.local.engine.job import Job, join_batches, plan_batches
 from mistral_rerank.local.engine.tokenizer_stage import TokenizerStage
+from mistral_rerank.local.engine.turns import Turns
 from mistral_rerank.reranker import Observer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.errors import RerankError
-    from mistral_rerank.local.engine.job import Choice, QueuedBatch, Scorer
+    from mistral_rerank.local.engine.job import Choice, Item, QueuedBatch, Scorer
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 STATE_BYTES = 512 * 1024**2
-"""The memory for partial hidden states: 230,000 tokens of mini, 32,768 of a Mistral-7B."""
+"""The memory for partial hidden states (230,000 tokens of mini, 32,768 of a Mistral-7B), and for the keys and values of
+long sequences (21,000 tokens of mini)."""
 
-FIRST_WAIT = 8
-LONGEST_WAIT = 1024
+SHARED_TURN = 2048
+"""With shared batches, the most tokens of a job's turn while others wait."""
 
 
 class Engine:
@@ -83,6 +91,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._jobs: deque[Job] = deque()
         self._pending: deque[Job] = deque()
+        self._turns = Turns()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._stopped: Future[None] = Future()
@@ -181,7 +190,14 @@ class Engine:
                 return True
             if job is None:
                 return False
-            (self._pending if job.estimating else self._jobs).append(job)
+            if job.estimating:
+                self._pending.append(job)
+            else:
+                self._start(job)
+
+    def _start(self, job: Job) -> None:
+        self._turns.enter(job)
+        self._jobs.append(job)
 
     def _admit(self) -> None:
         """Start jobs with a cascade, in order of arrival, while there is memory for their partial hidden states."""
@@ -189,28 +205,52 @@ class Engine:
             job = self._pending[0]
             if not job.future.cancelled():
                 granted = min(job.need, STATE_BYTES)
-                if granted + sum(other.granted for other in self._jobs) > STATE_BYTES:
+                if granted + self._held_bytes() > STATE_BYTES:
                     return
                 job.grant(granted)
-                self._jobs.append(job)
+                self._start(job)
             self._pending.popleft()
 
+    def _held_bytes(self) -> int:
+        return sum(job.granted + job.chunk_bytes for job in self._jobs)
+
     def _step(self, scorer: Scorer) -> None:
-        """Run the first job's next batch, together with others' if batches are shared."""
+        """Run one turn: the next batch of a job, together with others' if batches are shared."""
         for job in [job for job in self._jobs if job.future.cancelled()]:
             self._fail(job, _closed_error())
         self._advance(scorer)
         if not self._jobs:
             return
-        job = self._jobs[0]
+        ready = [job for job in self._jobs if self._has_memory(scorer, job)]
+        job = self._turns.order(ready, self._turn)[0]
         try:
             queued = self._next_batch(scorer, job)
         except BaseException as error:
             self._fail(job, error)
             return
         self._score(scorer, queued)
-        self._jobs.rotate(-1)
         self._advance(scorer)
+
+    @property
+    def _turn(self) -> int:
+        """The most tokens of a job's turn while others wait."""
+        return min(self._size.tokens, SHARED_TURN) if self._share else self._size.tokens
+
+    def _is_long(self, scorer: Scorer, queued: QueuedBatch) -> bool:
+        """Tell whether a batch is one sequence that is computed in chunks."""
+        item = queued.items[0]
+        if len(queued.items) > 1 or item.job.estimating or queued.resumes:
+            return False
+        return item.job.chunks is not None or (scorer.model.key_value_bytes > 0 and len(item.ids) > self._turn)
+
+    def _has_memory(self, scorer: Scorer, job: Job) -> bool:
+        """Tell whether a job can take its turn: a long sequence waits for memory if another one has begun."""
+        head = job.waiting[0]
+        if job.chunks is not None or not self._is_long(scorer, head):
+            return True
+        if all(other.chunks is None for other in self._jobs):
+            return True
+        return self._held_bytes() + scorer.model.key_value_bytes * head.batch.tokens <= STATE_BYTES
 
     def _advance(self, scorer: Scorer) -> None:
         """Start the second pass of jobs, or resolve those that are done."""
@@ -227,9 +267,17 @@ class Engine:
                 if job.submitted is not None:
                     job.context.run(self.observer.started, start - job.submitted)
                     job.submitted = None
-            self._forward(scorer, queued, resumes=queued.resumes)
+            seconds = 0.0
+            if self._is_long(scorer, queued):
+                if not self._run_chunk(scorer, queued):
+                    jobs[0].chunk_seconds += time.perf_counter() - start
+                    return
+                seconds, jobs[0].chunk_seconds = jobs[0].chunk_seconds, 0.0
+            else:
+                self._forward(scorer, queued, resumes=queued.resumes)
             self._size.succeeded()
-            self.observer.ran_batch(len(queued.items), queued.batch.tokens, time.perf_counter() - start)
+            seconds += time.perf_counter() - start
+            self.observer.ran_batch(len(queued.items), queued.batch.tokens, seconds)
         except BaseException as error:
             if len(jobs) == 1:
                 self._fail(jobs[0], error)
@@ -242,20 +290,57 @@ class Engine:
         self._jobs.remove(job)
 
     def _next_batch(self, scorer: Scorer, job: Job) -> QueuedBatch:
-        queued = job.waiting.popleft()
+        """Take a job's next batch, and fill it up with those of others or, if it waits alone, with its own."""
+        others = [other for other in self._jobs if other is not job and not other.future.cancelled()]
         budget = self._size.tokens
-        if len(queued.items) > 1 and queued.batch.tokens > budget:  # planned before the size was reduced
-            queued, *later = plan_batches(scorer.model, queued.items, budget, resumes=queued.resumes)
-            job.waiting.extendleft(reversed(later))
-        batches = [queued]
-        for other in list(self._jobs)[1:] if self._share else ():
-            while other.waiting and other.waiting[0].kind == queued.kind and not other.future.cancelled():
-                joined = [*batches, other.waiting[0]]
-                if joined_tokens([part.batch for part in joined]) > budget:
-                    break
-                batches = joined
-                other.waiting.popleft()
+        batches = [self._take(scorer, job, self._turn if others else budget)]
+        if not self._share or self._is_long(scorer, batches[0]):
+            return batches[0]
+        for other in self._turns.order(others, self._turn) or [job] * len(job.waiting):
+            self._cut(scorer, other, self._turn if others else budget)
+            head = other.waiting[0]
+            fits = joined_tokens([*(part.batch for part in batches), head.batch]) <= budget
+            if fits and head.kind == batches[0].kind and not self._is_long(scorer, head):
+                batches.append(self._take(scorer, other, budget))
+            elif not others:
+                break
         return join_batches(batches)
+
+    def _cut(self, scorer: Scorer, job: Job, limit: int) -> None:
+        """Divide a job's next batch into batches of at most `limit` tokens, as far as its sequences allow."""
+        queued = job.waiting[0]
+        if len(queued.items) > 1 and queued.batch.tokens > limit:
+            job.waiting.popleft()
+            job.waiting.extendleft(reversed(plan_batches(scorer.model, queued.items, limit, resumes=queued.resumes)))
+
+    def _take(self, scorer: Scorer, job: Job, limit: int) -> QueuedBatch:
+        """Take a job's next batch, of at most `limit` tokens, and count it as the job's turn."""
+        self._cut(scorer, job, limit)
+        queued = job.waiting.popleft()
+        tokens = min(queued.batch.tokens, self._turn) if self._is_long(scorer, queued) else queued.batch.tokens
+        self._turns.charge(job, tokens, len(self._jobs))
+        return queued
+
+    def _run_chunk(self, scorer: Scorer, queued: QueuedBatch) -> bool:
+        """Run a chunk of a long sequence; True if it was the last."""
+        (item,) = queued.items
+        job = item.job
+        if job.chunks is None:
+            job.chunks = scorer.model.chunks(item.ids, self._turn)
+            job.chunk_bytes = scorer.model.key_value_bytes * len(item.ids)
+        try:
+            logit = next(job.chunks)
+        except MemoryError as error:
+            job.end_chunks()
+            if not self._free_states():
+                raise _too_long(item) from error
+            logit = None  # begins again
+        if logit is None:
+            job.waiting.appendleft(queued)
+            return False
+        job.end_chunks()
+        job.record(item, logit)
+        return True
 
     def _forward(self, scorer: Scorer, queued: QueuedBatch, *, resumes: bool) -> None:
         """Run a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
@@ -271,10 +356,7 @@ class Engine:
         except MemoryError as error:
             has_freed = self._free_states()
             if number == 1 and not has_freed:
-                raise ScoringError(
-                    f"out of memory for a single pair of {len(items[0].ids)} tokens; lower max_length, or use "
-                    "a smaller dtype or another device"
-                ) from error
+                raise _too_long(items[0]) from error
         else:
             for item, logit in zip(items, logits, strict=True):
                 item.job.record(item, logit)
@@ -300,41 +382,8 @@ def _closed_error() -> RerankError:
     return RerankerClosedError("the reranker was closed before these pairs were scored")
 
 
-class BatchSize:
-    """The most tokens that a batch may compute.
-
-    After `FIRST_WAIT` batches without an error the size doubles, up to the initial size. Each time that this was too
-    early, the next wait doubles too, up to `LONGEST_WAIT`.
-
-    Attributes:
-        tokens: the current size.
-
-    """
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = self._initial = tokens
-        self._wait = FIRST_WAIT
-        self._successes = 0
-        self._has_grown = False
-
-    def out_of_memory(self, tokens: int) -> None:
-        """Reduce the size to `tokens` after a larger batch did not fit."""
-        self.tokens = max(1, min(self.tokens, tokens))
-        self._successes = 0
-        if self._has_grown:
-            self._wait = min(2 * self._wait, LONGEST_WAIT)
-        self._has_grown = False
-
-    def succeeded(self) -> None:
-        """Count a batch that fitted."""
-        if self.tokens == self._initial and not self._has_grown:
-            return
-        self._successes += 1
-        if self._successes < self._wait:
-            return
-        self._successes = 0
-        self._has_grown = self.tokens < self._initial
-        if self._has_grown:
-            self.tokens = min(2 * self.tokens, self._initial)
-        else:
-            self._wait = FIRST_WAIT
+def _too_long(item: Item) -> RerankError:
+    return ScoringError(
+        f"out of memory for a single pair of {len(item.ids)} tokens; lower max_length, or use a smaller dtype or "
+        "another device"
+    )

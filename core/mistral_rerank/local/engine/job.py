@@ -24,6 +24,10 @@ logger = logging.getLogger(__name__)
 class Model(Protocol):
     """What the engine needs of a model."""
 
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes that `chunks` keeps for a token of a sequence; 0 for a model that computes sequences whole."""
+
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
         """Put sequences into batches of at most `budget` computed tokens."""
 
@@ -33,6 +37,12 @@ class Model(Protocol):
         Raises:
             MemoryError: the batch does not fit into memory.
 
+        """
+
+    def chunks(self, sequence: Sequence[int], tokens: int) -> Iterator[float | None]:
+        """Score one sequence in chunks that cost as much as `tokens` tokens; the last yields the logit, others None.
+
+        Raises MemoryError like `logits`.
         """
 
 
@@ -128,6 +138,10 @@ class Job:
         states: partial hidden states of the first pass, by token ids.
         need: bytes of the partial hidden states of all sequences in the first pass.
         granted: bytes that the partial hidden states may take.
+        chunks: of the first waiting batch, a long sequence that has begun; None if it has not.
+        chunk_bytes: bytes that its keys and values take in the end.
+        chunk_seconds: seconds that its chunks have run.
+        virtual_time: when its next batch begins, as a fair scheduler counts time; see `turns`.
         submitted: when the call was submitted; None after its first batch has started.
         tokenizing: seconds of tokenizing.
         context: of the caller, in which the events of the call are observed.
@@ -141,7 +155,9 @@ class Job:
         self.estimating = choice is not None
         self.waiting: deque[QueuedBatch] = deque()
         self.states: dict[tuple[int, ...], Any] = {}
-        self.need = self.granted = 0
+        self.need = self.granted = self.chunk_bytes = 0
+        self.chunks: Iterator[float | None] | None = None
+        self.chunk_seconds = self.virtual_time = 0.0
         self.submitted: float | None = time.perf_counter()
         self.tokenizing = 0.0
         self.context = copy_context()
@@ -235,9 +251,14 @@ class Job:
             self.future.set_result(scores)
         return True
 
+    def end_chunks(self) -> None:
+        """Free the keys and values of a long sequence."""
+        self.chunks, self.chunk_bytes = None, 0
+
     def fail(self, error: BaseException) -> None:
         """Fail the call with `error`."""
         self.waiting.clear()
+        self.end_chunks()
         self.states.clear()
         if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)

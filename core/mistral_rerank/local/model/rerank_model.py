@@ -34,12 +34,13 @@ from mistral_rerank.local.model.rotary import forget_lengths, same_frequencies
 from mistral_rerank.local.model.transformer import KNOWN_NAMES, PackedBackbone, is_known
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mistral_rerank.local.batching.packing import Pack
     from mistral_rerank.local.batching.planning import Batch
     from mistral_rerank.local.model.attention import RowAttention
     from mistral_rerank.local.model.early_exit import EarlyExit
+    from mistral_rerank.local.model.key_values import KeyValues
     from mistral_rerank.reranker import Quantization
 
 PACKED_ON_CUDA = False
@@ -191,6 +192,44 @@ class RerankModel:
             pooled = self._packed(packed, mean=self._pooling.mean, partial_states=resumed, layer=layer)
             logits = apply_head(self._head, pooled)
         return logits.tolist()
+
+    @property
+    def key_value_bytes(self) -> int:
+        """Bytes that `chunks` keeps for a token of a sequence; 0 for a model that computes sequences whole.
+
+        Chunks need packed rows, causal attention and the pooling of the last token.
+        """
+        return self._packed.key_value_bytes if self._packed is not None and self._pooling.shares else 0
+
+    def chunks(self, sequence: Sequence[int], tokens: int) -> Iterator[float | None]:
+        """Score one sequence in chunks that cost as much as `tokens` tokens; the last one yields the logit.
+
+        The other chunks yield None. Keys and values are kept between them, so the logit is that of `logits`.
+
+        Raises:
+            CheckpointError: the model computes sequences whole.
+            MemoryError: as in `logits`.
+
+        """
+        if self._packed is None:
+            raise CheckpointError("this model computes a sequence whole")
+        kept = self._begin(self._packed, len(sequence))
+        while True:
+            logit = self._extend(self._packed, kept, sequence, tokens)
+            if kept.tokens == len(sequence):
+                yield logit
+                return
+            yield None
+
+    @_within_memory
+    def _begin(self, backbone: PackedBackbone, length: int) -> KeyValues:
+        return backbone.begin(length)
+
+    @_within_memory
+    def _extend(self, backbone: PackedBackbone, kept: KeyValues, sequence: Sequence[int], tokens: int) -> float:
+        stop = kept.tokens + backbone.chunk_length(kept.tokens, tokens)
+        logit: float = apply_head(self._head, backbone.extend(kept, sequence[kept.tokens : stop])).item()
+        return logit
 
     @_within_memory
     def estimates(

@@ -19,7 +19,9 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from mistral_rerank.local.batching.planning import bucket_capacity, bucket_length
 from mistral_rerank.local.model.attention import SpanAttention, window_of
+from mistral_rerank.local.model.key_values import ChunkAttention, KeyValues
 from mistral_rerank.local.model.pooling import sequence_means
 from mistral_rerank.local.model.quantization import ActivationQuantizer, quantize
 from mistral_rerank.local.model.rotary import apply_rotary
@@ -67,6 +69,10 @@ class PackedBackbone:
 
     That one loses its layers: each is moved and quantized before the next, so the device never holds all unquantized
     weights.
+
+    Attributes:
+        key_value_bytes: bytes that `KeyValues` takes for a token.
+
     """
 
     def __init__(
@@ -80,6 +86,10 @@ class PackedBackbone:
         self._norm = _Norm(backbone.norm.to(device))
         self._window, self._attention = window_of(backbone), attention
         self._intermediate_size: int = backbone.config.intermediate_size
+        shapes = linear_shapes(backbone.config)
+        self._score_cost = 2 * shapes[0][0] / sum(outputs * inputs for outputs, inputs in shapes)
+        keys = 2 * shapes[1][0] * backbone.config.num_hidden_layers
+        self.key_value_bytes: int = keys * backbone.embed_tokens.weight.element_size()
         self._layers: list[_Layer] = []
         while backbone.layers:
             self._layers.append(_Layer(backbone.layers.pop(0).to(device), quantization))
@@ -117,6 +127,36 @@ class PackedBackbone:
     def states(self, packed: Pack, layers: int) -> Tensor:
         """Run one row through the first layers: (tokens, hidden) float32, with the padding to a bucket."""
         return self._run(packed, range(layers), ())[0]
+
+    def begin(self, length: int) -> KeyValues:
+        """Begin a sequence of so many tokens, of which `extend` runs the first."""
+        embedded = self._embed(torch.zeros(1, 1, dtype=torch.int64, device=self._embed.weight.device))
+        cos, sin = self._rotary(embedded, torch.arange(length, device=embedded.device)[None])
+        return KeyValues(len(self._layers), self._window, cos, sin)
+
+    def chunk_length(self, start: int, tokens: int) -> int:
+        """Return the length of a chunk from `start` that costs about as much as the first `tokens` of a sequence."""
+        return bucket_capacity(max(8, int(tokens / (1 + self._score_cost * start))))
+
+    def extend(self, kept: KeyValues, ids: Sequence[int]) -> Tensor:
+        """Run the next tokens of a causal sequence, after those in `kept`, and add theirs.
+
+        Returns:
+            (1, hidden): the final hidden state of the last of them.
+
+        """
+        length = bucket_length(len(ids))
+        row_ids = torch.tensor([*ids, *[0] * (length - len(ids))]).to(self._embed.weight.device)
+        last = torch.tensor([len(ids) - 1]).to(row_ids.device)
+        embedded: Tensor = self._embed(row_ids[None])[0]
+        attention = ChunkAttention(kept, length, last)
+        row = _Row(last, attention, kept.rotary(length), embedded, self._intermediate_size)
+        hidden = embedded.float()
+        for layer in self._layers[:-1]:
+            hidden = layer(hidden, row)
+        output = self._norm(self._layers[-1].last_tokens(hidden, row), row)
+        kept.tokens += len(ids)
+        return output
 
     def _run(
         self, packed: Pack, layers: range, partial_states: Sequence[tuple[Tensor, Tensor]]
