@@ -142,7 +142,8 @@ class PromptLayout:
         """Yield the ids of a template's special tokens and constant text, and its segments with placeholders."""
         spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         for text in (template,) if isinstance(template, str) else template:
-            before, position = None, 0
+            before: int | None = None
+            position = 0
             for match in [*spelled.finditer(text), None]:
                 literal = text[position : len(text) if match is None else match.start()]
                 segment = _Segment(tuple(PLACEHOLDER.split(literal)), before)
