@@ -101,8 +101,11 @@ class PromptLayout:
             end.append(end_token)
         texts = [text for text in (template.template, template.instruction_template) if text is not None]
         literals = "".join(chain.from_iterable([text] if isinstance(text, str) else text for text in texts))
-        special = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
-        special = {content: number for content, number in special.items() if content in literals and content.strip()}
+        special = {
+            token.content: number
+            for number, token in backend.get_added_tokens_decoder().items()
+            if token.content in literals and (token.special or SPECIAL_TOKEN.fullmatch(token.content))
+        }  # other added tokens, such as words, are found in texts as well
         if missing := [token for token in SPECIAL_TOKEN.findall(literals) if token not in special]:
             raise CheckpointError(f"the prompt template holds {missing[0]}, which is no token of the tokenizer")
         self.backend = _text_tokenizer(backend, special)
