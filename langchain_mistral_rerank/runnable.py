@@ -53,7 +53,9 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
     @override
     async def ainvoke(self, input: RerankRequest, config: RunnableConfig | None = None, **_: Any) -> list[Document]:
         run_type = self._compressor.trace_run_type
-        outputs: Any = await self._acall_with_config(self._arank, self._inputs(input), config, run_type=run_type)
+        outputs: Any = await self._acall_with_config(
+            self._arank, self._inputs(input, "acompress_documents"), config, run_type=run_type
+        )
         return outputs["documents"]  # type: ignore[no-any-return]
 
     def _rank(self, inputs: Any, run_manager: CallbackManagerForChainRun) -> Any:
@@ -66,7 +68,7 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
             ranking += await self._compressor.arerank(inputs["query"], inputs["documents"])
         return {"documents": self._compressor._reordered(inputs["documents"], ranking)}
 
-    def _inputs(self, request: object) -> Any:
+    def _inputs(self, request: object, method: str = "compress_documents") -> Any:
         """Validate the input, and add what a trace shows beside it."""
         if not isinstance(request, Mapping):
             raise InvalidInputError(f'expected {{"query": ..., "documents": [...]}}, got a {type(request).__name__}')
@@ -77,7 +79,7 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
                 f'the input lacks {" and ".join(missing)} (its keys: {keys}); give {{"query": ..., "documents": [...]}}'
             )
         compressor, query = self._compressor, request["query"]
-        documents = compressor._checked(query, request["documents"], "compress_documents(documents, query)")
+        documents = compressor._checked(query, request["documents"], f"{method}(documents, query)")
         return {"query": query, "documents": documents, "model": compressor.used_model, "top_n": compressor.top_n}
 
     @contextmanager

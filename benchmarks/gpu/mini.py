@@ -18,7 +18,7 @@ def main() -> None:
     """Rank the passages of the example corpus for some of its questions."""
     stage = Stage("mini")
     facts = load_beir(FACTS)
-    queries, passages = list(facts.queries.values())[: 8 if stage.full else 2], list(facts.corpus.values())[:40]
+    queries, passages = list(facts.queries.values())[: 4 if stage.full else 2], list(facts.corpus.values())[:30]
     passages = passages if stage.full else passages[:8]
     pairs = [(query, passage) for query in queries for passage in passages]
     with open_reranker("mini", device="cpu", dtype="float32") as reranker:

@@ -23,7 +23,17 @@ LIMIT = 64 * 2**20
 """The most bytes of one transfer."""
 COMPRESSION = 0.68
 """The compressed size of the base's tensors over their own."""
-REQUIREMENTS = "pydantic fastapi uvicorn platformdirs pytest-asyncio langchain-core llama-index-core".split()  # noqa: SIM905
+REQUIREMENTS = [
+    "pydantic",
+    "fastapi",
+    "uvicorn",
+    "platformdirs",
+    "pytest-asyncio",
+    "bm25s",
+    "PyStemmer",
+    "langchain-core",
+    "llama-index-core",
+]
 """What the stages need besides `machine.txt`; these bring what they need themselves."""
 PLATFORMS = "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"
 

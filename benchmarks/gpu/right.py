@@ -143,7 +143,7 @@ def device_tests(stage: Stage) -> None:
             "-m",
             "any_device",
             "-p",
-            "pytest_asyncio",
+            "pytest_asyncio.plugin",
             "-p",
             "no:cacheprovider",
         ]

@@ -15,10 +15,10 @@ from uuid import uuid4
 
 from mistral_rerank.errors import SettingsError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
+try:
     import fcntl
+except ImportError:  # Windows
+    import msvcrt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -87,7 +87,7 @@ def only_writer(file: Path) -> Iterator[None]:
     """
     path = file.with_name(file.name + ".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as lock:
+    with path.open("ab") as lock:
         if not (_lock(lock.fileno()) and path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))):
             raise SettingsError(f"another process writes {file}; wait for its end, or give another --out")
         try:

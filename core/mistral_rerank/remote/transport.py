@@ -73,6 +73,7 @@ class Transport:
             "limits": httpx.Limits(max_connections=None, max_keepalive_connections=64),
         }
         self._is_closed = False
+        self._stop_loop: weakref.finalize[..., Transport] | None = None
         self._forget_loops()
         after_fork(self._forget_loops)
 
@@ -83,7 +84,9 @@ class Transport:
             weakref.WeakKeyDictionary()
         )
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._stop_loop: weakref.finalize[..., Transport] | None = None
+        if self._stop_loop is not None:
+            self._stop_loop.detach()  # a forked child shares the loop's sockets with its parent
+        self._stop_loop = None
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the background loop, and wait for its result in this thread.
@@ -107,7 +110,7 @@ class Transport:
     def _start_loop(self) -> asyncio.AbstractEventLoop:
         runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         self._loop, stop = runner.get_loop(), asyncio.Event()
-        self._stop_loop = weakref.finalize(self, _stop, self._loop, stop, os.getpid())
+        self._stop_loop = weakref.finalize(self, _stop, self._loop, stop)
         arguments = (runner, stop, self._clients)
         threading.Thread(target=_run_loop, args=arguments, name="mistral-rerank-remote", daemon=True).start()
         return self._loop
@@ -217,10 +220,9 @@ def _run_loop(
         runner.run(wait())
 
 
-def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event, process: int) -> None:
-    if os.getpid() == process:  # a forked child shares the loop's sockets with its parent
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(stop.set)
+def _stop(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(stop.set)
 
 
 def _misconfigured(error: Exception, *, proxy: str | None) -> RerankError:

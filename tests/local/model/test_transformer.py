@@ -14,9 +14,9 @@ from transformers import (
     LlamaConfig,
     LlamaForSequenceClassification,
     MistralForSequenceClassification,
-    Qwen2Config,
+    StableLmConfig,
 )
-from transformers import Qwen2ForSequenceClassification as Qwen2
+from transformers import StableLmForSequenceClassification as StableLm
 
 from mistral_rerank import CheckpointError
 from mistral_rerank.local.model.quantization import multiplies_bytes
@@ -114,7 +114,7 @@ def test_what_has_no_layers_is_not_known():
 
 def test_another_architecture_runs_in_its_own_way_and_not_in_fewer_bits():
     torch.manual_seed(0)
-    model = Qwen2(Qwen2Config(**SHAPE | {"initializer_range": 0.2})).eval()
+    model = StableLm(StableLmConfig(**SHAPE | {"initializer_range": 0.2})).eval()
     assert not is_known(model.base_model)
     assert model_logits(packed(model), SEQUENCES) == pytest.approx(plain_logits(model, SEQUENCES), abs=1e-4)
     for quantization in get_args(Quantization):
