@@ -1,4 +1,5 @@
 import pytest
+from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mistral_rerank import InputTooLongError
@@ -110,3 +111,13 @@ def test_the_callers_tokenizer_is_left_as_it_was(tokenizer):
     make(tokenizer, max_length=50).encode([("who?", LONG)])
     assert tokenizer.backend_tokenizer.to_str() == before
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
+
+
+def test_a_word_among_the_added_tokens_is_found_in_texts_too(tokenizer):
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), eos_token="</s>"
+    )
+    words.add_tokens(["no"])
+    ids = only(make(words, template="yes or no? {query} {passage}", append_eos=False).encode([("know", "not")]))
+    assert ids == words("yes or no? know not").input_ids
+    assert ids.count(words.get_vocab()["no"]) == 3

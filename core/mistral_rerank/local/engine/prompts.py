@@ -101,8 +101,11 @@ class PromptLayout:
             end.append(end_token)
         texts = [text for text in (template.template, template.instruction_template) if text is not None]
         literals = "".join(chain.from_iterable([text] if isinstance(text, str) else text for text in texts))
-        special = {token.content: number for number, token in backend.get_added_tokens_decoder().items()}
-        special = {content: number for content, number in special.items() if content in literals and content.strip()}
+        special = {
+            token.content: number
+            for number, token in backend.get_added_tokens_decoder().items()
+            if token.content in literals and (token.special or SPECIAL_TOKEN.fullmatch(token.content))
+        }  # other added tokens, such as words, are found in texts as well
         if missing := [token for token in SPECIAL_TOKEN.findall(literals) if token not in special]:
             raise CheckpointError(f"the prompt template holds {missing[0]}, which is no token of the tokenizer")
         self.backend = _text_tokenizer(backend, special)
@@ -142,7 +145,8 @@ class PromptLayout:
         """Yield the ids of a template's special tokens and constant text, and its segments with placeholders."""
         spelled = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))) or r"(?!)")
         for text in (template,) if isinstance(template, str) else template:
-            before, position = None, 0
+            before: int | None = None
+            position = 0
             for match in [*spelled.finditer(text), None]:
                 literal = text[position : len(text) if match is None else match.start()]
                 segment = _Segment(tuple(PLACEHOLDER.split(literal)), before)
