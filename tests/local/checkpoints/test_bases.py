@@ -69,15 +69,17 @@ def test_of_a_hubs_repository_what_a_checkpoint_needs_is_fetched():
         "model.safetensors",
         "tokenizer.model",
         "early_exit/model.safetensors",
+        "chat_template.jinja",
+        "modules.json",
+        "1_Pooling/config.json",
     ]
     others = [
         "consolidated.safetensors",
         "pytorch_model.bin",
-        "chat_template.jinja",
         "modeling.py",
         "onnx/model.safetensors",
         "eval/a.json",
-        "1_Pooling/a.json",
+        "1_Pooling/model.onnx",
     ]
     kept = filter_repo_objects(wanted + others, allow_patterns=WANTED, ignore_patterns=UNWANTED)
     assert list(kept) == wanted
