@@ -35,8 +35,8 @@ class HeldReranker(LengthReranker):
         self.folder = folder
 
     async def ascore_pairs(self, pairs, *, overflow=None) -> list[Score]:
-        if pairs != [("warm", "up")]:
-            (self.folder / f"{pairs[0][0]} at {os.getpid()}").touch()
+        (self.folder / f"{pairs[0][0]} at {os.getpid()}").touch()
+        if pairs[0][0] in QUERIES:
             await asyncio.to_thread(self.wait)
         return self.score_pairs(pairs)
 
@@ -49,6 +49,8 @@ class HeldReranker(LengthReranker):
 def held(tmp_path: Path):
     """The URL of two replicas, and the folder of their notes."""
     with replicated(partial(HeldReranker, tmp_path)) as url:
+        while len(list(tmp_path.glob("route at *"))) < 2:  # until the router knows both
+            httpx.post(f"{url}/v1/rerank", json={"query": "route", "documents": PASSAGES}, timeout=60)
         yield url, tmp_path
 
 
