@@ -206,9 +206,10 @@ class Abuse:
             b"[" * 50_000,
             b'{"query": 1, "texts": [' + b"1," * 900 + b"1]}",
             b"\xff" + content,
-            json.dumps({**body, "model": "another"}).encode(),
             json.dumps(dict.fromkeys(body)).encode(),
         ]
+        if "model" in body:  # TEI's body has none, and ignores it
+            wrong.append(json.dumps({**body, "model": "another"}).encode())
         headers = self._headers() | {"Content-Type": self._draw.choice(["application/json"] * 5 + ["text/plain"])}
         reply = await self._client.post(path, content=self._draw.choice(wrong), headers=headers)
         self._expect("malformed", reply.status_code, 400, 404, 415, 422, 429, 503)
