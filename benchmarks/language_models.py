@@ -1,9 +1,9 @@
 """Compare with sentence-transformers on a language model of the shape of Qwen3-Reranker-0.6B, with random weights.
 
-Both score the same pairs in the same dtype, one after the other, with the same chat template and LogitScore. It writes
+Both score the same pairs in the same dtype, in alternating rounds, with the same chat template and LogitScore. It writes
 2.4 GB (float32) to a temporary folder.
 
-python benchmarks/language_models.py [--layers 28] [--passages 16] [--dtype float32] [--rounds 1]
+python benchmarks/language_models.py [--layers 28] [--passages 16] [--dtype float32] [--rounds 5]
 """
 
 import argparse
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=28)
     parser.add_argument("--passages", type=int, default=16, help="of each question")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     import sentence_transformers
     import torch
