@@ -1,7 +1,7 @@
 """Compare with sentence-transformers on a language model of the shape of Qwen3-Reranker-0.6B, with random weights.
 
-Both score the same pairs in the same dtype, in alternating rounds, with the same chat template and LogitScore. It writes
-2.4 GB (float32) to a temporary folder.
+Both score the same pairs in the same dtype, in alternating rounds, with the same chat template and LogitScore. It
+writes 2.4 GB (float32) to a temporary folder.
 
 python benchmarks/language_models.py [--layers 28] [--passages 16] [--dtype float32] [--rounds 5]
 """
