@@ -154,25 +154,31 @@ class LocalReranker(Reranker):
         self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        call = self._start(pairs, overflow, instruction)
-        return call.complete(self._submit(call, overflow, instruction).result() if call.pairs else [])
+        call, future = self._submit(pairs, overflow, instruction)
+        return call.complete([] if future is None else future.result())
 
     async def ascore_pairs(
         self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call = self._start(pairs, overflow, instruction)
-        scores = await asyncio.wrap_future(self._submit(call, overflow, instruction)) if call.pairs else []
+        call, future = self._submit(pairs, overflow, instruction)
+        scores: list[Score] = [] if future is None else await asyncio.wrap_future(future)
         return call.complete(scores)
 
-    def _start(self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None) -> TextPairs:
+    def _submit(
+        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None
+    ) -> tuple[TextPairs, Future[list[Score]] | None]:
+        """Submit what the engine has to score; no future if that is nothing."""
+        choice: _Call | None = None
         if self._cascade_depth is None and self._cache is None:
-            return TextPairs(pairs)
-        return _Call(pairs, f"{overflow}/{instruction}", self._cascade_depth, self._cache)
-
-    def _submit(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> Future[list[Score]]:
-        choice = call if isinstance(call, _Call) and call.over_depth else None
-        return self._engine.submit(call.pairs, overflow, instruction=instruction or self._instruction, choice=choice)
+            call = TextPairs(pairs)
+        else:
+            call = limited = _Call(pairs, f"{overflow}/{instruction}", self._cascade_depth, self._cache)
+            choice = limited if limited.over_depth else None
+        if not call.pairs:
+            return call, None
+        instruction = instruction or self._instruction
+        return call, self._engine.submit(call.pairs, overflow, instruction=instruction, choice=choice)
 
     def weights_checksum(self) -> str:
         """See `Reranker.weights_checksum`; it reads all weights."""

@@ -15,6 +15,7 @@ from mistral_rerank.local.batching.planning import Batch, join
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from mistral_rerank.local.engine.batch_size import BatchSize
     from mistral_rerank.local.engine.tokenizer import EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
@@ -111,11 +112,20 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class QueuedBatch:
-    """A batch and the items of its sequences; `resumes` if it resumes from partial hidden states of all of them."""
+    """A batch and the items of its sequences.
+
+    Attributes:
+        items: of the sequences.
+        batch: the batch.
+        resumes: whether it resumes from partial hidden states of all of them.
+        is_long: whether it is one sequence that is computed in chunks.
+
+    """
 
     items: list[Item]
     batch: Batch
     resumes: bool = False
+    is_long: bool = False
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -184,17 +194,17 @@ class Job:
             logger.info("%d of %d passages were over the limit and were cut", truncated, len(self._pairs))
         return is_done
 
-    def plan(self, scorer: Scorer, budget: int) -> None:
+    def plan(self, scorer: Scorer, size: BatchSize) -> None:
         """Plan the batches of the first pass."""
         if self._choice is None:
-            self._plan(scorer, budget, self._encoded)
+            self._plan(scorer, size, self._encoded)
             return
         by_pair = dict(zip(self._pairs, self._encoded, strict=True))
-        self._plan(scorer, budget, [by_pair[pair] for pair in self._choice.over_depth])
+        self._plan(scorer, size, [by_pair[pair] for pair in self._choice.over_depth])
         self._state_bytes = scorer.state_bytes
         self.need = self._state_bytes * sum(len(item.ids) for batch in self.waiting for item in batch.items)
 
-    def _plan(self, scorer: Scorer, budget: int, encoded: Sequence[EncodedPair]) -> None:
+    def _plan(self, scorer: Scorer, size: BatchSize, encoded: Sequence[EncodedPair]) -> None:
         owners: dict[tuple[int, ...], list[int]] = {}
         passages: dict[tuple[int, ...], range] = {}
         for position, pair in enumerate(encoded):
@@ -205,7 +215,8 @@ class Job:
         self.states = {ids: states for ids, states in self.states.items() if ids in owners}
         for resumes in (False, True):
             alike = [item for item in items if (item.ids in self.states) == resumes]
-            self.waiting += plan_batches(scorer.model, alike, budget, resumes=resumes)
+            if alike:
+                self.waiting += plan_batches(scorer.model, alike, size.tokens, size.turn, resumes=resumes)
         self._logits = [float("-inf")] * len(encoded)
         self._tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
@@ -232,7 +243,7 @@ class Job:
         for pair in item.pairs:
             self._logits[pair] = logit if logit != logit else max(self._logits[pair], logit)
 
-    def advance(self, scorer: Scorer, budget: int) -> bool:
+    def advance(self, scorer: Scorer, size: BatchSize) -> bool:
         """After the last batch of a pass, start the second or resolve the future; True if the job is done."""
         try:
             scores = [
@@ -241,9 +252,9 @@ class Job:
             if self.estimating and self._choice is not None:
                 by_pair = dict(zip(self._pairs, self._encoded, strict=True))
                 self.estimating = False
-                self._plan(scorer, budget, [by_pair[pair] for pair in self._choice.choose(scores)])
+                self._plan(scorer, size, [by_pair[pair] for pair in self._choice.choose(scores)])
                 self.granted = self._state_bytes * sum(map(len, self.states))
-                return not self.waiting and self.advance(scorer, budget)
+                return not self.waiting and self.advance(scorer, size)
         except BaseException as error:
             self.fail(error)
             return True
@@ -264,10 +275,18 @@ class Job:
             self.future.set_exception(error)
 
 
-def plan_batches(model: Model, items: Sequence[Item], budget: int, *, resumes: bool) -> list[QueuedBatch]:
-    """Put items into batches of at most `budget` tokens."""
-    planned = model.plan([item.ids for item in items], budget) if items else []
-    return [QueuedBatch([items[member] for member in batch.members], batch, resumes) for batch in planned]
+def plan_batches(model: Model, items: Sequence[Item], budget: int, turn: int, *, resumes: bool) -> list[QueuedBatch]:
+    """Put items of one job into batches of at most `budget` tokens; a sequence over a turn is computed in chunks."""
+    runs_chunks = model.key_value_bytes > 0 and not resumes and not items[0].job.estimating
+    return [
+        QueuedBatch(
+            [items[member] for member in batch.members],
+            batch,
+            resumes,
+            is_long=runs_chunks and len(batch.members) == 1 and len(batch.sequences[0]) > turn,
+        )
+        for batch in model.plan([item.ids for item in items], budget)
+    ]
 
 
 def join_batches(batches: Sequence[QueuedBatch]) -> QueuedBatch:
