@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mistral_rerank._telemetry import Report
 
 
+class _Adapter(TypedDict, total=False):
+    adapter: str
+
+
 class RerankerHolder(RerankSettings):
     """Settings with their reranker.
 
@@ -62,7 +66,7 @@ class RerankerHolder(RerankSettings):
         return self.reranker is not None or shared.is_open(self)
 
     @property
-    def _adapter(self) -> dict[str, str]:
+    def _adapter(self) -> _Adapter:
         """The option of a call that selects the adapter; rerankers of users may not know it."""
         return {} if self.adapter is None else {"adapter": self.adapter}
 

