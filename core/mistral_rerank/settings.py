@@ -73,7 +73,9 @@ class RerankSettings(BaseModel):
 
     backend: Literal["local", "remote"] = Field("local", description="this machine, or an HTTP endpoint")
     model: str | None = Field(
-        None, description="mini (local default), a checkpoint folder, a hub id[@REVISION], or a name at the endpoint"
+        None,
+        description="mini (local default), a checkpoint folder or GGUF file, a hub id[@REVISION], or a name at the "
+        "endpoint",
     )
     base: str | None = Field(
         None, description="base of the adapter, if it was trained on a folder: that folder, or a hub id"

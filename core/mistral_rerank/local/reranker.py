@@ -41,7 +41,7 @@ class LocalReranker(Reranker):
     only.
 
     Args:
-        model: "mini", a checkpoint folder or a hub id, which may end in @REVISION.
+        model: "mini", a checkpoint folder, a GGUF file, or a hub id, which may end in @REVISION.
         base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
         adapters: LoRA adapters that share the model's weights: a folder or a hub id for each name. `adapter` of a call
