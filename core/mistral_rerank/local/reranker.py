@@ -197,9 +197,7 @@ class LocalReranker(Reranker):
         if not call.pairs:
             return call, None
         instruction = instruction or self._instruction
-        return call, self._engine.submit(
-            call.pairs, overflow, instruction=instruction, choice=choice, adapter=adapter
-        )
+        return call, self._engine.submit(call.pairs, overflow, instruction=instruction, choice=choice, adapter=adapter)
 
     def weights_checksum(self) -> str:
         """See `Reranker.weights_checksum`; it reads all weights."""
