@@ -18,7 +18,7 @@ try:
     import torch
 
     from mistral_rerank.local.checkpoints.loading import MINI, length_limit, load_model, load_tokenizer, open_checkpoint
-    from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.device import pick_devices, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
@@ -51,7 +51,7 @@ class LocalReranker(Reranker):
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
         rerank_config: how to read a checkpoint that does not say: the name of a known family, or a file like
             `rerank.json`.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"; "cuda:0,cuda:1" puts a decoder's layers on two GPUs.
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
         quantization: of the linears: "int8" for weights and activations in 8 bits, faster on a CPU with VNNI
             instructions; "nf4" for weights in 4 bits, for less memory (extra `nf4`). Both change the scores a little.
@@ -114,7 +114,7 @@ class LocalReranker(Reranker):
         self._base, self.max_length = base, max_length
         self._cascade_depth, self._instruction = cascade_depth, instruction
         self._cache = ScoreCache(cache_size) if cache_size else None
-        self.device = pick_device(device)
+        self.device, *further_devices = pick_devices(device)
         self.dtype = pick_dtype(dtype, self.device)
         check_quantization(quantization, self.device, self.dtype)
         self._engine = Engine(
@@ -129,6 +129,7 @@ class LocalReranker(Reranker):
                 max_length=max_length,
                 overflow=overflow,
                 early_exit=cascade_depth is not None,
+                further_devices=further_devices,
             ),
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,
@@ -272,6 +273,7 @@ class LoadedCheckpoint:
         overflow: Overflow,
         early_exit: bool = False,
         resumable: bool = False,
+        further_devices: Sequence[torch.device] = (),
     ) -> None:
         checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
         config = checkpoint.config
@@ -302,6 +304,7 @@ class LoadedCheckpoint:
             separator=tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None,
             quantization=quantization,
             resumable=early_exit or resumable,
+            further_devices=further_devices,
         )
         self.state_bytes: int = loaded.config.hidden_size * torch.float32.itemsize
         calibration = config.calibration

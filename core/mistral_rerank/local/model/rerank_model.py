@@ -22,6 +22,7 @@ from mistral_rerank.local.batching.packing import copy_to, pack, sequence_segmen
 from mistral_rerank.local.batching.planning import bucket_capacity, plan_by_frequencies, plan_packed, plan_padded
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
+from mistral_rerank.local.model.placement import place
 from mistral_rerank.local.model.pooling import (
     LAST_TOKEN,
     PoolingConfig,
@@ -119,6 +120,7 @@ class RerankModel:
         packed: whether batches are packed rows; None to let `row_attention` decide.
         quantization: of the linears; needs packed rows.
         resumable: whether `states`, `estimates` and resuming are needed; they need packed rows.
+        further_devices: share a decoder's layers with `device`, as in `placement`.
 
     Raises:
         CheckpointError: packed rows are needed, and the architecture is none of `KNOWN_NAMES`.
@@ -136,6 +138,7 @@ class RerankModel:
         packed: bool | None = None,
         quantization: Quantization | None = None,
         resumable: bool = False,
+        further_devices: Sequence[torch.device] = (),
     ) -> None:
         self._backbone = backbone.eval().requires_grad_(False)
         forget_lengths(backbone)
@@ -148,7 +151,7 @@ class RerankModel:
         if attention is None and (quantization is not None or resumable) and is_known(backbone):
             attention = SpanAttention  # slower than padded batches, but it works on every device
         if attention is not None:
-            self._packed = PackedBackbone(backbone, device, quantization, attention)
+            self._packed = PackedBackbone(backbone, device, quantization, attention, further_devices)
         elif resumable:
             raise CheckpointError(f"a cascade and its early exit need a {KNOWN_NAMES}; this is another model")
         elif quantization is not None:
@@ -156,7 +159,7 @@ class RerankModel:
                 f"quantization {quantization!r} is for rows without padding of a {KNOWN_NAMES}; leave it out"
             )
         else:
-            self._backbone.to(device)
+            place(backbone, [device, *further_devices])
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
         """Put sequences into batches of at most `budget` computed tokens."""
