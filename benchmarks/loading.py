@@ -3,7 +3,7 @@
 The models have the first 16 layers of a sharded base with 32, alone or with a LoRA adapter on all linears. Memory is
 the largest resident memory of a process of its own, over that after a tiny model of the same kind was loaded and freed.
 
-python benchmarks/loading.py [--width 1536]
+python benchmarks/loading.py [whole adapter] [--width 1536]
 """
 
 import argparse
@@ -16,12 +16,12 @@ from full_size import memory_gib, run_apart, write_checkpoint
 
 LAYERS = 16
 CASES = (
-    ("a whole model", "bfloat16", "bfloat16"),
-    ("a whole model", "bfloat16", "float32"),
-    ("a whole model", "float32", "bfloat16"),
-    ("an adapter", "bfloat16", "bfloat16"),
-    ("an adapter", "bfloat16", "float32"),
-    ("an adapter", "float32", "bfloat16"),
+    ("whole", "bfloat16", "bfloat16"),
+    ("whole", "bfloat16", "float32"),
+    ("whole", "float32", "bfloat16"),
+    ("adapter", "bfloat16", "bfloat16"),
+    ("adapter", "bfloat16", "float32"),
+    ("adapter", "float32", "bfloat16"),
 )
 """What is loaded, in which dtype its weights are stored, and in which it runs."""
 
@@ -30,7 +30,7 @@ def write_model(folder: str, kind: str, stored: str, width: int) -> None:
     """Write a whole model of 16 layers, or an adapter and its base of 32 layers inside its folder."""
     shape = {"hidden_size": width, "intermediate_size": width * 8 // 3, "num_attention_heads": width // 64}
     shape |= {"num_key_value_heads": width // 64, "head_dim": 64}
-    if kind == "a whole model":
+    if kind == "whole":
         write_checkpoint(folder, stored, num_hidden_layers=LAYERS, **shape)
         return
     from peft import LoraConfig, get_peft_model
@@ -72,15 +72,16 @@ def weights_gib(folder: str, dtype: str) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kinds", nargs="*", default=["whole", "adapter"])
     parser.add_argument("--width", type=int, default=1536)
     options = parser.parse_args()
     print("| model | weights | peak memory | ratio |\n|---|--:|--:|--:|", flush=True)
-    for kind, stored, dtype in CASES:
+    for kind, stored, dtype in [case for case in CASES if case[0] in options.kinds]:
         with tempfile.TemporaryDirectory() as scratch:
             folders = [str(Path(scratch) / name) for name in ("tiny", "model")]
             for folder, width in zip(folders, (64, options.width), strict=True):
                 run_apart(write_model, folder, kind, stored, width)
-            run_apart(measure, *folders, f"{kind}, stored in {stored}, {dtype}", dtype)
+            run_apart(measure, *folders, f"{kind}, {stored} on disk, {dtype} in memory", dtype)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from mistral_rerank import open_reranker
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
 
-SHOWN = ("q01", "q14", "q29")
+SHOWN = slice(0, None, 14)
+"""Of the 40 questions: every 14th is printed."""
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     rankings = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
     positions_before: list[int] = []
     positions_after: list[int] = []
+    shown = list(facts.queries)[SHOWN]
     with open_reranker() as reranker:
         for (query_id, query), ranking in zip(facts.queries.items(), rankings, strict=True):
             (answer,) = facts.positives(query_id)
@@ -26,7 +28,7 @@ def main() -> None:
             after = [before[passage.index] for passage in reranked]
             positions_before.append(before.index(answer))
             positions_after.append(after.index(answer))
-            if query_id in SHOWN:
+            if query_id in shown:
                 print(f"{query}   (* answers it)")
                 print(f"     {'before, by word overlap':50} after, by {reranker.model_name}")
                 for old, new, passage in zip(before[:3], after[:3], reranked, strict=False):

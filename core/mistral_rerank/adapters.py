@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mistral_rerank._telemetry import Report
 
 
+class _Adapter(TypedDict, total=False):
+    adapter: str
+
+
 class RerankerHolder(RerankSettings):
     """Settings with their reranker.
 
@@ -41,6 +45,10 @@ class RerankerHolder(RerankSettings):
 
     reranker: Annotated[Reranker | None, SkipJsonSchema()] = Field(
         default=None, exclude=True, description="a reranker to use instead of one opened from the settings"
+    )
+
+    adapter: str | None = Field(
+        default=None, description="one of adapters, or another model at the endpoint; default: the model itself"
     )
 
     _held: Reranker | None = PrivateAttr(default=None)
@@ -56,6 +64,11 @@ class RerankerHolder(RerankSettings):
     @property
     def _is_open(self) -> bool:
         return self.reranker is not None or shared.is_open(self)
+
+    @property
+    def _adapter(self) -> _Adapter:
+        """The option of a call that selects the adapter; rerankers of users may not know it."""
+        return {} if self.adapter is None else {"adapter": self.adapter}
 
     def unload(self) -> None:
         """Free the weights of the shared reranker now, for all holders; the next use loads them again."""
@@ -150,7 +163,7 @@ class RerankOptions(RerankerHolder):
         texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
-            return report(self.use().rank(query, texts, **options) if texts else [])
+            return report(self.use().rank(query, texts, **options, **self._adapter) if texts else [])
 
     async def arerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> list[RankedPassage]:
         """`rerank` without blocking the event loop."""
@@ -160,7 +173,7 @@ class RerankOptions(RerankerHolder):
             if not texts:
                 return report([])
             opened = self.use() if self._is_open else await asyncio.to_thread(self.use)  # it may have to import torch
-            return report(await opened.arank(query, texts, **options))
+            return report(await opened.arank(query, texts, **options, **self._adapter))
 
     @abstractmethod
     def _text(self, item: Any) -> str:

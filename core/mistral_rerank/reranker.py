@@ -104,10 +104,12 @@ class Reranker(ABC):
 
     Attributes:
         max_length: the most tokens of a pair, if a limit was set.
+        adapters: names of adapters that share the model's weights; `adapter` of a call selects one.
 
     """
 
     max_length: int | None = None
+    adapters: tuple[str, ...] = ()
     is_closed = False
     """Whether the reranker has been closed."""
 
@@ -121,7 +123,12 @@ class Reranker(ABC):
 
     @abstractmethod
     def score_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """Score every (question, passage) pair, in input order.
 
@@ -132,17 +139,23 @@ class Reranker(ABC):
             overflow: what happens to pairs over the limit in this call; None for the reranker's default.
             instruction: what counts as relevant in this call, for models that take an instruction; None for the
                 reranker's default.
+            adapter: one of `adapters`, or at an endpoint the name of another model there; None for the model itself.
 
         Raises:
-            InvalidInputError: a text is not a string, a question is blank, an input is too long, or the model has no
-                place for an instruction.
+            InvalidInputError: a text is not a string, a question is blank, an input is too long, the model has no
+                place for an instruction, or there is no such adapter.
             ScoringError: the model returned no usable score. There is never a partial result.
 
         """
 
     @abstractmethod
     async def ascore_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """`score_pairs` without blocking the event loop; cancelling drops the call from the queue."""
 
@@ -155,6 +168,7 @@ class Reranker(ABC):
         min_score: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[RankedPassage]:
         """Order passages by how well they answer the question, best first.
 
@@ -166,6 +180,7 @@ class Reranker(ABC):
             min_score: drop passages below this probability, before `top_n` is applied.
             overflow: as in `score_pairs`.
             instruction: as in `score_pairs`.
+            adapter: as in `score_pairs`.
 
         Returns:
             Passages sorted by (-logit, index).
@@ -178,7 +193,7 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        options = _call_options(overflow, instruction)
+        options = _call_options(overflow, instruction, adapter)
         scores = call.complete(self.score_pairs(call.pairs, **options) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
@@ -191,13 +206,14 @@ class Reranker(ABC):
         min_score: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[RankedPassage]:
         """`rank` without blocking the event loop."""
         passages = check_passages(query, passages)
         if not check_ranking(passages, top_n=top_n, min_score=min_score):
             return []
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        options = _call_options(overflow, instruction)
+        options = _call_options(overflow, instruction, adapter)
         scores = call.complete(await self.ascore_pairs(call.pairs, **options) if call.pairs else [])
         return order(passages, scores, top_n=top_n, min_score=min_score)
 
@@ -233,9 +249,10 @@ class Reranker(ABC):
         await self.aclose()
 
 
-def _call_options(overflow: Overflow | None, instruction: str | None) -> dict[str, Any]:
-    """Return the options of a call; rerankers of users may not know `instruction`."""
-    return {"overflow": overflow} if instruction is None else {"overflow": overflow, "instruction": instruction}
+def _call_options(overflow: Overflow | None, instruction: str | None, adapter: str | None) -> dict[str, Any]:
+    """Return the options of a call; rerankers of users may not know `instruction` and `adapter`."""
+    options = {"instruction": instruction, "adapter": adapter}
+    return {"overflow": overflow} | {name: value for name, value in options.items() if value is not None}
 
 
 class CheckedPairs(list[Pair]):
@@ -311,6 +328,13 @@ def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: floa
     if min_score is not None and not 0.0 <= min_score <= 1.0:
         raise InvalidInputError(f"min_score is {min_score}; it is a probability, so give 0 to 1")
     return len(passages) > 0 and top_n != 0
+
+
+def check_adapter(name: str | None, known: Sequence[str]) -> None:
+    """Refuse the name of an adapter that the model does not have; None names the model itself."""
+    if name is not None and name not in known:
+        given = ", ".join(known) or "none was given; open the reranker with adapters={name: folder}"
+        raise InvalidInputError(f"there is no adapter {name!r:.80}; adapters: {given}")
 
 
 def _listed(argument: Iterable[Any], name: str, expected: str) -> list[Any]:

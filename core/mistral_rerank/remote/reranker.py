@@ -143,7 +143,12 @@ class RemoteReranker(Reranker):
         return self.model or self._host
 
     def score_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`.
 
@@ -151,17 +156,24 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        return self._transport.run(self._score(TextPairs(pairs), overflow, instruction))
+        return self._transport.run(self._score(TextPairs(pairs), overflow, instruction, adapter))
 
     async def ascore_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        return await self._score(TextPairs(pairs), overflow, instruction)
+        return await self._score(TextPairs(pairs), overflow, instruction, adapter)
 
-    async def _score(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> list[Score]:
+    async def _score(
+        self, call: TextPairs, overflow: Overflow | None, instruction: str | None, model: str | None
+    ) -> list[Score]:
         deadline = time.monotonic() + self._timeout
-        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction)
+        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction, model)
         scores: dict[int, Score] = {}
 
         async def score_batches(*, until_known: bool = False) -> None:
@@ -191,7 +203,7 @@ class RemoteReranker(Reranker):
         await self._transport.aclose()
 
     def _batches(
-        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None
+        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None, model: str | None
     ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
         if overflow == "chunk":
@@ -202,17 +214,21 @@ class RemoteReranker(Reranker):
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)
+
+        def batch(query: str, indices: list[int]) -> Batch:
+            return Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction, model)
+
         for query, query_indices in by_query.items():
             indices: list[int] = []
             used_bytes = _length(query)
             for index in query_indices:
                 length = _length(pairs[index][1])
                 if indices and (len(indices) == size or used_bytes + length > self._endpoint.max_bytes):
-                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
+                    yield batch(query, indices), indices
                     indices, used_bytes = [], _length(query)
                 indices.append(index)
                 used_bytes += length
-            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
+            yield batch(query, indices), indices
 
 
 def _length(text: str) -> int:

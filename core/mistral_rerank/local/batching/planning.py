@@ -40,6 +40,7 @@ class Batch:
         members: positions of the sequences among those that the batch was made of.
         groups: of a packed row, from left to right, with positions in `sequences`; None for padded rows.
         real_tokens: tokens of a packed row without the padding to a bucket; rows x longest of padded rows.
+        tokens: tokens that the forward computes, padding included.
         frequencies: what the rotary frequencies of all its sequences depend on.
 
     """
@@ -48,12 +49,8 @@ class Batch:
     members: tuple[int, ...]
     groups: tuple[PrefixGroup, ...] | None
     real_tokens: int
+    tokens: int
     frequencies: tuple[int, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that the forward computes, padding included."""
-        return joined_tokens([self])
 
     def select(self, positions: Iterable[int]) -> Batch:
         """Make a batch of some of the sequences; its `members` are positions in this one."""
@@ -230,10 +227,12 @@ def _packed(sequences: Sequence[Sequence[int]], groups: Iterable[PrefixGroup]) -
         PrefixGroup(group.prefix, tuple(range(start, start + len(group.members))))
         for start, group in zip(starts, ordered, strict=False)
     ]
-    return Batch(chosen, members, tuple(positions), sum(map(len, chosen)) - sum(group.saved for group in ordered))
+    real_tokens = sum(map(len, chosen)) - sum(group.saved for group in ordered)
+    return Batch(chosen, members, tuple(positions), real_tokens, bucket_length(real_tokens))
 
 
 def _padded(sequences: Sequence[Sequence[int]], members: Sequence[int]) -> Batch:
     """Make a batch of padded rows; the first is the longest."""
     chosen = tuple(sequences[member] for member in members)
-    return Batch(chosen, tuple(members), None, len(chosen) * len(chosen[0]))
+    tokens = len(chosen) * len(chosen[0])
+    return Batch(chosen, tuple(members), None, tokens, tokens)

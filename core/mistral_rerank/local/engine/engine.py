@@ -78,7 +78,7 @@ class Engine:
         in_child: RerankError | None = None,
     ) -> None:
         self.observer = Observer()
-        self._size = BatchSize(batch_tokens)
+        self._size = BatchSize(batch_tokens, SHARED_TURN if share_batches else None)
         self._share = share_batches
         self._in_child = in_child
         self._refusal: RerankError | None = None
@@ -110,6 +110,7 @@ class Engine:
         *,
         instruction: str | None = None,
         choice: Choice | None = None,
+        adapter: str | None = None,
     ) -> Future[list[Score]]:
         """Queue pairs; the future's result is one score for each, in input order. Cancelling it drops the job.
 
@@ -118,12 +119,13 @@ class Engine:
             overflow: as in `PairTokenizer.slices`.
             instruction: likewise.
             choice: of a call with a cascade; the result is then the scores of the pairs that it chooses.
+            adapter: one of the scorer's; None for the model itself.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = Job(pairs, overflow, instruction, choice)
+        job = Job(pairs, overflow, instruction, choice, adapter)
         with self._lock:
             if self._refusal is not None:
                 raise type(self._refusal)(*self._refusal.args)
@@ -162,7 +164,7 @@ class Engine:
         self._inbox.put(None)
 
     def _prepare(self, job: Job, scorer: Scorer) -> None:
-        job.plan(scorer, self._size.tokens)
+        job.plan(scorer, self._size)
         self.observer.tokenized(job.tokenizing)
         self._inbox.put(job)
 
@@ -218,47 +220,29 @@ class Engine:
         """Run one turn: the next batch of a job, together with others' if batches are shared."""
         for job in [job for job in self._jobs if job.future.cancelled()]:
             self._fail(job, _closed_error())
-        self._advance(scorer)
-        if not self._jobs:
-            return
-        ready = [job for job in self._jobs if self._has_memory(scorer, job)]
-        job = self._turns.order(ready, self._turn)[0]
-        try:
-            queued = self._next_batch(scorer, job)
-        except BaseException as error:
-            self._fail(job, error)
-            return
-        self._score(scorer, queued)
-        self._advance(scorer)
-
-    @property
-    def _turn(self) -> int:
-        """The most tokens of a job's turn while others wait."""
-        return min(self._size.tokens, SHARED_TURN) if self._share else self._size.tokens
-
-    def _is_long(self, scorer: Scorer, queued: QueuedBatch) -> bool:
-        """Tell whether a batch is one sequence that is computed in chunks."""
-        item = queued.items[0]
-        if len(queued.items) > 1 or item.job.estimating or queued.resumes:
-            return False
-        return item.job.chunks is not None or (scorer.model.key_value_bytes > 0 and len(item.ids) > self._turn)
+        if ready := [job for job in self._jobs if job.waiting and self._has_memory(scorer, job)]:
+            turn = self._size.turn
+            job = self._turns.order(ready, turn)[0]
+            try:
+                queued = self._next_batch(scorer, job, turn)
+            except BaseException as error:
+                self._fail(job, error)
+                return
+            self._score(scorer, queued, turn)
+        for job in [job for job in self._jobs if not job.waiting]:
+            if job.advance(scorer, self._size):
+                self._jobs.remove(job)
 
     def _has_memory(self, scorer: Scorer, job: Job) -> bool:
         """Tell whether a job can take its turn: a long sequence waits for memory if another one has begun."""
         head = job.waiting[0]
-        if job.chunks is not None or not self._is_long(scorer, head):
+        if job.chunks is not None or not head.is_long:
             return True
         if all(other.chunks is None for other in self._jobs):
             return True
-        return self._held_bytes() + scorer.model.key_value_bytes * head.batch.tokens <= STATE_BYTES
+        return self._held_bytes() + job.scorer(scorer).model.key_value_bytes * head.batch.tokens <= STATE_BYTES
 
-    def _advance(self, scorer: Scorer) -> None:
-        """Start the second pass of jobs, or resolve those that are done."""
-        for job in [job for job in self._jobs if not job.waiting]:
-            if job.advance(scorer, self._size.tokens):
-                self._jobs.remove(job)
-
-    def _score(self, scorer: Scorer, queued: QueuedBatch) -> None:
+    def _score(self, scorer: Scorer, queued: QueuedBatch, turn: int) -> None:
         """Score a batch. If it fails and several jobs share it, each is tried alone, and fails alone."""
         jobs = list({id(item.job): item.job for item in queued.items}.values())
         start = time.perf_counter()
@@ -268,8 +252,8 @@ class Engine:
                     job.context.run(self.observer.started, start - job.submitted)
                     job.submitted = None
             seconds = 0.0
-            if self._is_long(scorer, queued):
-                if not self._run_chunk(scorer, queued):
+            if queued.is_long:
+                if not self._run_chunk(scorer, queued, turn):
                     jobs[0].chunk_seconds += time.perf_counter() - start
                     return
                 seconds, jobs[0].chunk_seconds = jobs[0].chunk_seconds, 0.0
@@ -283,51 +267,53 @@ class Engine:
                 self._fail(jobs[0], error)
                 return
             for job in jobs:
-                self._score(scorer, queued.select(i for i, item in enumerate(queued.items) if item.job is job))
+                self._score(scorer, queued.select(i for i, item in enumerate(queued.items) if item.job is job), turn)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         job.fail(error)
         self._jobs.remove(job)
 
-    def _next_batch(self, scorer: Scorer, job: Job) -> QueuedBatch:
+    def _next_batch(self, scorer: Scorer, job: Job, turn: int) -> QueuedBatch:
         """Take a job's next batch, and fill it up with those of others or, if it waits alone, with its own."""
-        others = [other for other in self._jobs if other is not job and not other.future.cancelled()]
+        others = [other for other in self._jobs if other is not job and other.waiting and not other.future.cancelled()]
         budget = self._size.tokens
-        batches = [self._take(scorer, job, self._turn if others else budget)]
-        if not self._share or self._is_long(scorer, batches[0]):
+        batches = [self._take(scorer, job, turn if others else budget, turn)]
+        if not self._share or batches[0].is_long:
             return batches[0]
-        for other in self._turns.order(others, self._turn) or [job] * len(job.waiting):
-            self._cut(scorer, other, self._turn if others else budget)
+        for other in self._turns.order(others, turn) or [job] * len(job.waiting):
+            self._cut(scorer, other, turn if others else budget, turn)
             head = other.waiting[0]
             fits = joined_tokens([*(part.batch for part in batches), head.batch]) <= budget
-            if fits and head.kind == batches[0].kind and not self._is_long(scorer, head):
-                batches.append(self._take(scorer, other, budget))
+            if fits and head.kind == batches[0].kind and not head.is_long:
+                batches.append(self._take(scorer, other, budget, turn))
             elif not others:
                 break
         return join_batches(batches)
 
-    def _cut(self, scorer: Scorer, job: Job, limit: int) -> None:
+    def _cut(self, scorer: Scorer, job: Job, limit: int, turn: int) -> None:
         """Divide a job's next batch into batches of at most `limit` tokens, as far as its sequences allow."""
         queued = job.waiting[0]
         if len(queued.items) > 1 and queued.batch.tokens > limit:
             job.waiting.popleft()
-            job.waiting.extendleft(reversed(plan_batches(scorer.model, queued.items, limit, resumes=queued.resumes)))
+            parts = plan_batches(job.scorer(scorer).model, queued.items, limit, turn, resumes=queued.resumes)
+            job.waiting.extendleft(reversed(parts))
 
-    def _take(self, scorer: Scorer, job: Job, limit: int) -> QueuedBatch:
+    def _take(self, scorer: Scorer, job: Job, limit: int, turn: int) -> QueuedBatch:
         """Take a job's next batch, of at most `limit` tokens, and count it as the job's turn."""
-        self._cut(scorer, job, limit)
+        self._cut(scorer, job, limit, turn)
         queued = job.waiting.popleft()
-        tokens = min(queued.batch.tokens, self._turn) if self._is_long(scorer, queued) else queued.batch.tokens
+        tokens = min(queued.batch.tokens, turn) if queued.is_long else queued.batch.tokens
         self._turns.charge(job, tokens, len(self._jobs))
         return queued
 
-    def _run_chunk(self, scorer: Scorer, queued: QueuedBatch) -> bool:
+    def _run_chunk(self, scorer: Scorer, queued: QueuedBatch, turn: int) -> bool:
         """Run a chunk of a long sequence; True if it was the last."""
         (item,) = queued.items
         job = item.job
         if job.chunks is None:
-            job.chunks = scorer.model.chunks(item.ids, self._turn)
-            job.chunk_bytes = scorer.model.key_value_bytes * len(item.ids)
+            model = job.scorer(scorer).model
+            job.chunks = model.chunks(item.ids, turn)
+            job.chunk_bytes = model.key_value_bytes * len(item.ids)
         try:
             logit = next(job.chunks)
         except MemoryError as error:
@@ -345,14 +331,15 @@ class Engine:
     def _forward(self, scorer: Scorer, queued: QueuedBatch, *, resumes: bool) -> None:
         """Run a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
         items, number = queued.items, len(queued.items)
+        adapted = items[0].job.scorer(scorer)
         try:
             if items[0].job.estimating:
-                logits, states = scorer.estimates(queued.batch, [item.passage for item in items])
+                logits, states = adapted.estimates(queued.batch, [item.passage for item in items])
                 for item, partial in zip(items, states, strict=True):
                     item.job.keep(item, partial)
             else:
                 states = [item.job.states.get(item.ids) for item in items] if resumes else []
-                logits = scorer.model.logits(queued.batch, [] if None in states else states)
+                logits = adapted.model.logits(queued.batch, [] if None in states else states)
         except MemoryError as error:
             has_freed = self._free_states()
             if number == 1 and not has_freed:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mistral_rerank.local.batching.planning import Batch, join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from mistral_rerank.local.engine.batch_size import BatchSize
     from mistral_rerank.local.engine.tokenizer import EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
@@ -67,6 +68,10 @@ class Scorer(Protocol):
     """What the engine needs of a loaded checkpoint."""
 
     @property
+    def adapters(self) -> Mapping[str, Scorer]:
+        """The adapters that share the model's weights, by name."""
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer."""
 
@@ -111,16 +116,26 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class QueuedBatch:
-    """A batch and the items of its sequences; `resumes` if it resumes from partial hidden states of all of them."""
+    """A batch and the items of its sequences.
+
+    Attributes:
+        items: of the sequences.
+        batch: the batch.
+        resumes: whether it resumes from partial hidden states of all of them.
+        is_long: whether it is one sequence that is computed in chunks.
+
+    """
 
     items: list[Item]
     batch: Batch
     resumes: bool = False
+    is_long: bool = False
 
     @property
     def kind(self) -> tuple[object, ...]:
         """Which forward it needs; batches of the same kind can be joined."""
-        return self.items[0].job.estimating, self.resumes, self.batch.frequencies
+        job = self.items[0].job
+        return job.adapter, job.estimating, self.resumes, self.batch.frequencies
 
     def select(self, positions: Iterable[int]) -> QueuedBatch:
         """Make a batch of some of the items."""
@@ -133,6 +148,7 @@ class Job:
 
     Attributes:
         future: the scores of `pairs`, or of those that `choice` chooses.
+        adapter: the name of the adapter to score with; None for the model itself.
         estimating: whether this is the first of two passes.
         waiting: batches of the current pass that have not run.
         states: partial hidden states of the first pass, by token ids.
@@ -149,9 +165,15 @@ class Job:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None, choice: Choice | None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None,
+        instruction: str | None,
+        choice: Choice | None,
+        adapter: str | None = None,
     ) -> None:
         self.future: Future[list[Score]] = Future()
+        self.adapter = adapter
         self.estimating = choice is not None
         self.waiting: deque[QueuedBatch] = deque()
         self.states: dict[tuple[int, ...], Any] = {}
@@ -169,11 +191,15 @@ class Job:
         self._room = 0
         self._state_bytes = 0
 
-    def tokenize(self, scorer: Scorer) -> bool:
+    def scorer(self, loaded: Scorer) -> Scorer:
+        """Return the scorer of the job's adapter."""
+        return loaded if self.adapter is None else loaded.adapters[self.adapter]
+
+    def tokenize(self, loaded: Scorer) -> bool:
         """Tokenize some of the pairs; True if these were the last."""
         start = time.perf_counter()
         if self._steps is None:
-            self._steps = scorer.tokenizer.slices(
+            self._steps = self.scorer(loaded).tokenizer.slices(
                 self._pairs, self._overflow, instruction=self._instruction, locate=self.estimating
             )
         if len(self._encoded) < len(self._pairs):
@@ -184,17 +210,18 @@ class Job:
             logger.info("%d of %d passages were over the limit and were cut", truncated, len(self._pairs))
         return is_done
 
-    def plan(self, scorer: Scorer, budget: int) -> None:
+    def plan(self, loaded: Scorer, size: BatchSize) -> None:
         """Plan the batches of the first pass."""
+        scorer = self.scorer(loaded)
         if self._choice is None:
-            self._plan(scorer, budget, self._encoded)
+            self._plan(scorer, size, self._encoded)
             return
         by_pair = dict(zip(self._pairs, self._encoded, strict=True))
-        self._plan(scorer, budget, [by_pair[pair] for pair in self._choice.over_depth])
+        self._plan(scorer, size, [by_pair[pair] for pair in self._choice.over_depth])
         self._state_bytes = scorer.state_bytes
         self.need = self._state_bytes * sum(len(item.ids) for batch in self.waiting for item in batch.items)
 
-    def _plan(self, scorer: Scorer, budget: int, encoded: Sequence[EncodedPair]) -> None:
+    def _plan(self, scorer: Scorer, size: BatchSize, encoded: Sequence[EncodedPair]) -> None:
         owners: dict[tuple[int, ...], list[int]] = {}
         passages: dict[tuple[int, ...], range] = {}
         for position, pair in enumerate(encoded):
@@ -205,7 +232,8 @@ class Job:
         self.states = {ids: states for ids, states in self.states.items() if ids in owners}
         for resumes in (False, True):
             alike = [item for item in items if (item.ids in self.states) == resumes]
-            self.waiting += plan_batches(scorer.model, alike, budget, resumes=resumes)
+            if alike:
+                self.waiting += plan_batches(scorer.model, alike, size.tokens, size.turn, resumes=resumes)
         self._logits = [float("-inf")] * len(encoded)
         self._tokens = [sum(map(len, pair.sequences)) for pair in encoded]
 
@@ -232,8 +260,9 @@ class Job:
         for pair in item.pairs:
             self._logits[pair] = logit if logit != logit else max(self._logits[pair], logit)
 
-    def advance(self, scorer: Scorer, budget: int) -> bool:
+    def advance(self, loaded: Scorer, size: BatchSize) -> bool:
         """After the last batch of a pass, start the second or resolve the future; True if the job is done."""
+        scorer = self.scorer(loaded)
         try:
             scores = [
                 scorer.score(logit, tokens=tokens) for logit, tokens in zip(self._logits, self._tokens, strict=True)
@@ -241,9 +270,9 @@ class Job:
             if self.estimating and self._choice is not None:
                 by_pair = dict(zip(self._pairs, self._encoded, strict=True))
                 self.estimating = False
-                self._plan(scorer, budget, [by_pair[pair] for pair in self._choice.choose(scores)])
+                self._plan(scorer, size, [by_pair[pair] for pair in self._choice.choose(scores)])
                 self.granted = self._state_bytes * sum(map(len, self.states))
-                return not self.waiting and self.advance(scorer, budget)
+                return not self.waiting and self.advance(loaded, size)
         except BaseException as error:
             self.fail(error)
             return True
@@ -264,10 +293,18 @@ class Job:
             self.future.set_exception(error)
 
 
-def plan_batches(model: Model, items: Sequence[Item], budget: int, *, resumes: bool) -> list[QueuedBatch]:
-    """Put items into batches of at most `budget` tokens."""
-    planned = model.plan([item.ids for item in items], budget) if items else []
-    return [QueuedBatch([items[member] for member in batch.members], batch, resumes) for batch in planned]
+def plan_batches(model: Model, items: Sequence[Item], budget: int, turn: int, *, resumes: bool) -> list[QueuedBatch]:
+    """Put items of one job into batches of at most `budget` tokens; a sequence over a turn is computed in chunks."""
+    runs_chunks = model.key_value_bytes > 0 and not resumes and not items[0].job.estimating
+    return [
+        QueuedBatch(
+            [items[member] for member in batch.members],
+            batch,
+            resumes,
+            is_long=runs_chunks and len(batch.members) == 1 and len(batch.sequences[0]) > turn,
+        )
+        for batch in model.plan([item.ids for item in items], budget)
+    ]
 
 
 def join_batches(batches: Sequence[QueuedBatch]) -> QueuedBatch:
