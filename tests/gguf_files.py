@@ -43,7 +43,7 @@ def write_gguf(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config, architecture = model.config, {"mistral": "llama"}.get(model.config.model_type, model.config.model_type)
     writer = GGUFWriter(file, architecture)
-    writer.add_name(model.config.model_type)
+    writer.add_name(f"Tiny {model.config.model_type}")
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)

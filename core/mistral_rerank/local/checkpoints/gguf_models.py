@@ -127,8 +127,6 @@ def _config(file: Path, reader: Any) -> Any:
     config = transformers.AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     width = _field(reader, f"{architecture}.attention.key_length")
     config.head_dim = width or config.hidden_size // config.num_attention_heads
-    if hasattr(config, "sliding_window"):
-        config.sliding_window = _field(reader, f"{architecture}.attention.sliding_window")
     config.num_labels = 1
     config._name_or_path = ""
     return config

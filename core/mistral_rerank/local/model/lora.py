@@ -45,7 +45,7 @@ class LowRank(nn.Module):
         for start in range(0, len(weight), rows):
             block = slice(start, start + rows)
             product = torch.mm(self.up[block], self.down).mul_(self.scaling)
-            out[block] = product.add_(weight[block])
+            out[block] = product.add_(weight[block].float())
         return out
 
 
