@@ -49,7 +49,7 @@ def _pairs(value: object) -> object:
 
 
 Headers = Annotated[tuple[tuple[str, SecretStr], ...], BeforeValidator(_pairs)]
-Adapters = Annotated[tuple[tuple[Annotated[str, Field(min_length=1)], str], ...], BeforeValidator(_pairs)]
+Adapters = Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)]
 
 
 class RerankSettings(BaseModel):
