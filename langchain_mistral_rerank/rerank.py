@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import override
 
 from langchain_mistral_rerank.runnable import RerankRunnable
-from mistral_rerank.adapters import RerankOptions, copy_metadata
+from mistral_rerank.adapters import RERANK_ERROR, RerankOptions, copy_metadata
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import SECRETS, RerankSettings
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
     from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 
-    from mistral_rerank import RankedPassage
+    from mistral_rerank.reranker import RankedPassage, Ranking
 
 
 class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
@@ -125,10 +125,21 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         lines = [f"{key}: {item.metadata[key]}" for key in self.metadata_keys if key in item.metadata]
         return "\n".join([*lines, text]) if lines and isinstance(text, str) else text
 
-    def _reordered(self, documents: Sequence[Document], ranking: list[RankedPassage]) -> list[Document]:
+    def _reordered(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         return [
             (document := documents[ranked.index]).model_copy(
-                update={"metadata": copy_metadata(document.metadata) | {self.score_key: ranked.score.probability}}
+                update={"metadata": copy_metadata(_without_error(document.metadata)) | self._result(ranking, ranked)}
             )
             for ranked in ranking
         ]
+
+    def _result(self, ranking: Ranking, ranked: RankedPassage) -> dict[str, Any]:
+        """Give the metadata of a result: its probability, or why it has none."""
+        if ranking.error is not None:
+            return {RERANK_ERROR: type(ranking.error).__name__}
+        return {self.score_key: ranked.score.probability}
+
+
+def _without_error(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the error of an earlier reranker."""
+    return {key: value for key, value in metadata.items() if key != RERANK_ERROR}

@@ -7,26 +7,50 @@ builds the reordered objects from the indices.
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from abc import abstractmethod
+from collections import Counter
 from contextlib import nullcontext
 from copy import deepcopy
+from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, Unpack
 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
+from mistral_rerank._deadline import call_within, within
 from mistral_rerank._options import plain, suggest
 from mistral_rerank._sharing import shared
 from mistral_rerank._telemetry import rerank_span
-from mistral_rerank.errors import InvalidInputError, SettingsError
-from mistral_rerank.reranker import RankedPassage, Reranker, check_query
+from mistral_rerank.errors import (
+    DeadlineExceededError,
+    InvalidInputError,
+    MissingDependencyError,
+    RerankerClosedError,
+    RerankError,
+    SettingsError,
+)
+from mistral_rerank.reranker import UNSCORED, RankedPassage, Ranking, Reranker, check_query
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
 
     from mistral_rerank._telemetry import Report
+
+
+logger = logging.getLogger(__name__)
+
+RERANK_ERROR = "rerank_error"
+"""Metadata key of results in the retriever's order: the class of the error that kept it."""
+
+MISTAKES = (InvalidInputError, SettingsError, MissingDependencyError, RerankerClosedError)
+"""Errors of the caller, which are raised also with `on_error="keep_order"`."""
+
+_counting = Lock()
+_logged: set[tuple[str, str]] = set()
 
 
 class RerankerHolder(RerankSettings):
@@ -116,6 +140,7 @@ class Overrides(TypedDict, total=False):
 
     top_n: int | None
     min_score: float | None
+    deadline: float | None
 
 
 class RerankOptions(RerankerHolder):
@@ -129,38 +154,100 @@ class RerankOptions(RerankerHolder):
         description="lowest probability of a result, applied before top_n; `mistral-rerank calibrate --precision` "
         "finds one on your data",
     )
+    deadline: float | None = Field(
+        default=None, gt=0, description="most seconds of a call; default: no limit, or an endpoint's timeout"
+    )
+    on_error: Literal["raise", "keep_order"] = Field(
+        default="raise",
+        description="if the reranker is late or fails: raise, or keep the retriever's order, with the error's name in "
+        "the metadata as rerank_error",
+    )
     telemetry: Literal["off", "spans", "content"] = Field(
         default="off", description="OpenTelemetry spans: none, without texts, or with texts"
     )
 
     _item: ClassVar[type]
     _how_to_wrap: ClassVar[str]
+    _kept_orders: Counter[str] = PrivateAttr(default_factory=Counter)
 
-    def rerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> list[RankedPassage]:
-        """Rank documents or nodes; `overrides` are `top_n` and `min_score` of this call.
+    @property
+    def kept_orders(self) -> Mapping[str, int]:
+        """The number of calls that kept the retriever's order, by the class of the error."""
+        return dict(self._kept_orders)
+
+    def rerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> Ranking:
+        """Rank documents or nodes; `overrides` are `top_n`, `min_score` and `deadline` of this call.
 
         Returns:
             Positions in `items`, the scored texts and their scores, best first. Without items no model is loaded.
+            With `on_error="keep_order"` and an error: the first `top_n` items in their order, and the error.
 
         Raises:
             InvalidInputError: the query is blank, or an item is not of the framework's type or has no text.
             SettingsError: there is no such override.
+            DeadlineExceededError: the deadline was over before there was a ranking.
 
         """
         texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
-            return report(self.use().rank(query, texts, **options) if texts else [])
+            if not texts:
+                return report(Ranking())
+            try:
+                ranking = self._rank(query, texts, options)
+            except Exception as error:
+                ranking = self._keep_order(texts, options, error)
+            return report(ranking)
 
-    async def arerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> list[RankedPassage]:
+    async def arerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> Ranking:
         """`rerank` without blocking the event loop."""
         texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
             if not texts:
-                return report([])
-            opened = self.use() if self._is_open else await asyncio.to_thread(self.use)  # it may have to import torch
-            return report(await opened.arank(query, texts, **options))
+                return report(Ranking())
+            try:
+                ranking = await self._arank(query, texts, options)
+            except Exception as error:
+                ranking = self._keep_order(texts, options, error)
+            return report(ranking)
+
+    def _rank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
+        start, deadline = time.monotonic(), options.get("deadline")
+        opened = self.use() if deadline is None else call_within(deadline, self.use)  # it may have to import torch
+        return opened.rank(query, texts, **_from_now(options, start))
+
+    async def _arank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
+        start = time.monotonic()
+        if self._is_open:
+            opened = self.use()
+        else:
+            async with within(options.get("deadline")):
+                opened = await asyncio.to_thread(self.use)
+        return await opened.arank(query, texts, **_from_now(options, start))
+
+    def _keep_order(self, texts: list[str], options: Overrides, error: Exception) -> Ranking:
+        """Give the items in their order if `on_error` says so; else raise the error."""
+        if self.on_error == "raise" or isinstance(error, MISTAKES):
+            raise error
+        cause, model = type(error).__name__, self.used_model
+        with _counting:
+            self._kept_orders[cause] += 1
+            is_new = (model, cause) not in _logged
+            _logged.add((model, cause))
+        if is_new:
+            reason = f": {error}" if isinstance(error, RerankError) else ""  # another's message may hold a text
+            logger.warning(
+                "reranking with %s failed, and the retriever's order is kept: %s%s (each cause is logged once; "
+                "kept_orders counts the calls)",
+                model,
+                cause,
+                reason,
+            )
+        ranking = Ranking(RankedPassage(index, text, UNSCORED) for index, text in enumerate(texts))
+        del ranking[len(ranking) if options["top_n"] is None else options["top_n"] :]
+        ranking.error = error
+        return ranking
 
     @abstractmethod
     def _text(self, item: Any) -> str:
@@ -200,7 +287,10 @@ class RerankOptions(RerankerHolder):
             if name not in Overrides.__annotations__:
                 raise SettingsError(f"{name}: no option of a single call{suggest(name, Overrides.__annotations__)}")
         values = {name: plain(value) for name, value in overrides.items()}
-        return {"top_n": self.top_n, "min_score": self.min_score, **values}  # type: ignore[typeddict-item]
+        own = {"top_n": self.top_n, "min_score": self.min_score} | (
+            {} if self.deadline is None else {"deadline": self.deadline}
+        )
+        return {**own, **values}  # type: ignore[typeddict-item]
 
     def _span(self, query: str, texts: list[str], options: Overrides) -> AbstractContextManager[Report]:
         if self.telemetry == "off" or not texts:
@@ -209,8 +299,19 @@ class RerankOptions(RerankerHolder):
         return rerank_span(query, texts, model=self.used_model, top_n=options["top_n"], content=content)
 
 
-def _pass(ranking: list[RankedPassage]) -> list[RankedPassage]:
+def _pass(ranking: Ranking) -> Ranking:
     return ranking
+
+
+def _from_now(options: Overrides, start: float) -> Overrides:
+    """Give the options of a call with what is left of a deadline that began at `start`."""
+    deadline = options.get("deadline")
+    if deadline is None:
+        return options
+    left = deadline - (time.monotonic() - start)
+    if left <= 0:
+        raise DeadlineExceededError(f"the model was not open within {deadline:.3g} s; open it before the first call")
+    return {**options, "deadline": left}
 
 
 def copy_metadata(metadata: dict[Any, Any]) -> dict[Any, Any]:

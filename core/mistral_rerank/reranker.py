@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mistral_rerank._deadline import call_within, within
 from mistral_rerank.errors import InvalidInputError, ScoringError
 
 if TYPE_CHECKING:
@@ -76,6 +77,21 @@ class RankedPassage:
     index: int
     text: str
     score: Score
+
+
+UNSCORED = Score(-1e4, 0.0)
+"""The score of a passage that was not scored, because its call kept the retriever's order."""
+
+
+class Ranking(list[RankedPassage]):
+    """Passages in the order of a result.
+
+    Attributes:
+        error: why they are in the retriever's order, with `UNSCORED` as their scores; None if they are ranked.
+
+    """
+
+    error: Exception | None = None
 
 
 def sigmoid(x: float) -> float:
@@ -155,7 +171,8 @@ class Reranker(ABC):
         min_score: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
-    ) -> list[RankedPassage]:
+        deadline: float | None = None,
+    ) -> Ranking:
         """Order passages by how well they answer the question, best first.
 
         Args:
@@ -166,21 +183,30 @@ class Reranker(ABC):
             min_score: drop passages below this probability, before `top_n` is applied.
             overflow: as in `score_pairs`.
             instruction: as in `score_pairs`.
+            deadline: the most seconds to wait for the scores; None for no limit, or an endpoint's `timeout`. A late
+                call leaves the queue, and a batch that runs is not waited for.
 
         Returns:
             Passages sorted by (-logit, index).
 
         Raises:
-            InvalidInputError: as `score_pairs`, or `top_n` negative, or `min_score` outside [0, 1].
+            InvalidInputError: as `score_pairs`, or `top_n` negative, or `min_score` outside [0, 1], or `deadline` not
+                positive.
+            DeadlineExceededError: the deadline was over before there were scores.
 
         """
         passages = check_passages(query, passages)
-        if not check_ranking(passages, top_n=top_n, min_score=min_score):
-            return []
+        if not check_ranking(passages, top_n=top_n, min_score=min_score, deadline=deadline):
+            return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         options = _call_options(overflow, instruction)
-        scores = call.complete(self.score_pairs(call.pairs, **options) if call.pairs else [])
-        return order(passages, scores, top_n=top_n, min_score=min_score)
+        if not call.pairs:
+            scores = []
+        elif deadline is None:
+            scores = self.score_pairs(call.pairs, **options)
+        else:
+            scores = self._score_within(deadline, call.pairs, **options)
+        return order(passages, call.complete(scores), top_n=top_n, min_score=min_score)
 
     async def arank(
         self,
@@ -191,15 +217,30 @@ class Reranker(ABC):
         min_score: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
-    ) -> list[RankedPassage]:
+        deadline: float | None = None,
+    ) -> Ranking:
         """`rank` without blocking the event loop."""
         passages = check_passages(query, passages)
-        if not check_ranking(passages, top_n=top_n, min_score=min_score):
-            return []
+        if not check_ranking(passages, top_n=top_n, min_score=min_score, deadline=deadline):
+            return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
         options = _call_options(overflow, instruction)
-        scores = call.complete(await self.ascore_pairs(call.pairs, **options) if call.pairs else [])
-        return order(passages, scores, top_n=top_n, min_score=min_score)
+        if not call.pairs:
+            scores = []
+        elif deadline is None:
+            scores = await self.ascore_pairs(call.pairs, **options)
+        else:
+            scores = await self._ascore_within(deadline, call.pairs, **options)
+        return order(passages, call.complete(scores), top_n=top_n, min_score=min_score)
+
+    def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        """`score_pairs` with a deadline; without a better way in a thread, where a late call runs on."""
+        return call_within(seconds, lambda: self.score_pairs(pairs, **options))
+
+    async def _ascore_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        """`ascore_pairs` with a deadline, which cancels it."""
+        async with within(seconds):
+            return await self.ascore_pairs(pairs, **options)
 
     def weights_checksum(self) -> str | None:
         """Return a checksum of the model's files; None if they are not on this machine."""
@@ -304,12 +345,16 @@ def check_passages(query: str, passages: Iterable[str]) -> list[str]:
     return checked
 
 
-def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
-    """Validate `top_n` and `min_score`; return False if the result is empty for any scores."""
+def check_ranking(
+    passages: Sequence[str], *, top_n: int | None, min_score: float | None, deadline: float | None
+) -> bool:
+    """Validate the options of `rank`; return False if the result is empty for any scores."""
     if top_n is not None and top_n < 0:
         raise InvalidInputError(f"top_n is {top_n}; give 0 or more, or None for all passages")
     if min_score is not None and not 0.0 <= min_score <= 1.0:
         raise InvalidInputError(f"min_score is {min_score}; it is a probability, so give 0 to 1")
+    if deadline is not None and not deadline > 0:
+        raise InvalidInputError(f"deadline is {deadline}; give seconds above 0, or None for no limit")
     return len(passages) > 0 and top_n != 0
 
 
@@ -335,12 +380,13 @@ def order(
     *,
     top_n: int | None = None,
     min_score: float | None = None,
-) -> list[RankedPassage]:
+) -> Ranking:
     """Sort by (-logit, index), then apply `min_score`, then `top_n`."""
-    ranked = [
+    ranking = Ranking(
         RankedPassage(index, text, score)
         for index, (text, score) in enumerate(zip(passages, scores, strict=True))
         if min_score is None or score.probability >= min_score
-    ]
-    ranked.sort(key=lambda passage: (-passage.score.logit, passage.index))
-    return ranked[:top_n]
+    )
+    ranking.sort(key=lambda passage: (-passage.score.logit, passage.index))
+    del ranking[len(ranking) if top_n is None else top_n :]
+    return ranking

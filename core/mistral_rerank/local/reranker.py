@@ -6,8 +6,11 @@ import asyncio
 import functools
 import logging
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
+from mistral_rerank._deadline import result_within
 from mistral_rerank._options import plain
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
@@ -154,8 +157,12 @@ class LocalReranker(Reranker):
         self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        call, future = self._submit(pairs, overflow, instruction)
-        return call.complete([] if future is None else future.result())
+        return self._score_within(None, pairs, overflow=overflow, instruction=instruction)
+
+    @override
+    def _score_within(self, seconds: float | None, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        call, future = self._submit(pairs, **options)
+        return call.complete([] if future is None else result_within(seconds, future))
 
     async def ascore_pairs(
         self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
@@ -166,7 +173,7 @@ class LocalReranker(Reranker):
         return call.complete(scores)
 
     def _submit(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None
+        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None = None
     ) -> tuple[TextPairs, Future[list[Score]] | None]:
         """Submit what the engine has to score; no future if that is nothing."""
         choice: _Call | None = None

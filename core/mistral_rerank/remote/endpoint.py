@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from mistral_rerank._version import __version__
 from mistral_rerank.errors import (
-    DeadlineExceededError,
     InvalidInputError,
     InvalidReplyError,
     NotFoundError,
+    RemoteDeadlineExceededError,
     RemoteError,
     RemoteInputTooLongError,
     RequestTooLargeError,
@@ -265,15 +265,15 @@ class Endpoint:
         """Send one request, within the rate limit."""
         wait = self._rate.reserve(time.monotonic(), before=deadline)
         if wait is None:
-            raise DeadlineExceededError(
-                "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
+            raise RemoteDeadlineExceededError(
+                "the limit of requests_per_minute leaves no time for this call; raise it, timeout or deadline"
             )
         if wait:
             await asyncio.sleep(wait)
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise DeadlineExceededError(
-                f"the time of the call was over before a request to {shown_url(url)}; raise timeout"
+            raise RemoteDeadlineExceededError(
+                f"the time of the call was over before a request to {shown_url(url)}; raise timeout or deadline"
             )
         timeout = remaining if self._read_timeout is None else min(remaining, self._read_timeout)
         return await self._transport.send(method, url, headers, content, timeout=timeout, deadline=deadline)
@@ -299,7 +299,7 @@ class Endpoint:
             models = json.loads(response.content)["data"] if response.status == 200 else []
             self._model = next((entry["id"] for entry in models if isinstance(entry["id"], str)), None)
             self._knows_model = self._model is not None
-        except DeadlineExceededError:
+        except RemoteDeadlineExceededError:
             raise
         except (RemoteError, ValueError, LookupError, TypeError, RecursionError):
             return

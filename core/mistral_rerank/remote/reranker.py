@@ -8,10 +8,11 @@ import json
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
+from typing_extensions import override
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.protocols.urls import candidates, vendor_of
@@ -22,7 +23,7 @@ from mistral_rerank.reranker import Overflow, Pair, ProtocolName, Reranker, Scor
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
     import httpx
 
@@ -151,16 +152,25 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        return self._transport.run(self._score(TextPairs(pairs), overflow, instruction))
+        return self._score_within(self._timeout, pairs, overflow=overflow, instruction=instruction)
 
     async def ascore_pairs(
         self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        return await self._score(TextPairs(pairs), overflow, instruction)
+        return await self._ascore_within(self._timeout, pairs, overflow=overflow, instruction=instruction)
 
-    async def _score(self, call: TextPairs, overflow: Overflow | None, instruction: str | None) -> list[Score]:
-        deadline = time.monotonic() + self._timeout
+    @override
+    def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        return self._transport.run(self._ascore_within(seconds, pairs, **options))
+
+    @override
+    def _ascore_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> Coroutine[Any, Any, list[Score]]:
+        return self._score(TextPairs(pairs), time.monotonic() + min(seconds, self._timeout), **options)
+
+    async def _score(
+        self, call: TextPairs, deadline: float, *, overflow: Overflow | None = None, instruction: str | None = None
+    ) -> list[Score]:
         batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction)
         scores: dict[int, Score] = {}
 

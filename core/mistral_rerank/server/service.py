@@ -20,6 +20,7 @@ from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
+from mistral_rerank.reranker import Ranking
 from mistral_rerank.server.backlog import Backlog
 from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
 from mistral_rerank.server.keys import ApiKeys
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.protocols.protocol import RerankRequest
     from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
-    from mistral_rerank.reranker import Overflow, Pair, RankedPassage, Reranker, Score
+    from mistral_rerank.reranker import Overflow, Pair, Reranker, Score
     from mistral_rerank.server.keys import ApiKey
     from mistral_rerank.server.settings import ServerSettings
 
@@ -172,14 +173,14 @@ class Service:
         self._check(rerank_request.model, len(passages))
         overflow = _overflow(rerank_request.truncate)
 
-        async def rank() -> list[RankedPassage]:
+        async def rank() -> Ranking:
             instruction = rerank_request.instruction
             if not self.settings.telemetry:
                 return await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
             top_n = rerank_request.top_n
             with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
                 ranking = await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
-                report(ranking[:top_n])
+                report(Ranking(ranking[:top_n]))
                 return ranking
 
         ranking = await self._while_connected(rank, [(query, passage) for passage in passages], request)
