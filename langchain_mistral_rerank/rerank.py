@@ -12,7 +12,7 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import override
 
 from langchain_mistral_rerank.runnable import RerankRunnable
-from mistral_rerank.adapters import RERANK_ERROR, RerankOptions, copy_metadata
+from mistral_rerank.adapters import ADDED_METADATA, RerankOptions, copy_metadata
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import SECRETS, RerankSettings
 
@@ -128,18 +128,17 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
     def _reordered(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         return [
             (document := documents[ranked.index]).model_copy(
-                update={"metadata": copy_metadata(_without_error(document.metadata)) | self._result(ranking, ranked)}
+                update={"metadata": copy_metadata(_original(document.metadata)) | self._result(ranking, ranked)}
             )
             for ranked in ranking
         ]
 
     def _result(self, ranking: Ranking, ranked: RankedPassage) -> dict[str, Any]:
-        """Give the metadata of a result: its probability, or why it has none."""
-        if ranking.error is not None:
-            return {RERANK_ERROR: type(ranking.error).__name__}
-        return {self.score_key: ranked.score.probability}
+        """Give what a result has in its metadata."""
+        score = {self.score_key: ranked.score.probability} if ranking.error is None else {}
+        return score | self._result_metadata(ranking, ranked)
 
 
-def _without_error(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the error of an earlier reranker."""
-    return {key: value for key, value in metadata.items() if key != RERANK_ERROR}
+def _original(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what an earlier reranker added, except its score."""
+    return {key: value for key, value in metadata.items() if key not in ADDED_METADATA}

@@ -13,7 +13,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import Field
 from typing_extensions import override
 
-from mistral_rerank.adapters import RERANK_ERROR, RerankOptions, copy_metadata
+from mistral_rerank.adapters import ADDED_METADATA, RerankOptions, copy_metadata
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 RETRIEVAL_SCORE = "retrieval_score"
 
-ADDED = frozenset({RETRIEVAL_SCORE, RERANK_ERROR})
-"""Metadata keys that a result may have and its input has not."""
+HIDDEN_METADATA = ADDED_METADATA | {RETRIEVAL_SCORE}
+"""Metadata keys of results, which are hidden from embeddings and LLMs."""
 
 dispatcher = get_dispatcher(__name__)
 
@@ -152,13 +152,12 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         return _as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode)
 
     def _reordered(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
-        error = ranking.error
         reranked = []
         for ranked in ranking:
             item = nodes[ranked.index]
             added = {RETRIEVAL_SCORE: item.score} if self.keep_retrieval_score else {}
-            added |= {} if error is None else {RERANK_ERROR: type(error).__name__}
-            score = ranked.score.probability if error is None else item.score
+            added |= self._result_metadata(ranking, ranked)
+            score = ranked.score.probability if ranking.error is None else item.score
             reranked.append(NodeWithScore(node=_with_metadata(item.node, added), score=score))
         return reranked
 
@@ -186,7 +185,7 @@ def _with_text(bundle: QueryBundle | None) -> QueryBundle:
 
 def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
     """Copy a node with more metadata, hidden from embeddings and LLMs; without any the node itself."""
-    node = _without_metadata(node, frozenset({RERANK_ERROR, *added}))
+    node = _without_metadata(node, ADDED_METADATA | added.keys())
     if not added:
         return node
     return node.model_copy(
@@ -200,7 +199,7 @@ def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
 
 def _as_retrieved(node: BaseNode) -> BaseNode:
     """Undo `_with_metadata`, so that a second postprocessor reads the same text as the first."""
-    return _without_metadata(node, ADDED)
+    return _without_metadata(node, HIDDEN_METADATA)
 
 
 def _without_metadata(node: BaseNode, names: frozenset[str]) -> BaseNode:

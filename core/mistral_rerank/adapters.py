@@ -46,6 +46,12 @@ logger = logging.getLogger(__name__)
 RERANK_ERROR = "rerank_error"
 """Metadata key of results in the retriever's order: the class of the error that kept it."""
 
+TOKENS, TOKENS_LEFT_OUT = "rerank_tokens", "rerank_tokens_left_out"
+"""Metadata keys of `token_counts`."""
+
+ADDED_METADATA = frozenset({RERANK_ERROR, TOKENS, TOKENS_LEFT_OUT})
+"""Metadata keys of results; a reranker removes those of an earlier one."""
+
 MISTAKES = (InvalidInputError, SettingsError, MissingDependencyError, RerankerClosedError)
 """Errors of the caller, which are raised also with `on_error="keep_order"`."""
 
@@ -162,6 +168,11 @@ class RerankOptions(RerankerHolder):
         description="if the reranker is late or fails: raise, or keep the retriever's order, with the error's name in "
         "the metadata as rerank_error",
     )
+    token_counts: bool = Field(
+        default=False,
+        description="add the numbers of tokens read (rerank_tokens) and left out over the limit "
+        "(rerank_tokens_left_out) to the metadata",
+    )
     telemetry: Literal["off", "spans", "content"] = Field(
         default="off", description="OpenTelemetry spans: none, without texts, or with texts"
     )
@@ -248,6 +259,14 @@ class RerankOptions(RerankerHolder):
         del ranking[len(ranking) if options["top_n"] is None else options["top_n"] :]
         ranking.error = error
         return ranking
+
+    def _result_metadata(self, ranking: Ranking, ranked: RankedPassage) -> dict[str, Any]:
+        """Give the metadata of a result beside its score."""
+        if ranking.error is not None:
+            return {RERANK_ERROR: type(ranking.error).__name__}
+        if self.token_counts:
+            return {TOKENS: ranked.score.tokens, TOKENS_LEFT_OUT: ranked.score.tokens_left_out}
+        return {}
 
     @abstractmethod
     def _text(self, item: Any) -> str:

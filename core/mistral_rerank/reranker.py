@@ -42,7 +42,10 @@ class Score:
         logit: the raw output of the binary head, or an estimate of it (see `cascade_depth` of `LocalReranker`); higher
             is more relevant; unbounded.
         probability: sigmoid of the (calibrated) logit, in [0, 1].
-        tokens: number of tokens that the model read; 0 if unknown. It does not count in comparisons.
+        tokens: number of tokens that the model read, of the question and the passage; 0 if unknown. It does not count
+            in comparisons.
+        tokens_left_out: number of the passage's tokens over the limit, which the model did not read; an estimate for a
+            very long passage. It does not count in comparisons.
 
     Raises:
         ScoringError: the logit is not finite.
@@ -52,6 +55,7 @@ class Score:
     logit: float
     probability: float
     tokens: int = field(default=0, compare=False)
+    tokens_left_out: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.logit):

@@ -141,6 +141,7 @@ def _records(passages: Sequence[Passage], ranking: list[RankedPassage]) -> list[
         {"text": ranked.text}
         | passages[ranked.index].record
         | {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
+        | {"tokens": ranked.score.tokens, "tokens_left_out": ranked.score.tokens_left_out}
         for ranked in ranking
     ]
 

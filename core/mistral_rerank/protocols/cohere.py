@@ -24,6 +24,7 @@ from mistral_rerank.protocols.protocol import (
     Usage,
     WireProtocol,
     exact,
+    ranked_entry,
     score_of,
 )
 
@@ -98,9 +99,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     results: list[CohereResult] = []
     for ranked in reply.ranking:
         result: CohereResult = {
-            "index": ranked.index,
-            "logit": ranked.score.logit,
-            "probability": ranked.score.probability,
+            **ranked_entry(ranked),
             "relevance_score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:

@@ -22,6 +22,7 @@ from mistral_rerank.protocols.protocol import (
     Usage,
     WireProtocol,
     exact,
+    ranked_entry,
 )
 
 
@@ -76,12 +77,9 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 
 
 def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
-    """Give raw logits, best first; `probability` is an addition to the protocol."""
+    """Give raw logits, best first; the other fields are additions to the protocol."""
     return {
-        "rankings": [
-            {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
-            for ranked in reply.ranking
-        ],
+        "rankings": [ranked_entry(ranked) for ranked in reply.ranking],
         "usage": {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens},
     }
 

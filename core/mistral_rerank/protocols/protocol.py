@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from pydantic import (
     AfterValidator,
@@ -87,12 +87,24 @@ class RankedEntry(TypedDict):
     """One passage in a reply of this package's server; a protocol may add fields.
 
     Every protocol has `logit` and `probability`, so this package's client gets the same scores and order from all of
-    them, calibration included. Other clients ignore the two fields.
+    them, calibration included. The numbers of tokens are there if the model counts them. Other clients ignore these
+    fields.
     """
 
     index: Index
     logit: float
     probability: Probability
+    tokens: NotRequired[Annotated[Tokens, Field(description="tokens that the model read")]]
+    tokens_left_out: NotRequired[Annotated[Tokens, Field(description="tokens of the passage over the limit")]]
+
+
+def ranked_entry(ranked: RankedPassage) -> RankedEntry:
+    """Give the fields that every protocol has."""
+    score = ranked.score
+    entry: RankedEntry = {"index": ranked.index, "logit": score.logit, "probability": score.probability}
+    if score.tokens:
+        entry |= {"tokens": score.tokens, "tokens_left_out": score.tokens_left_out}
+    return entry
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import InvalidReplyError
@@ -61,7 +61,9 @@ def read_scores(content: bytes, *, count: int, unit: Unit) -> ReplyScores:
             raise InvalidReplyError(f"an entry has no index between 0 and {count - 1}: {_shown(entry.get('index'))}")
         if scores[index] is not None:
             raise InvalidReplyError(f"two entries have the index {index}")
-        scores[index] = _score(entry, unit)
+        scores[index] = replace(
+            _score(entry, unit), tokens=_tokens(entry, "tokens"), tokens_left_out=_tokens(entry, "tokens_left_out")
+        )
     complete = [score for score in scores if score is not None]
     if len(complete) != count:
         raise InvalidReplyError(f"{len(complete)} scores for {count} passages")
@@ -109,6 +111,12 @@ def _score(entry: dict[str, Any], unit: Unit) -> Score:
         return _checked_probability(value)
     stated = entry.get("probability")
     return Score(value, sigmoid(value) if stated is None else _checked_probability(_number(stated)).probability)
+
+
+def _tokens(entry: dict[str, Any], name: str) -> int:
+    """Read the number of tokens that this package's server gives; 0 if there is none."""
+    value = entry.get(name)
+    return value if type(value) is int and value > 0 else 0
 
 
 def _checked_probability(value: float) -> Score:

@@ -19,6 +19,7 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     WireProtocol,
     exact,
+    ranked_entry,
     score_of,
 )
 
@@ -66,9 +67,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     ranks: list[TeiRank] = []
     for ranked in reply.ranking:
         rank: TeiRank = {
-            "index": ranked.index,
-            "logit": ranked.score.logit,
-            "probability": ranked.score.probability,
+            **ranked_entry(ranked),
             "score": score_of(ranked.score, request.unit),
         }
         if request.return_texts:

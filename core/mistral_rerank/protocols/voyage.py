@@ -23,6 +23,7 @@ from mistral_rerank.protocols.protocol import (
     Tokens,
     WireProtocol,
     exact,
+    ranked_entry,
 )
 
 
@@ -90,9 +91,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     data: list[VoyageResult] = []
     for ranked in reply.ranking:
         result: VoyageResult = {
-            "index": ranked.index,
-            "logit": ranked.score.logit,
-            "probability": ranked.score.probability,
+            **ranked_entry(ranked),
             "relevance_score": ranked.score.probability,
         }
         if request.return_texts:

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.local.batching.planning import Batch, join
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 logger = logging.getLogger(__name__)
+
+CUT = (
+    "%d of %d passages were over the limit and were cut: tokens_left_out of a score counts their unread tokens; "
+    "overflow='chunk' reads all of them"
+)
+"""A warning for the first such call of the process, information for the others."""
+_cut_calls = count()
 
 
 class Model(Protocol):
@@ -176,6 +184,7 @@ class Job:
         self._encoded: list[EncodedPair] = []
         self._logits: list[float] = []
         self._tokens: list[int] = []
+        self._left_out: list[int] = []
         self._room = 0
         self._state_bytes = 0
 
@@ -191,7 +200,8 @@ class Job:
         self.tokenizing += time.perf_counter() - start
         is_done = len(self._encoded) == len(self._pairs)
         if is_done and (truncated := sum(pair.tokens_left_out > 0 for pair in self._encoded)):
-            logger.info("%d of %d passages were over the limit and were cut", truncated, len(self._pairs))
+            level = logging.INFO if next(_cut_calls) else logging.WARNING
+            logger.log(level, CUT, truncated, len(self._pairs))
         return is_done
 
     def plan(self, scorer: Scorer, size: BatchSize) -> None:
@@ -219,6 +229,7 @@ class Job:
                 self.waiting += plan_batches(scorer.model, alike, size.tokens, size.turn, resumes=resumes)
         self._logits = [float("-inf")] * len(encoded)
         self._tokens = [sum(map(len, pair.sequences)) for pair in encoded]
+        self._left_out = [pair.tokens_left_out for pair in encoded]
 
     def grant(self, granted: int) -> None:
         """Allow the partial hidden states to take so many bytes."""
@@ -248,6 +259,10 @@ class Job:
         try:
             scores = [
                 scorer.score(logit, tokens=tokens) for logit, tokens in zip(self._logits, self._tokens, strict=True)
+            ]
+            scores = [
+                replace(score, tokens_left_out=left_out) if left_out else score
+                for score, left_out in zip(scores, self._left_out, strict=True)
             ]
             if self.estimating and self._choice is not None:
                 by_pair = dict(zip(self._pairs, self._encoded, strict=True))

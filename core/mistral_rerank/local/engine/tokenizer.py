@@ -10,6 +10,7 @@ word longer than the margin is safe too, since byte-pair merges depend on neighb
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -58,7 +59,7 @@ class EncodedPair:
     Attributes:
         sequences: one, or several if its passage was chunked.
         passages: the passage's tokens in each sequence; empty ranges if they were not located.
-        tokens_left_out: tokens of the passage in no sequence; a lower bound if its text was cut before tokenizing.
+        tokens_left_out: tokens of the passage in no sequence; an estimate if its text was cut before tokenizing.
 
     """
 
@@ -233,13 +234,15 @@ class PairTokenizer:
             end = text.passage_start + len(parts[0])
             before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
             if not is_cut or before_cut >= self._room(prompt) + MARGIN:
-                return self._fit(position, prompt, tokens, overflow, is_cut=is_cut)
+                unread = len(passage) - sum(map(len, parts)) if is_cut else 0
+                density = (tokens.last - tokens.first) / sum(map(len, parts))
+                return self._fit(position, prompt, tokens, overflow, beyond=math.ceil(unread * density))
             cut *= 2
 
     def _fit(
-        self, position: int, prompt: Prompt, tokens: _Tokens, overflow: Overflow, *, is_cut: bool = False
+        self, position: int, prompt: Prompt, tokens: _Tokens, overflow: Overflow, *, beyond: int = 0
     ) -> EncodedPair:
-        """Truncate, chunk or reject one pair over the limit."""
+        """Truncate, chunk or reject one pair over the limit, whose passage has about `beyond` tokens more."""
         before, passage, after = tokens.parts
         window = self._room(prompt) - len(before) - len(after)
         if window < 1:
@@ -250,12 +253,12 @@ class PairTokenizer:
         if overflow == "error":
             length = len(tokens.ids) + self._max_length - self._room(prompt)
             raise InputTooLongError(
-                f"Input length {'of at least ' if is_cut else ''}{length} exceeds maximum allowed token size "
+                f"Input length {'of at least ' if beyond else ''}{length} exceeds maximum allowed token size "
                 f"{self._max_length} (pair {position}); shorten the passage, or set overflow to 'truncate' or 'chunk'"
             )
         head, tail = prompt.start + before, after + prompt.end
         if overflow == "truncate":
-            pieces, left_out = [passage[:window]], len(passage) - window
+            pieces, left_out = [passage[:window]], len(passage) - window + beyond
         else:
             step = window - min(CHUNK_OVERLAP, window // 4)
             starts = range(0, max(1, len(passage) - window + step), step)
