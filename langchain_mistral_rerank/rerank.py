@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -50,6 +51,9 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         default=None,
         exclude=True,
         description="gives the text of a document for the model, instead of its page_content",
+    )
+    retriever_score_key: str = Field(
+        default="score", description="metadata key of the retriever's score, for retriever_weight; higher is better"
     )
     trace_run_type: str = Field(
         default="chain", description="run type in traces; 'reranker' makes OpenInference's RERANKER span"
@@ -124,6 +128,11 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         text = item.page_content if self.text_fn is None else self.text_fn(item)
         lines = [f"{key}: {item.metadata[key]}" for key in self.metadata_keys if key in item.metadata]
         return "\n".join([*lines, text]) if lines and isinstance(text, str) else text
+
+    @override
+    def _retriever_score(self, item: Document) -> float | None:
+        score = item.metadata.get(self.retriever_score_key)
+        return float(score) if isinstance(score, Real) else None
 
     def _reordered(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         return [

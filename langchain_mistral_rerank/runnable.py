@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import Runnable
 from typing_extensions import TypedDict, override
 
@@ -72,8 +73,12 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
 
     def _outputs(self, inputs: Any, ranking: Ranking) -> dict[str, Any]:
         """Give what a trace shows as the result."""
-        error = {} if ranking.error is None else {RERANK_ERROR: type(ranking.error).__name__}
-        return {"documents": self._compressor._reordered(inputs["documents"], ranking)} | error
+        outputs: dict[str, Any] = {"documents": self._compressor._reordered(inputs["documents"], ranking)}
+        if ranking.error is not None:
+            outputs[RERANK_ERROR] = type(ranking.error).__name__
+        if tokens := ranking.usage.tokens:
+            outputs["usage_metadata"] = UsageMetadata(input_tokens=tokens, output_tokens=0, total_tokens=tokens)
+        return outputs
 
     def _inputs(self, request: object, method: str = "compress_documents") -> Any:
         """Validate the input, and add what a trace shows beside it."""

@@ -133,11 +133,15 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
             EventPayload.TOP_K: top_n,
         }
         end: dict[str, object] = {EventPayload.NODES: reranked}
+        tags: dict[str, object] = {}
 
         def report(ranking: Ranking) -> list[NodeWithScore]:
             reranked.extend(self._reordered(nodes, ranking))
             if ranking.error is not None:
                 end[EventPayload.EXCEPTION] = ranking.error
+            if ranking.usage.tokens:
+                tags["total_tokens"] = ranking.usage.tokens
+                end[EventPayload.ADDITIONAL_KWARGS] = tags
             return reranked
 
         try:
@@ -145,11 +149,15 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
                 yield report
                 event.on_end(payload=end)
         finally:
-            dispatcher.event(ReRankEndEvent(nodes=reranked))
+            dispatcher.event(ReRankEndEvent(nodes=reranked, tags=tags))
 
     @override
     def _text(self, item: NodeWithScore) -> str:
         return _as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode)
+
+    @override
+    def _retriever_score(self, item: NodeWithScore) -> float | None:
+        return item.score
 
     def _reordered(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         reranked = []

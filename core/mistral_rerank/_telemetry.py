@@ -61,7 +61,14 @@ def result_attributes(ranking: Ranking) -> Attributes:
         attributes[f"{document}.content"] = ranked.text
         if ranking.error is None:
             attributes[f"{document}.score"] = ranked.score.probability
-    return attributes | kept_order_attributes(ranking)
+    return attributes | kept_order_attributes(ranking) | usage_attributes(ranking)
+
+
+def usage_attributes(ranking: Ranking) -> Attributes:
+    """Give the attributes of what a call used, as far as that is known."""
+    usage = ranking.usage
+    counts = {"gen_ai.usage.input_tokens": usage.tokens, "mistral_rerank.search_units": usage.search_units}
+    return {name: count for name, count in counts.items() if count}
 
 
 def kept_order_attributes(ranking: Ranking) -> Attributes:
@@ -96,6 +103,7 @@ def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | No
         def report(ranking: Ranking) -> Ranking:
             span.set_attributes(result_attributes(ranking) if content else kept_order_attributes(ranking))
             span.set_attribute("gen_ai.rerank.result.count", len(ranking))
+            span.set_attributes(usage_attributes(ranking))
             return ranking
 
         try:

@@ -23,6 +23,7 @@ from mistral_rerank._deadline import call_within, within
 from mistral_rerank._options import plain, suggest
 from mistral_rerank._sharing import shared
 from mistral_rerank._telemetry import rerank_span
+from mistral_rerank.blending import blend
 from mistral_rerank.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -146,6 +147,7 @@ class Overrides(TypedDict, total=False):
 
     top_n: int | None
     min_score: float | None
+    max_gap: float | None
     deadline: float | None
 
 
@@ -159,6 +161,16 @@ class RerankOptions(RerankerHolder):
         le=1,
         description="lowest probability of a result, applied before top_n; `mistral-rerank calibrate --precision` "
         "finds one on your data",
+    )
+    max_gap: float | None = Field(
+        default=None, ge=0, description="largest distance of a result's logit from the best one's, applied before top_n"
+    )
+    retriever_weight: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="weight of the retriever's scores, or else ranks, in the order; `mistral-rerank evaluate "
+        "--fit-weight` finds one",
     )
     deadline: float | None = Field(
         default=None, gt=0, description="most seconds of a call; default: no limit, or an endpoint's timeout"
@@ -187,7 +199,7 @@ class RerankOptions(RerankerHolder):
         return dict(self._kept_orders)
 
     def rerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> Ranking:
-        """Rank documents or nodes; `overrides` are `top_n`, `min_score` and `deadline` of this call.
+        """Rank documents or nodes; `overrides` are `top_n`, `min_score`, `max_gap` and `deadline` of this call.
 
         Returns:
             Positions in `items`, the scored texts and their scores, best first. Without items no model is loaded.
@@ -199,26 +211,26 @@ class RerankOptions(RerankerHolder):
             DeadlineExceededError: the deadline was over before there was a ranking.
 
         """
-        texts = self._read(query, items)
+        items, texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
             if not texts:
                 return report(Ranking())
             try:
-                ranking = self._rank(query, texts, options)
+                ranking = self._blended(items, self._rank(query, texts, options), options)
             except Exception as error:
                 ranking = self._keep_order(texts, options, error)
             return report(ranking)
 
     async def arerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> Ranking:
         """`rerank` without blocking the event loop."""
-        texts = self._read(query, items)
+        items, texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
             if not texts:
                 return report(Ranking())
             try:
-                ranking = await self._arank(query, texts, options)
+                ranking = self._blended(items, await self._arank(query, texts, options), options)
             except Exception as error:
                 ranking = self._keep_order(texts, options, error)
             return report(ranking)
@@ -226,7 +238,7 @@ class RerankOptions(RerankerHolder):
     def _rank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
         start, deadline = time.monotonic(), options.get("deadline")
         opened = self.use() if deadline is None else call_within(deadline, self.use)  # it may have to import torch
-        return opened.rank(query, texts, **_from_now(options, start))
+        return opened.rank(query, texts, **self._rank_options(options, start))
 
     async def _arank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
         start = time.monotonic()
@@ -235,7 +247,23 @@ class RerankOptions(RerankerHolder):
         else:
             async with within(options.get("deadline")):
                 opened = await asyncio.to_thread(self.use)
-        return await opened.arank(query, texts, **_from_now(options, start))
+        return await opened.arank(query, texts, **self._rank_options(options, start))
+
+    def _rank_options(self, options: Overrides, start: float) -> Overrides:
+        """Give the options of `rank`; a ranking that is blended is selected from later."""
+        options = _from_now(options, start)
+        if not self.retriever_weight or options["top_n"] == 0:
+            return options
+        return {name: value for name, value in options.items() if name == "deadline"}  # type: ignore[return-value]
+
+    def _blended(self, items: list[Any], ranking: Ranking, options: Overrides) -> Ranking:
+        """Blend a ranking with the retriever's scores if `retriever_weight` says so."""
+        if not self.retriever_weight or len(ranking) < len(items):
+            return ranking
+        scores = [self._retriever_score(item) for item in items]
+        return blend(ranking, scores, self.retriever_weight).selected(
+            top_n=options["top_n"], min_score=options["min_score"], max_gap=options.get("max_gap")
+        )
 
     def _keep_order(self, texts: list[str], options: Overrides, error: Exception) -> Ranking:
         """Give the items in their order if `on_error` says so; else raise the error."""
@@ -255,8 +283,7 @@ class RerankOptions(RerankerHolder):
                 cause,
                 reason,
             )
-        ranking = Ranking(RankedPassage(index, text, UNSCORED) for index, text in enumerate(texts))
-        del ranking[len(ranking) if options["top_n"] is None else options["top_n"] :]
+        ranking = Ranking(RankedPassage(index, text, UNSCORED) for index, text in enumerate(texts[: options["top_n"]]))
         ranking.error = error
         return ranking
 
@@ -272,15 +299,21 @@ class RerankOptions(RerankerHolder):
     def _text(self, item: Any) -> str:
         """Give the text of an item for the model."""
 
-    def _read(self, query: str, items: Iterable[Any]) -> list[str]:
-        texts = [self._text(item) for item in self._checked(query, items, "rerank(query, items)")]
+    @abstractmethod
+    def _retriever_score(self, item: Any) -> float | None:
+        """Give the retriever's score of an item, if it has one."""
+
+    def _read(self, query: str, items: Iterable[Any]) -> tuple[list[Any], list[str]]:
+        """Validate the arguments of a call; give the items and their texts."""
+        items = self._checked(query, items, "rerank(query, items)")
+        texts = [self._text(item) for item in items]
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise InvalidInputError(
                     f"the text of item {position} is a {type(text).__name__}, expected a string; "
                     "look at its content, or at text_fn where one is set"
                 )
-        return texts
+        return items, texts
 
     def _checked(self, query: object, items: Iterable[Any], call: str) -> list[Any]:
         """Validate the query and the items; read the items once, into a list."""
@@ -306,10 +339,9 @@ class RerankOptions(RerankerHolder):
             if name not in Overrides.__annotations__:
                 raise SettingsError(f"{name}: no option of a single call{suggest(name, Overrides.__annotations__)}")
         values = {name: plain(value) for name, value in overrides.items()}
-        own = {"top_n": self.top_n, "min_score": self.min_score} | (
-            {} if self.deadline is None else {"deadline": self.deadline}
-        )
-        return {**own, **values}  # type: ignore[typeddict-item]
+        newer = {"max_gap": self.max_gap, "deadline": self.deadline}  # rerankers of users may not know these
+        own = {name: value for name, value in newer.items() if value is not None}
+        return {"top_n": self.top_n, "min_score": self.min_score, **own, **values}  # type: ignore[typeddict-item]
 
     def _span(self, query: str, texts: list[str], options: Overrides) -> AbstractContextManager[Report]:
         if self.telemetry == "off" or not texts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mistral_rerank._deadline import call_within, within
@@ -70,6 +70,35 @@ class Score:
         return cls(float(logit), sigmoid(scale * logit + bias), tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call used.
+
+    Attributes:
+        tokens: that the model read, cached pairs included, or that the endpoint counted; 0 if unknown.
+        search_units: that Cohere's protocol says are billed; 0 without any.
+
+    """
+
+    tokens: int = 0
+    search_units: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.tokens + other.tokens, self.search_units + other.search_units)
+
+
+class Scores(list[Score]):
+    """Scores with the usage that an endpoint states."""
+
+    usage = Usage()
+
+
+def usage_of(scores: Sequence[Score]) -> Usage:
+    """Return the usage that an endpoint states, or else the tokens of the scores."""
+    stated = scores.usage if isinstance(scores, Scores) else Usage()
+    return replace(stated, tokens=stated.tokens or sum(score.tokens for score in scores))
+
+
 BLANK_SCORE = Score(-1e4, 0.0)
 """The score of a passage without text: below any logit of a model, and finite in JSON and float16."""
 
@@ -91,11 +120,27 @@ class Ranking(list[RankedPassage]):
     """Passages in the order of a result.
 
     Attributes:
+        usage: of the call, with the passages that `min_score` and `top_n` drop.
         error: why they are in the retriever's order, with `UNSCORED` as their scores; None if they are ranked.
 
     """
 
+    usage = Usage()
     error: Exception | None = None
+
+    def selected(self, *, top_n: int | None, min_score: float | None, max_gap: float | None) -> Ranking:
+        """Apply `min_score` and `max_gap`, then `top_n`; the order stays."""
+        least = -math.inf
+        if max_gap is not None and self:
+            least = max(passage.score.logit for passage in self) - max_gap
+        passages = [
+            passage
+            for passage in self
+            if passage.score.logit >= least and (min_score is None or passage.score.probability >= min_score)
+        ]
+        selected = Ranking(passages[:top_n])
+        selected.usage, selected.error = self.usage, self.error
+        return selected
 
 
 def sigmoid(x: float) -> float:
@@ -173,6 +218,7 @@ class Reranker(ABC):
         *,
         top_n: int | None = None,
         min_score: float | None = None,
+        max_gap: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
         deadline: float | None = None,
@@ -185,6 +231,7 @@ class Reranker(ABC):
                 last, with probability 0.
             top_n: the most passages to return; None for all. 0 returns an empty list without scoring.
             min_score: drop passages below this probability, before `top_n` is applied.
+            max_gap: drop passages whose logit is further than this below the best one's, before `top_n` is applied.
             overflow: as in `score_pairs`.
             instruction: as in `score_pairs`.
             deadline: the most seconds to wait for the scores; None for no limit, or an endpoint's `timeout`. A late
@@ -194,23 +241,19 @@ class Reranker(ABC):
             Passages sorted by (-logit, index).
 
         Raises:
-            InvalidInputError: as `score_pairs`, or `top_n` negative, or `min_score` outside [0, 1], or `deadline` not
-                positive.
+            InvalidInputError: as `score_pairs`, or `top_n` or `max_gap` negative, or `min_score` outside [0, 1], or
+                `deadline` not positive.
             DeadlineExceededError: the deadline was over before there were scores.
 
         """
         passages = check_passages(query, passages)
-        if not check_ranking(passages, top_n=top_n, min_score=min_score, deadline=deadline):
+        if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        options = _call_options(overflow, instruction)
-        if not call.pairs:
-            scores = []
-        elif deadline is None:
-            scores = self.score_pairs(call.pairs, **options)
-        else:
-            scores = self._score_within(deadline, call.pairs, **options)
-        return order(passages, call.complete(scores), top_n=top_n, min_score=min_score)
+        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction))
+        ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
+        ranking.usage = usage_of(scores)
+        return ranking
 
     async def arank(
         self,
@@ -219,23 +262,34 @@ class Reranker(ABC):
         *,
         top_n: int | None = None,
         min_score: float | None = None,
+        max_gap: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
         deadline: float | None = None,
     ) -> Ranking:
         """`rank` without blocking the event loop."""
         passages = check_passages(query, passages)
-        if not check_ranking(passages, top_n=top_n, min_score=min_score, deadline=deadline):
+        if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        options = _call_options(overflow, instruction)
-        if not call.pairs:
-            scores = []
-        elif deadline is None:
-            scores = await self.ascore_pairs(call.pairs, **options)
-        else:
-            scores = await self._ascore_within(deadline, call.pairs, **options)
-        return order(passages, call.complete(scores), top_n=top_n, min_score=min_score)
+        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction))
+        ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
+        ranking.usage = usage_of(scores)
+        return ranking
+
+    def _scores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
+        if not pairs:
+            return []
+        if deadline is None:
+            return self.score_pairs(pairs, **options)
+        return self._score_within(deadline, pairs, **options)
+
+    async def _ascores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
+        if not pairs:
+            return []
+        if deadline is None:
+            return await self.ascore_pairs(pairs, **options)
+        return await self._ascore_within(deadline, pairs, **options)
 
     def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
         """`score_pairs` with a deadline; without a better way in a thread, where a late call runs on."""
@@ -350,13 +404,20 @@ def check_passages(query: str, passages: Iterable[str]) -> list[str]:
 
 
 def check_ranking(
-    passages: Sequence[str], *, top_n: int | None, min_score: float | None, deadline: float | None
+    passages: Sequence[str],
+    *,
+    top_n: int | None,
+    min_score: float | None,
+    max_gap: float | None,
+    deadline: float | None,
 ) -> bool:
     """Validate the options of `rank`; return False if the result is empty for any scores."""
     if top_n is not None and top_n < 0:
         raise InvalidInputError(f"top_n is {top_n}; give 0 or more, or None for all passages")
     if min_score is not None and not 0.0 <= min_score <= 1.0:
         raise InvalidInputError(f"min_score is {min_score}; it is a probability, so give 0 to 1")
+    if max_gap is not None and not max_gap >= 0:
+        raise InvalidInputError(f"max_gap is {max_gap}; it is a difference of logits, so give 0 or more")
     if deadline is not None and not deadline > 0:
         raise InvalidInputError(f"deadline is {deadline}; give seconds above 0, or None for no limit")
     return len(passages) > 0 and top_n != 0
@@ -384,13 +445,11 @@ def order(
     *,
     top_n: int | None = None,
     min_score: float | None = None,
+    max_gap: float | None = None,
 ) -> Ranking:
-    """Sort by (-logit, index), then apply `min_score`, then `top_n`."""
+    """Sort by (-logit, index), then apply `min_score` and `max_gap`, then `top_n`."""
     ranking = Ranking(
-        RankedPassage(index, text, score)
-        for index, (text, score) in enumerate(zip(passages, scores, strict=True))
-        if min_score is None or score.probability >= min_score
+        RankedPassage(index, text, score) for index, (text, score) in enumerate(zip(passages, scores, strict=True))
     )
     ranking.sort(key=lambda passage: (-passage.score.logit, passage.index))
-    del ranking[len(ranking) if top_n is None else top_n :]
-    return ranking
+    return ranking.selected(top_n=top_n, min_score=min_score, max_gap=max_gap)

@@ -40,6 +40,9 @@ def rank(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest probability of a printed passage")
     ] = None,
+    max_gap: Annotated[
+        float | None, typer.Option(min=0, help="largest distance of a printed passage's logit from the best one's")
+    ] = None,
     text_field: Annotated[
         str | None,
         typer.Option(help="field or column of a passage  [default: title, and text, contents or page_content]"),
@@ -53,7 +56,7 @@ def rank(
     passages = [passage for file in files or [STDIN] for passage in read_passages(file, text_field=text_field)]
     with open_reranker(**reranker) as opened:
         texts = [passage.text for passage in passages]
-        ranking = opened.rank(query, texts, top_n=top_n, min_score=min_score)
+        ranking = opened.rank(query, texts, top_n=top_n, min_score=min_score, max_gap=max_gap)
     if as_json:
         for record in _records(passages, ranking):
             print(json_line(record))  # noqa: T201

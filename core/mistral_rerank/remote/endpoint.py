@@ -30,6 +30,7 @@ from mistral_rerank.protocols.replies import from_probability, is_probability, r
 from mistral_rerank.protocols.urls import HOSTED_NVIDIA, shown_url, sibling_url
 from mistral_rerank.remote.error_mapping import is_error_body, passage_limit, redact, says_unknown_model, to_error
 from mistral_rerank.remote.retries import with_retries
+from mistral_rerank.reranker import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +127,7 @@ class Endpoint:
         """Whether the protocol is known, and the model's name where the protocol needs it."""
         return len(self._candidates) == 1 and not self._needs_model(*self._candidates[0])
 
-    async def score(self, batch: Batch, deadline: float) -> list[Score]:
+    async def score(self, batch: Batch, deadline: float) -> Scores:
         """Score one batch, of at most the protocol's number of passages, before `deadline` on `time.monotonic`'s clock.
 
         Raises:
@@ -142,9 +143,11 @@ class Endpoint:
                     raise
                 self._store_limit(error, batch)
         step = min(self.max_passages or size, -(-size // 2))
-        scores: list[Score] = []
+        scores = Scores()
         for start in range(0, size, step):
-            scores += await self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
+            part = await self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
+            scores += part
+            scores.usage += part.usage
         return scores
 
     def with_unit(self, scores: list[Score]) -> list[Score]:
@@ -183,7 +186,7 @@ class Endpoint:
             size = len(batch.query.encode()) + sum(len(passage.encode()) for passage in batch.passages)
             self._max_bytes = min(size // 2, self._max_bytes or size)
 
-    async def _try_candidates(self, batch: Batch, deadline: float) -> list[Score]:
+    async def _try_candidates(self, batch: Batch, deadline: float) -> Scores:
         """Score a batch with the first protocol and URL that give scores, and keep to these."""
         candidates, refusals = self._candidates, []
         for protocol, url in candidates:
@@ -212,7 +215,7 @@ class Endpoint:
             request_id=refusals[0].request_id,
         )
 
-    async def _rerank(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> list[Score]:
+    async def _rerank(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> Scores:
         """Score a batch with one protocol, with retries."""
         headers = {**HEADERS, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
         if self._needs_model(protocol, url):
@@ -235,7 +238,7 @@ class Endpoint:
         except UnicodeEncodeError:
             raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None
 
-        async def attempt() -> list[Score]:
+        async def attempt() -> Scores:
             response = await self._send("POST", url, headers, body, deadline)
             while response.status == 202:
                 response = await self._poll(response, url, headers, deadline)
@@ -251,7 +254,9 @@ class Endpoint:
                 else:
                     self._calibrated &= reply.calibrated
                     self._named &= reply.named
-                    return reply.scores
+                    scores = Scores(reply.scores)
+                    scores.usage = reply.usage if reply.usage.tokens else replace(reply.usage, tokens=_tokens(response))
+                    return scores
             hide = partial(
                 redact, secrets=self._secrets, texts=(batch.query, batch.instruction or batch.query, *batch.passages)
             )
@@ -303,6 +308,12 @@ class Endpoint:
             raise
         except (RemoteError, ValueError, LookupError, TypeError, RecursionError):
             return
+
+
+def _tokens(response: Response) -> int:
+    """Give the number of tokens in TEI's header; 0 if there is none."""
+    value = response.headers.get("x-compute-tokens", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
 
 def _ambiguity(error: RemoteError) -> int:

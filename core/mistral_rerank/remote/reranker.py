@@ -19,7 +19,17 @@ from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.endpoint import Batch, Endpoint
 from mistral_rerank.remote.retries import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, ProtocolName, Reranker, Score, TextPairs, Unit
+from mistral_rerank.reranker import (
+    Overflow,
+    Pair,
+    ProtocolName,
+    Reranker,
+    Score,
+    Scores,
+    TextPairs,
+    Unit,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import ssl
@@ -173,10 +183,14 @@ class RemoteReranker(Reranker):
     ) -> list[Score]:
         batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction)
         scores: dict[int, Score] = {}
+        usage = Usage()
 
         async def score_batches(*, until_known: bool = False) -> None:
+            nonlocal usage
             for batch, indices in batches:
-                scores.update(zip(indices, await self._endpoint.score(batch, deadline), strict=True))
+                part = await self._endpoint.score(batch, deadline)
+                scores.update(zip(indices, part, strict=True))
+                usage += part.usage
                 if until_known and self._endpoint.is_known:
                     return
 
@@ -188,7 +202,9 @@ class RemoteReranker(Reranker):
                     group.create_task(score_batches())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
-        return call.complete(self._endpoint.with_unit([scores[index] for index in range(len(call.pairs))]))
+        complete = Scores(call.complete(self._endpoint.with_unit([scores[index] for index in range(len(call.pairs))])))
+        complete.usage = usage
+        return complete
 
     def close(self) -> None:
         """Close the connections; waiting calls of threads fail with RerankerClosedError."""

@@ -20,7 +20,7 @@ from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
-from mistral_rerank.reranker import Ranking
+from mistral_rerank.reranker import Ranking, usage_of
 from mistral_rerank.server.backlog import Backlog
 from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
 from mistral_rerank.server.keys import ApiKeys
@@ -28,13 +28,13 @@ from mistral_rerank.server.prometheus import Metrics
 from mistral_rerank.server.request_log import current_record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from starlette.requests import Request
 
     from mistral_rerank.protocols.protocol import RerankRequest
     from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
-    from mistral_rerank.reranker import Overflow, Pair, Reranker, Score
+    from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, Usage
     from mistral_rerank.server.keys import ApiKey
     from mistral_rerank.server.settings import ServerSettings
 
@@ -180,11 +180,13 @@ class Service:
             top_n = rerank_request.top_n
             with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
                 ranking = await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
-                report(Ranking(ranking[:top_n]))
+                shown = Ranking(ranking[:top_n])
+                shown.usage = ranking.usage
+                report(shown)
                 return ranking
 
         ranking = await self._while_connected(rank, [(query, passage) for passage in passages], request)
-        tokens = self._count_tokens(ranked.score for ranked in ranking)
+        tokens = self._count_tokens(ranking.usage)
         return RerankReply(tuple(ranking[: rerank_request.top_n]), self.model_id, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
@@ -202,7 +204,7 @@ class Service:
                 return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
 
         scores = await self._while_connected(score, pairs, request)
-        self._count_tokens(scores)
+        self._count_tokens(usage_of(scores))
         return write_score_reply(
             scores,
             unit=body.unit,
@@ -241,11 +243,10 @@ class Service:
                 task.cancel()
                 disconnected.cancel()
 
-    def _count_tokens(self, scores: Iterable[Score]) -> int:
-        tokens = sum(score.tokens for score in scores)
-        self.metrics.prompt_tokens.inc(tokens)
-        current_record().tokens = tokens
-        return tokens
+    def _count_tokens(self, usage: Usage) -> int:
+        self.metrics.prompt_tokens.inc(usage.tokens)
+        current_record().tokens = usage.tokens
+        return usage.tokens
 
     def check_model(self, name: str | None) -> None:
         """Refuse the name of another model.
