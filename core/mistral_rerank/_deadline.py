@@ -32,13 +32,8 @@ def result_within(seconds: float | None, future: Future[T]) -> T:
         raise _late(seconds) from None
 
 
-def call_within(seconds: float, call: Callable[[], T]) -> T:
-    """Run a call in a thread, and wait for it; a late call runs on, and its result is dropped.
-
-    Raises:
-        DeadlineExceededError: there was no result in time.
-
-    """
+def in_thread(call: Callable[[], T]) -> Future[T]:
+    """Run a call in a daemon thread of its own; cancelling the future drops the result, and the call runs on."""
     future: Future[T] = Future()
     context = copy_context()
 
@@ -52,8 +47,8 @@ def call_within(seconds: float, call: Callable[[], T]) -> T:
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
 
-    threading.Thread(target=run, name="mistral-rerank-deadline", daemon=True).start()
-    return result_within(seconds, future)
+    threading.Thread(target=run, name="mistral-rerank-call", daemon=True).start()
+    return future
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, 
 from pydantic import ConfigDict, Field, PrivateAttr
 from pydantic.json_schema import SkipJsonSchema
 
-from mistral_rerank._deadline import call_within, within
+from mistral_rerank._deadline import in_thread, result_within, within
 from mistral_rerank._options import plain, suggest
 from mistral_rerank._sharing import shared
 from mistral_rerank._telemetry import rerank_span
@@ -237,7 +237,7 @@ class RerankOptions(RerankerHolder):
 
     def _rank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
         start, deadline = time.monotonic(), options.get("deadline")
-        opened = self.use() if deadline is None else call_within(deadline, self.use)  # it may have to import torch
+        opened = self.use() if deadline is None else result_within(deadline, in_thread(self.use))
         return opened.rank(query, texts, **self._rank_options(options, start))
 
     async def _arank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
@@ -246,7 +246,7 @@ class RerankOptions(RerankerHolder):
             opened = self.use()
         else:
             async with within(options.get("deadline")):
-                opened = await asyncio.to_thread(self.use)
+                opened = await asyncio.wrap_future(in_thread(self.use))  # it may have to import torch
         return await opened.arank(query, texts, **self._rank_options(options, start))
 
     def _rank_options(self, options: Overrides, start: float) -> Overrides:

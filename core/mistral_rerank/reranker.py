@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from mistral_rerank._deadline import call_within, within
+from mistral_rerank._deadline import in_thread, result_within, within
 from mistral_rerank.errors import InvalidInputError, ScoringError
 
 if TYPE_CHECKING:
@@ -293,7 +293,7 @@ class Reranker(ABC):
 
     def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
         """`score_pairs` with a deadline; without a better way in a thread, where a late call runs on."""
-        return call_within(seconds, lambda: self.score_pairs(pairs, **options))
+        return result_within(seconds, in_thread(lambda: self.score_pairs(pairs, **options)))
 
     async def _ascore_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
         """`ascore_pairs` with a deadline, which cancels it."""
