@@ -130,6 +130,10 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         return "\n".join([*lines, text]) if lines and isinstance(text, str) else text
 
     @override
+    def _content(self, item: Document) -> str:
+        return item.page_content
+
+    @override
     def _retriever_score(self, item: Document) -> float | None:
         score = item.metadata.get(self.retriever_score_key)
         return float(score) if isinstance(score, Real) else None

@@ -156,6 +156,10 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         return _as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode)
 
     @override
+    def _content(self, item: NodeWithScore) -> str:
+        return item.node.get_content(metadata_mode=MetadataMode.NONE)
+
+    @override
     def _retriever_score(self, item: NodeWithScore) -> float | None:
         return item.score
 

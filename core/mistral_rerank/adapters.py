@@ -50,7 +50,10 @@ RERANK_ERROR = "rerank_error"
 TOKENS, TOKENS_LEFT_OUT = "rerank_tokens", "rerank_tokens_left_out"
 """Metadata keys of `token_counts`."""
 
-ADDED_METADATA = frozenset({RERANK_ERROR, TOKENS, TOKENS_LEFT_OUT})
+HIGHLIGHT = "rerank_highlight"
+"""Metadata key of `highlight`: [start, end] of the best sentence."""
+
+ADDED_METADATA = frozenset({RERANK_ERROR, TOKENS, TOKENS_LEFT_OUT, HIGHLIGHT})
 """Metadata keys of results; a reranker removes those of an earlier one."""
 
 MISTAKES = (InvalidInputError, SettingsError, MissingDependencyError, RerankerClosedError)
@@ -180,6 +183,11 @@ class RerankOptions(RerankerHolder):
         description="if the reranker is late or fails: raise, or keep the retriever's order, with the error's name in "
         "the metadata as rerank_error",
     )
+    highlight: bool = Field(
+        default=False,
+        description="add [start, end] of the sentence that answers best, in the text of the result, to the metadata as "
+        "rerank_highlight; costs a second call",
+    )
     token_counts: bool = Field(
         default=False,
         description="add the numbers of tokens read (rerank_tokens) and left out over the limit "
@@ -217,7 +225,7 @@ class RerankOptions(RerankerHolder):
             if not texts:
                 return report(Ranking())
             try:
-                ranking = self._blended(items, self._rank(query, texts, options), options)
+                ranking = self._rank(query, items, texts, options)
             except Exception as error:
                 ranking = self._keep_order(texts, options, error)
             return report(ranking)
@@ -230,24 +238,34 @@ class RerankOptions(RerankerHolder):
             if not texts:
                 return report(Ranking())
             try:
-                ranking = self._blended(items, await self._arank(query, texts, options), options)
+                ranking = await self._arank(query, items, texts, options)
             except Exception as error:
                 ranking = self._keep_order(texts, options, error)
             return report(ranking)
 
-    def _rank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
+    def _rank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
         start, deadline = time.monotonic(), options.get("deadline")
         opened = self.use() if deadline is None else result_within(deadline, in_thread(self.use))
-        return opened.rank(query, texts, **self._rank_options(options, start))
+        ranking = self._blended(items, opened.rank(query, texts, **self._rank_options(options, start)), options)
+        if self.highlight:
+            contents = [self._content(items[ranked.index]) for ranked in ranking]
+            ranking.mark(opened.highlight(query, contents, deadline=_from_now(options, start).get("deadline")))
+        return ranking
 
-    async def _arank(self, query: str, texts: list[str], options: Overrides) -> Ranking:
+    async def _arank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
         start = time.monotonic()
         if self._is_open:
             opened = self.use()
         else:
             async with within(options.get("deadline")):
                 opened = await asyncio.wrap_future(in_thread(self.use))  # it may have to import torch
-        return await opened.arank(query, texts, **self._rank_options(options, start))
+        ranking = await opened.arank(query, texts, **self._rank_options(options, start))
+        ranking = self._blended(items, ranking, options)
+        if self.highlight:
+            contents = [self._content(items[ranked.index]) for ranked in ranking]
+            deadline = _from_now(options, start).get("deadline")
+            ranking.mark(await opened.ahighlight(query, contents, deadline=deadline))
+        return ranking
 
     def _rank_options(self, options: Overrides, start: float) -> Overrides:
         """Give the options of `rank`; a ranking that is blended is selected from later."""
@@ -291,13 +309,20 @@ class RerankOptions(RerankerHolder):
         """Give the metadata of a result beside its score."""
         if ranking.error is not None:
             return {RERANK_ERROR: type(ranking.error).__name__}
+        added: dict[str, Any] = {}
         if self.token_counts:
-            return {TOKENS: ranked.score.tokens, TOKENS_LEFT_OUT: ranked.score.tokens_left_out}
-        return {}
+            added |= {TOKENS: ranked.score.tokens, TOKENS_LEFT_OUT: ranked.score.tokens_left_out}
+        if ranked.highlight is not None:
+            added[HIGHLIGHT] = list(ranked.highlight)
+        return added
 
     @abstractmethod
     def _text(self, item: Any) -> str:
         """Give the text of an item for the model."""
+
+    @abstractmethod
+    def _content(self, item: Any) -> str:
+        """Give the text of an item without its metadata, which `highlight` refers to."""
 
     @abstractmethod
     def _retriever_score(self, item: Any) -> float | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mistral_rerank._deadline import in_thread, result_within, within
 from mistral_rerank.errors import InvalidInputError, ScoringError
+from mistral_rerank.sentences import SentencePairs, Span
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -105,15 +106,33 @@ BLANK_SCORE = Score(-1e4, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class RankedPassage:
-    """A passage of a ranking; `index` is its position in the input."""
+    """A passage of a ranking.
+
+    Attributes:
+        index: its position in the input.
+        highlight: start and end of its best sentence, where that was asked for.
+
+    """
 
     index: int
     text: str
     score: Score
+    highlight: Span | None = None
 
 
 UNSCORED = Score(-1e4, 0.0)
 """The score of a passage that was not scored, because its call kept the retriever's order."""
+
+
+class Highlights(list[Span | None]):
+    """Start and end of the best sentence of each passage, in characters (Unicode code points); None for a blank one.
+
+    Attributes:
+        usage: of the call that scored the sentences.
+
+    """
+
+    usage = Usage()
 
 
 class Ranking(list[RankedPassage]):
@@ -127,6 +146,11 @@ class Ranking(list[RankedPassage]):
 
     usage = Usage()
     error: Exception | None = None
+
+    def mark(self, highlights: Highlights) -> None:
+        """Set the best sentences, and add the usage of finding them."""
+        self[:] = [replace(ranked, highlight=span) for ranked, span in zip(self, highlights, strict=True)]
+        self.usage += highlights.usage
 
     def selected(self, *, top_n: int | None, min_score: float | None, max_gap: float | None) -> Ranking:
         """Apply `min_score` and `max_gap`, then `top_n`; the order stays."""
@@ -277,6 +301,30 @@ class Reranker(ABC):
         ranking.usage = usage_of(scores)
         return ranking
 
+    def highlight(
+        self, query: str, passages: Sequence[str], *, instruction: str | None = None, deadline: float | None = None
+    ) -> Highlights:
+        """Find the sentence of each passage that answers the question best. All sentences are scored in one call.
+
+        Raises:
+            InvalidInputError: as `score_pairs`.
+            DeadlineExceededError: the deadline was over before there were scores.
+
+        """
+        sentences = SentencePairs(query, check_passages(query, passages))
+        pairs = CheckedPairs(sentences.pairs)
+        scores = self._scores(pairs, deadline, _call_options(None, instruction))
+        return _highlights(sentences, scores)
+
+    async def ahighlight(
+        self, query: str, passages: Sequence[str], *, instruction: str | None = None, deadline: float | None = None
+    ) -> Highlights:
+        """`highlight` without blocking the event loop."""
+        sentences = SentencePairs(query, check_passages(query, passages))
+        pairs = CheckedPairs(sentences.pairs)
+        scores = await self._ascores(pairs, deadline, _call_options(None, instruction))
+        return _highlights(sentences, scores)
+
     def _scores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
         if not pairs:
             return []
@@ -335,6 +383,12 @@ class Reranker(ABC):
 def _call_options(overflow: Overflow | None, instruction: str | None) -> dict[str, Any]:
     """Return the options of a call; rerankers of users may not know `instruction`."""
     return {"overflow": overflow} if instruction is None else {"overflow": overflow, "instruction": instruction}
+
+
+def _highlights(sentences: SentencePairs, scores: Sequence[Score]) -> Highlights:
+    highlights = Highlights(sentences.best([score.logit for score in scores]))
+    highlights.usage = usage_of(scores)
+    return highlights
 
 
 class CheckedPairs(list[Pair]):

@@ -83,6 +83,14 @@ class Usage(TypedDict):
 
 
 @exact
+class Highlight(TypedDict):
+    """The best sentence of a passage, in Unicode code points from its start."""
+
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+
+
+@exact
 class RankedEntry(TypedDict):
     """One passage in a reply of this package's server; a protocol may add fields.
 
@@ -94,6 +102,7 @@ class RankedEntry(TypedDict):
     index: Index
     logit: float
     probability: Probability
+    highlight: NotRequired[Highlight]
     tokens: NotRequired[Annotated[Tokens, Field(description="tokens that the model read")]]
     tokens_left_out: NotRequired[Annotated[Tokens, Field(description="tokens of the passage over the limit")]]
 
@@ -104,6 +113,9 @@ def ranked_entry(ranked: RankedPassage) -> RankedEntry:
     entry: RankedEntry = {"index": ranked.index, "logit": score.logit, "probability": score.probability}
     if score.tokens:
         entry |= {"tokens": score.tokens, "tokens_left_out": score.tokens_left_out}
+    if ranked.highlight is not None:
+        start, end = ranked.highlight
+        entry["highlight"] = {"start": start, "end": end}
     return entry
 
 
@@ -118,6 +130,7 @@ class RerankRequest:
         unit: of the scores, where the protocol offers a choice.
         return_texts: whether the reply contains the passages.
         instruction: what counts as relevant; None for the server's default.
+        highlight: whether the reply says which sentence of each passage is the best.
 
     """
 
@@ -129,6 +142,7 @@ class RerankRequest:
     unit: Unit = "logit"
     return_texts: bool = False
     instruction: str | None = None
+    highlight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +168,17 @@ class Body(Message):
         default=None, description="an extension of this package: what counts as relevant, for models that take one"
     )
 
+    highlight: Flag | None = Field(
+        default=False, description="an extension of this package: mark the sentence that answers best in each passage"
+    )
+
     @abstractmethod
     def to_request(self) -> RerankRequest:
-        """Convert the body to a protocol-independent request, without the instruction."""
+        """Convert the body to a protocol-independent request, without the extensions of this package."""
 
     def request(self) -> RerankRequest:
         """Convert the body to a protocol-independent request."""
-        return replace(self.to_request(), instruction=self.instruction)
+        return replace(self.to_request(), instruction=self.instruction, highlight=bool(self.highlight))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
-from mistral_rerank.reranker import Ranking, usage_of
+from mistral_rerank.reranker import usage_of
 from mistral_rerank.server.backlog import Backlog
 from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
 from mistral_rerank.server.keys import ApiKeys
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.protocols.protocol import RerankRequest
     from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
-    from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, Usage
+    from mistral_rerank.reranker import Overflow, Pair, Ranking, Reranker, Score, Usage
     from mistral_rerank.server.keys import ApiKey
     from mistral_rerank.server.settings import ServerSettings
 
@@ -173,21 +173,25 @@ class Service:
         self._check(rerank_request.model, len(passages))
         overflow = _overflow(rerank_request.truncate)
 
-        async def rank() -> Ranking:
-            instruction = rerank_request.instruction
-            if not self.settings.telemetry:
-                return await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
-            top_n = rerank_request.top_n
-            with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
-                ranking = await self._reranker.arank(query, passages, overflow=overflow, instruction=instruction)
-                shown = Ranking(ranking[:top_n])
-                shown.usage = ranking.usage
-                report(shown)
-                return ranking
+        top_n, instruction = rerank_request.top_n, rerank_request.instruction
 
-        ranking = await self._while_connected(rank, [(query, passage) for passage in passages], request)
+        async def rank() -> Ranking:
+            ranking = await self._reranker.arank(
+                query, passages, top_n=top_n, overflow=overflow, instruction=instruction
+            )
+            if rerank_request.highlight:
+                texts = [ranked.text for ranked in ranking]
+                ranking.mark(await self._reranker.ahighlight(query, texts, instruction=instruction))
+            return ranking
+
+        async def traced_rank() -> Ranking:
+            with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
+                return report(await rank())
+
+        work = traced_rank if self.settings.telemetry else rank
+        ranking = await self._while_connected(work, [(query, passage) for passage in passages], request)
         tokens = self._count_tokens(ranking.usage)
-        return RerankReply(tuple(ranking[: rerank_request.top_n]), self.model_id, uuid.uuid4().hex, tokens)
+        return RerankReply(tuple(ranking), self.model_id, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
         """Score the pairs of a request, in its order; errors as for `rerank`."""
