@@ -138,6 +138,10 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         score = item.metadata.get(self.retriever_score_key)
         return float(score) if isinstance(score, Real) else None
 
+    @override
+    def _embedding(self, item: Document) -> list[float] | None:
+        return None  # documents hold none
+
     def _reordered(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         return [
             (document := documents[ranked.index]).model_copy(

@@ -163,6 +163,10 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
     def _retriever_score(self, item: NodeWithScore) -> float | None:
         return item.score
 
+    @override
+    def _embedding(self, item: NodeWithScore) -> list[float] | None:
+        return item.node.embedding
+
     def _reordered(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         reranked = []
         for ranked in ranking:

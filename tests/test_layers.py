@@ -10,7 +10,7 @@ import mistral_rerank
 ROOT = Path(mistral_rerank.__file__).parent
 LAYERS = (
     {"_deadline", "_forks", "_options", "_version", "errors", "sentences"},
-    {"_telemetry", "blending", "data_files", "reranker", "templates"},
+    {"_telemetry", "blending", "data_files", "diversity", "reranker", "templates"},
     {"protocols"},
     {"local", "remote"},
     {"settings"},

@@ -24,6 +24,7 @@ from mistral_rerank._options import plain, suggest
 from mistral_rerank._sharing import shared
 from mistral_rerank._telemetry import rerank_span
 from mistral_rerank.blending import blend
+from mistral_rerank.diversity import diversify
 from mistral_rerank.errors import (
     DeadlineExceededError,
     InvalidInputError,
@@ -175,6 +176,12 @@ class RerankOptions(RerankerHolder):
         description="weight of the retriever's scores, or else ranks, in the order; `mistral-rerank evaluate "
         "--fit-weight` finds one",
     )
+    diversity: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="weight of a result's similarity to earlier ones, by maximal marginal relevance",
+    )
     deadline: float | None = Field(
         default=None, gt=0, description="most seconds of a call; default: no limit, or an endpoint's timeout"
     )
@@ -246,7 +253,7 @@ class RerankOptions(RerankerHolder):
     def _rank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
         start, deadline = time.monotonic(), options.get("deadline")
         opened = self.use() if deadline is None else result_within(deadline, in_thread(self.use))
-        ranking = self._blended(items, opened.rank(query, texts, **self._rank_options(options, start)), options)
+        ranking = self._arranged(items, opened.rank(query, texts, **self._rank_options(options, start)), options)
         if self.highlight:
             contents = [self._content(items[ranked.index]) for ranked in ranking]
             ranking.mark(opened.highlight(query, contents, deadline=_from_now(options, start).get("deadline")))
@@ -260,7 +267,7 @@ class RerankOptions(RerankerHolder):
             async with within(options.get("deadline")):
                 opened = await asyncio.wrap_future(in_thread(self.use))  # it may have to import torch
         ranking = await opened.arank(query, texts, **self._rank_options(options, start))
-        ranking = self._blended(items, ranking, options)
+        ranking = self._arranged(items, ranking, options)
         if self.highlight:
             contents = [self._content(items[ranked.index]) for ranked in ranking]
             deadline = _from_now(options, start).get("deadline")
@@ -268,20 +275,24 @@ class RerankOptions(RerankerHolder):
         return ranking
 
     def _rank_options(self, options: Overrides, start: float) -> Overrides:
-        """Give the options of `rank`; a ranking that is blended is selected from later."""
+        """Give the options of `rank`; the selection comes after what `_arranged` does."""
         options = _from_now(options, start)
-        if not self.retriever_weight or options["top_n"] == 0:
+        if not (self.retriever_weight or self.diversity) or options["top_n"] == 0:
             return options
         return {name: value for name, value in options.items() if name == "deadline"}  # type: ignore[return-value]
 
-    def _blended(self, items: list[Any], ranking: Ranking, options: Overrides) -> Ranking:
-        """Blend a ranking with the retriever's scores if `retriever_weight` says so."""
-        if not self.retriever_weight or len(ranking) < len(items):
+    def _arranged(self, items: list[Any], ranking: Ranking, options: Overrides) -> Ranking:
+        """Apply `retriever_weight` and `diversity`, with the selection between them."""
+        if not (self.retriever_weight or self.diversity) or options["top_n"] == 0:
             return ranking
-        scores = [self._retriever_score(item) for item in items]
-        return blend(ranking, scores, self.retriever_weight).selected(
-            top_n=options["top_n"], min_score=options["min_score"], max_gap=options.get("max_gap")
-        )
+        if self.retriever_weight:
+            ranking = blend(ranking, [self._retriever_score(item) for item in items], self.retriever_weight)
+        top_n, max_gap = options["top_n"], options.get("max_gap")
+        if not self.diversity:
+            return ranking.selected(top_n=top_n, min_score=options["min_score"], max_gap=max_gap)
+        ranking = ranking.selected(top_n=None, min_score=options["min_score"], max_gap=max_gap)
+        embeddings = [self._embedding(items[ranked.index]) for ranked in ranking]
+        return diversify(ranking, self.diversity, top_n=top_n, embeddings=embeddings)
 
     def _keep_order(self, texts: list[str], options: Overrides, error: Exception) -> Ranking:
         """Give the items in their order if `on_error` says so; else raise the error."""
@@ -327,6 +338,10 @@ class RerankOptions(RerankerHolder):
     @abstractmethod
     def _retriever_score(self, item: Any) -> float | None:
         """Give the retriever's score of an item, if it has one."""
+
+    @abstractmethod
+    def _embedding(self, item: Any) -> list[float] | None:
+        """Give the embedding of an item, if it has one."""
 
     def _read(self, query: str, items: Iterable[Any]) -> tuple[list[Any], list[str]]:
         """Validate the arguments of a call; give the items and their texts."""

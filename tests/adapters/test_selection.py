@@ -1,4 +1,4 @@
-"""`max_gap` and `retriever_weight` in both frameworks."""
+"""`max_gap`, `retriever_weight` and `diversity` in both frameworks."""
 
 import asyncio
 
@@ -79,3 +79,27 @@ def test_langchain_reads_the_score_under_the_given_key(length_reranker):
     documents = [Document(page_content=text, metadata={"bm25": score}) for text, score in SCORED.items()]
     compressor = LANGCHAIN(reranker=length_reranker, retriever_weight=1.0, retriever_score_key="bm25")
     assert [d.page_content for d in compressor.compress_documents(documents, "q")] == ["a", "bb", "ccc"]
+
+
+REPEATED = ["the long glacier", "the glacier", "rocks"]
+"""By length the order of the input; the second repeats words of the first."""
+
+
+@BOTH
+def test_results_that_repeat_earlier_ones_fall_back(adapter, length_reranker):
+    scores = dict.fromkeys(REPEATED)
+    options = {"reranker": length_reranker, "diversity": 0.5}
+    assert list(texts(adapter(**options), scores)) == [["the long glacier", "rocks", "the glacier"]] * 2
+    assert list(texts(adapter(**options, top_n=2), scores)) == [["the long glacier", "rocks"]] * 2
+    assert list(texts(adapter(**options, max_gap=6.0), scores)) == [["the long glacier", "the glacier"]] * 2
+    assert list(texts(adapter(reranker=length_reranker), scores)) == [REPEATED] * 2
+
+
+def test_llama_index_compares_embeddings_where_all_nodes_have_one(length_reranker):
+    vectors = ([1.0, 0.0], [0.0, 1.0], [1.0, 0.1])
+    nodes = [
+        NodeWithScore(node=TextNode(text=text, embedding=vector))
+        for text, vector in zip(REPEATED, vectors, strict=True)
+    ]
+    reranked = LLAMA_INDEX(reranker=length_reranker, diversity=0.5).postprocess_nodes(nodes, query_str="q")
+    assert [n.node.text for n in reranked] == REPEATED
