@@ -36,6 +36,28 @@ Unit = Literal["logit", "probability"]
 
 
 @dataclass(frozen=True, slots=True)
+class PassageLimits:
+    """How much of a long passage is read.
+
+    Attributes:
+        tokens: most tokens of a passage; the others are left out. A pair that is then over the model's limit is treated
+            as `overflow` says.
+        chunks: most chunks of a passage; pairs over the model's limit are then scored in chunks.
+
+    Raises:
+        InvalidInputError: a limit is under 1.
+
+    """
+
+    tokens: int | None = None
+    chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.tokens or 1, self.chunks or 1) < 1 or 0 in (self.tokens, self.chunks):
+            raise InvalidInputError(f"the limits of a passage are {self}; give at least 1, or None for no limit")
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The score of one pair.
 
@@ -210,7 +232,12 @@ class Reranker(ABC):
 
     @abstractmethod
     def score_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         """Score every (question, passage) pair, in input order.
 
@@ -221,6 +248,7 @@ class Reranker(ABC):
             overflow: what happens to pairs over the limit in this call; None for the reranker's default.
             instruction: what counts as relevant in this call, for models that take an instruction; None for the
                 reranker's default.
+            limits: how much of each passage is read in this call.
 
         Raises:
             InvalidInputError: a text is not a string, a question is blank, an input is too long, or the model has no
@@ -231,7 +259,12 @@ class Reranker(ABC):
 
     @abstractmethod
     async def ascore_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         """`score_pairs` without blocking the event loop; cancelling drops the call from the queue."""
 
@@ -245,6 +278,7 @@ class Reranker(ABC):
         max_gap: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         deadline: float | None = None,
     ) -> Ranking:
         """Order passages by how well they answer the question, best first.
@@ -258,6 +292,7 @@ class Reranker(ABC):
             max_gap: drop passages whose logit is further than this below the best one's, before `top_n` is applied.
             overflow: as in `score_pairs`.
             instruction: as in `score_pairs`.
+            limits: as in `score_pairs`.
             deadline: the most seconds to wait for the scores; None for no limit, or an endpoint's `timeout`. A late
                 call leaves the queue, and a batch that runs is not waited for.
 
@@ -274,7 +309,7 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction))
+        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction, limits))
         ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
         ranking.usage = usage_of(scores)
         return ranking
@@ -289,6 +324,7 @@ class Reranker(ABC):
         max_gap: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         deadline: float | None = None,
     ) -> Ranking:
         """`rank` without blocking the event loop."""
@@ -296,7 +332,7 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction))
+        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction, limits))
         ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
         ranking.usage = usage_of(scores)
         return ranking
@@ -380,9 +416,12 @@ class Reranker(ABC):
         await self.aclose()
 
 
-def _call_options(overflow: Overflow | None, instruction: str | None) -> dict[str, Any]:
-    """Return the options of a call; rerankers of users may not know `instruction`."""
-    return {"overflow": overflow} if instruction is None else {"overflow": overflow, "instruction": instruction}
+def _call_options(
+    overflow: Overflow | None, instruction: str | None, limits: PassageLimits | None = None
+) -> dict[str, Any]:
+    """Return the options of a call; rerankers of users may not know `instruction` and `limits`."""
+    options = {"instruction": instruction, "limits": limits}
+    return {"overflow": overflow} | {name: value for name, value in options.items() if value is not None}
 
 
 def _highlights(sentences: SentencePairs, scores: Sequence[Score]) -> Highlights:

@@ -15,7 +15,16 @@ from mistral_rerank._options import plain
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
-from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs
+from mistral_rerank.reranker import (
+    Observer,
+    Overflow,
+    Pair,
+    PassageLimits,
+    Quantization,
+    Reranker,
+    Score,
+    TextPairs,
+)
 
 try:
     import torch
@@ -23,7 +32,7 @@ try:
     from mistral_rerank.local.checkpoints.loading import MINI, length_limit, load_model, load_tokenizer, open_checkpoint
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
-    from mistral_rerank.local.engine.tokenizer import PairTokenizer
+    from mistral_rerank.local.engine.tokenizer import Cut, PairTokenizer
     from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
     from mistral_rerank.local.model.quantization import check_quantization
     from mistral_rerank.local.model.rerank_model import RerankModel
@@ -154,10 +163,15 @@ class LocalReranker(Reranker):
         return self._model_name
 
     def score_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        return self._score_within(None, pairs, overflow=overflow, instruction=instruction)
+        return self._score_within(None, pairs, overflow=overflow, instruction=instruction, limits=limits)
 
     @override
     def _score_within(self, seconds: float | None, pairs: Sequence[Pair], **options: Any) -> list[Score]:
@@ -165,27 +179,37 @@ class LocalReranker(Reranker):
         return call.complete([] if future is None else result_within(seconds, future))
 
     async def ascore_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call, future = self._submit(pairs, overflow, instruction)
+        call, future = self._submit(pairs, overflow, instruction, limits)
         scores: list[Score] = [] if future is None else await asyncio.wrap_future(future)
         return call.complete(scores)
 
     def _submit(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> tuple[TextPairs, Future[list[Score]] | None]:
         """Submit what the engine has to score; no future if that is nothing."""
         choice: _Call | None = None
         if self._cascade_depth is None and self._cache is None:
             call = TextPairs(pairs)
         else:
-            call = limited = _Call(pairs, f"{overflow}/{instruction}", self._cascade_depth, self._cache)
+            call = limited = _Call(pairs, f"{overflow}/{instruction}/{limits}", self._cascade_depth, self._cache)
             choice = limited if limited.over_depth else None
         if not call.pairs:
             return call, None
         instruction = instruction or self._instruction
-        return call, self._engine.submit(call.pairs, overflow, instruction=instruction, choice=choice)
+        cut = overflow if limits is None else Cut(overflow, limits.tokens, limits.chunks)
+        return call, self._engine.submit(call.pairs, cut, instruction=instruction, choice=choice)
 
     def weights_checksum(self) -> str:
         """See `Reranker.weights_checksum`; it reads all weights."""

@@ -27,7 +27,7 @@ from mistral_rerank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mistral_rerank.reranker import ProtocolName, RankedPassage, Score, Unit
+    from mistral_rerank.reranker import PassageLimits, ProtocolName, RankedPassage, Score, Unit
 
 
 def _flag(value: object) -> object:
@@ -130,6 +130,7 @@ class RerankRequest:
         unit: of the scores, where the protocol offers a choice.
         return_texts: whether the reply contains the passages.
         instruction: what counts as relevant; None for the server's default.
+        limits: how much of each passage is read; None for no limits beside the model's.
         highlight: whether the reply says which sentence of each passage is the best.
 
     """
@@ -142,6 +143,7 @@ class RerankRequest:
     unit: Unit = "logit"
     return_texts: bool = False
     instruction: str | None = None
+    limits: PassageLimits | None = None
     highlight: bool = False
 
 
@@ -194,6 +196,7 @@ class WireProtocol:
         write_reply: makes the JSON body that a server sends.
         max_bytes: most bytes of a request's body.
         takes_instruction: whether its requests have an `instruction`, beyond this package's server.
+        takes_limits: whether its requests have limits of a passage.
         hosted: base URL of the vendor's service, if there is one.
         key_variables: environment variables that hold the vendor's key.
 
@@ -208,6 +211,7 @@ class WireProtocol:
     write_reply: Callable[[RerankRequest, RerankReply], Any]
     max_bytes: int = 4_000_000
     takes_instruction: bool = False
+    takes_limits: bool = False
     hosted: str | None = None
     key_variables: tuple[str, ...] = ()
 

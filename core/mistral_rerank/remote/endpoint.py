@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.remote.retries import RateLimit, Retries
     from mistral_rerank.remote.transport import Response, Transport
-    from mistral_rerank.reranker import Score, Unit
+    from mistral_rerank.reranker import PassageLimits, Score, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +64,13 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Passages of one question, whether a pair over the model's limit is truncated or refused, and the instruction."""
+    """Passages of one question, and options; `truncate`: a pair over the model's limit is not refused."""
 
     query: str
     passages: Sequence[str]
     truncate: bool
     instruction: str | None = None
+    limits: PassageLimits | None = None
 
 
 class Endpoint:
@@ -224,6 +225,8 @@ class Endpoint:
             raise InvalidInputError(
                 f"the protocol {protocol.name!r} has no instruction; leave it out, or put it into the question"
             )
+        if batch.limits is not None and not protocol.takes_limits:
+            raise InvalidInputError(f"the protocol {protocol.name!r} has no limits of a passage; leave them out")
         unit = self._unit or protocol.unit
         request = RerankRequest(
             batch.query,
@@ -232,6 +235,7 @@ class Endpoint:
             truncate=batch.truncate,
             unit=unit,
             instruction=batch.instruction,
+            limits=batch.limits,
         )
         try:
             body = json.dumps(protocol.write_request(request), ensure_ascii=False, separators=(",", ":")).encode()

@@ -22,6 +22,7 @@ from mistral_rerank.remote.transport import Transport
 from mistral_rerank.reranker import (
     Overflow,
     Pair,
+    PassageLimits,
     ProtocolName,
     Reranker,
     Score,
@@ -154,7 +155,12 @@ class RemoteReranker(Reranker):
         return self.model or self._host
 
     def score_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`.
 
@@ -162,13 +168,20 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        return self._score_within(self._timeout, pairs, overflow=overflow, instruction=instruction)
+        return self._score_within(self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits)
 
     async def ascore_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        return await self._ascore_within(self._timeout, pairs, overflow=overflow, instruction=instruction)
+        return await self._ascore_within(
+            self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits
+        )
 
     @override
     def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
@@ -179,9 +192,15 @@ class RemoteReranker(Reranker):
         return self._score(TextPairs(pairs), time.monotonic() + min(seconds, self._timeout), **options)
 
     async def _score(
-        self, call: TextPairs, deadline: float, *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        call: TextPairs,
+        deadline: float,
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
-        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction)
+        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction, limits)
         scores: dict[int, Score] = {}
         usage = Usage()
 
@@ -217,7 +236,7 @@ class RemoteReranker(Reranker):
         await self._transport.aclose()
 
     def _batches(
-        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None
+        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None, limits: PassageLimits | None
     ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
         if overflow == "chunk":
@@ -228,17 +247,21 @@ class RemoteReranker(Reranker):
         by_query: dict[str, list[int]] = {}
         for index, (query, _) in enumerate(pairs):
             by_query.setdefault(query, []).append(index)
+
+        def batch(query: str, indices: list[int]) -> Batch:
+            return Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction, limits)
+
         for query, query_indices in by_query.items():
             indices: list[int] = []
             used_bytes = _length(query)
             for index in query_indices:
                 length = _length(pairs[index][1])
                 if indices and (len(indices) == size or used_bytes + length > self._endpoint.max_bytes):
-                    yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
+                    yield batch(query, indices), indices
                     indices, used_bytes = [], _length(query)
                 indices.append(index)
                 used_bytes += length
-            yield Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction), indices
+            yield batch(query, indices), indices
 
 
 def _length(text: str) -> int:

@@ -176,8 +176,9 @@ class Service:
         top_n, instruction = rerank_request.top_n, rerank_request.instruction
 
         async def rank() -> Ranking:
+            limits = rerank_request.limits
             ranking = await self._reranker.arank(
-                query, passages, top_n=top_n, overflow=overflow, instruction=instruction
+                query, passages, top_n=top_n, overflow=overflow, instruction=instruction, limits=limits
             )
             if rerank_request.highlight:
                 texts = [ranked.text for ranked in ranking]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from mistral_rerank.local.engine.batch_size import BatchSize
-    from mistral_rerank.local.engine.tokenizer import EncodedPair
+    from mistral_rerank.local.engine.tokenizer import Cut, EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 logger = logging.getLogger(__name__)
@@ -59,13 +59,14 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
     def slices(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, *, instruction: str | None, locate: bool
+        self, pairs: Sequence[Pair], overflow: Overflow | Cut | None, *, instruction: str | None, locate: bool
     ) -> Iterator[list[EncodedPair]]:
         """Tokenize pairs in input order, in steps of bounded work; a step yields some of them, or none yet.
 
         Args:
             pairs: questions with passages.
-            overflow: what happens to pairs over the limit; None for the checkpoint's default.
+            overflow: what happens to pairs over the limit, or also what is read of passages; None for the checkpoint's
+                default.
             instruction: to the model; None for the checkpoint's default.
             locate: whether to find the passages' tokens.
 
@@ -167,7 +168,7 @@ class Job:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None, choice: Choice | None
+        self, pairs: Sequence[Pair], overflow: Overflow | Cut | None, instruction: str | None, choice: Choice | None
     ) -> None:
         self.future: Future[list[Score]] = Future()
         self.estimating = choice is not None
