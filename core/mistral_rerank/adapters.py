@@ -33,7 +33,7 @@ from mistral_rerank.errors import (
     RerankError,
     SettingsError,
 )
-from mistral_rerank.reranker import UNSCORED, RankedPassage, Ranking, Reranker, check_query
+from mistral_rerank.reranker import UNSCORED, RankedPassage, Ranking, Reranker, check_query, check_ranking
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
@@ -381,7 +381,9 @@ class RerankOptions(RerankerHolder):
         values = {name: plain(value) for name, value in overrides.items()}
         newer = {"max_gap": self.max_gap, "deadline": self.deadline}  # rerankers of users may not know these
         own = {name: value for name, value in newer.items() if value is not None}
-        return {"top_n": self.top_n, "min_score": self.min_score, **own, **values}  # type: ignore[typeddict-item]
+        options: Overrides = {"top_n": self.top_n, "min_score": self.min_score, **own, **values}  # type: ignore[typeddict-item]
+        check_ranking((), **{"max_gap": None, "deadline": None, **options})
+        return options
 
     def _span(self, query: str, texts: list[str], options: Overrides) -> AbstractContextManager[Report]:
         if self.telemetry == "off" or not texts:
@@ -401,7 +403,7 @@ def _from_now(options: Overrides, start: float) -> Overrides:
         return options
     left = deadline - (time.monotonic() - start)
     if left <= 0:
-        raise DeadlineExceededError(f"the model was not open within {deadline:.3g} s; open it before the first call")
+        raise DeadlineExceededError(f"the deadline of {deadline:.3g} s is over; give a longer one")
     return {**options, "deadline": left}
 
 

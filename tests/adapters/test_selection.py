@@ -8,7 +8,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 import langchain_mistral_rerank
 import llama_index_mistral_rerank
-from mistral_rerank import SettingsError
+from mistral_rerank import InvalidInputError, SettingsError
 
 LANGCHAIN, LLAMA_INDEX = langchain_mistral_rerank.MistralRerank, llama_index_mistral_rerank.MistralRerank
 BOTH = pytest.mark.parametrize("adapter", [LANGCHAIN, LLAMA_INDEX], ids=["langchain", "llama_index"])
@@ -66,6 +66,16 @@ def test_max_gap_can_be_given_for_one_call(adapter, length_reranker):
     if adapter is LLAMA_INDEX:
         items = [NodeWithScore(node=TextNode(text=text)) for text in SCORED]
     assert [ranked.text for ranked in adapter(reranker=length_reranker).rerank("q", items, max_gap=0.5)] == ["ccc"]
+
+
+@BOTH
+def test_options_of_one_call_are_checked_before_anything_is_scored(adapter, length_reranker):
+    instance = adapter(reranker=length_reranker, retriever_weight=0.5)
+    items = [Document(page_content="a")] if adapter is LANGCHAIN else [NodeWithScore(node=TextNode(text="a"))]
+    for options in ({"top_n": -1}, {"min_score": 2}, {"max_gap": -1}, {"deadline": 0}):
+        with pytest.raises(InvalidInputError, match=next(iter(options))):
+            instance.rerank("q", items, **options)
+    assert length_reranker.calls == 0
 
 
 @BOTH
