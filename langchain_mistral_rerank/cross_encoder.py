@@ -23,4 +23,4 @@ class MistralCrossEncoder(RerankerHolder, BaseCrossEncoder):
 
         """
         pairs = list(text_pairs)
-        return [score.probability for score in self.use().score_pairs(pairs)] if pairs else []
+        return [score.probability for score in self.use().score_pairs(pairs, **self._adapter)] if pairs else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,32 @@ def tiny_config(vocabulary: int, **changes: object) -> MistralConfig:
         "eos_token_id": 2,
     }
     return MistralConfig(**(options | changes))
+
+
+def make_adapter(
+    folder: Path,
+    base: Path,
+    number: int,
+    *,
+    rerank: dict[str, object] | None = None,
+    layers: int | None = None,
+    **lora: object,
+) -> Path:
+    """Write a LoRA adapter with random weights and a random head, and a calibration; `number` is the seed."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(number + 1)
+    keep = {} if layers is None else {"num_hidden_layers": layers}
+    model = AutoModelForSequenceClassification.from_pretrained(base, dtype=torch.float32, **keep)
+    lora = {"r": 2 + number, "target_modules": ["q_proj", "v_proj"]} | lora
+    adapted = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", init_lora_weights=False, **lora))
+    torch.nn.init.normal_(adapted.get_base_model().score.modules_to_save["default"].weight)
+    adapted.save_pretrained(folder)
+    settings = {"base": {"kind": "pretrained", "layers": layers}, "calibration": {"bias": number / 4}} | (rerank or {})
+    (folder / "rerank.json").write_text(json.dumps(settings))
+    return folder
 
 
 def plain_logits(model: torch.nn.Module, sequences: list[list[int]]) -> list[float]:

@@ -6,21 +6,24 @@ call, and 100 passages of mixed lengths. `of peak` is the share of the card's ow
 
 import statistics
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from results import Stage
+from results import Stage, synchronize
 from shapes import SHAPES, passages_of, write_checkpoint
 
 from mistral_rerank.benchmark.baselines import Baseline, Ours, SentenceTransformers, Transformers
 from mistral_rerank.benchmark.bench import SHAPES as LENGTHS
 from mistral_rerank.benchmark.bench import _Counter, _Linears, make_pairs
 from mistral_rerank.benchmark.timing import alternate, kendall_tau, matmul_peak
+from mistral_rerank.local.batching.packing import pack
 from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.model import rerank_model
-from mistral_rerank.local.reranker import LocalReranker
+from mistral_rerank.local.model.rerank_model import RerankModel
+from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
 from mistral_rerank.reranker import Observer, Pair
 
 SECONDS = {"4b": 100, "llama-1b": 35, "qwen3-0.6b": 35, "mini": 20}
@@ -98,18 +101,45 @@ def measure(
     entry["floor ms"] = round(1000 * work / peak, 1)
 
 
+def launches(stage: Stage, name: str, model: RerankModel) -> None:
+    """Time one forward until all kernels are queued, and until they have run.
+
+    If both times are equal, launches dominate, and CUDA graphs would help.
+    """
+    longest = 512 if stage.full else 24
+    with stage.results.check(f"{name}: launches of a forward") as entry, torch.inference_mode():
+        for count in (1, 8, 32):
+            generator = torch.Generator().manual_seed(count)
+            sequences = torch.randint(3, 2000, (count, longest), generator=generator).tolist()
+            (batch,) = model.plan(sequences, BATCH_TOKENS["cuda"])
+            packed, queued, done = pack(batch), [], []
+            for _ in range(7):
+                synchronize(stage.device)
+                start = time.perf_counter()
+                model._packed(packed)  # type: ignore[misc] # the caller has checked it
+                queued.append(time.perf_counter() - start)
+                synchronize(stage.device)
+                done.append(time.perf_counter() - start)
+            entry[f"{count} x {longest} tokens"] = {
+                "queued ms": round(1000 * statistics.median(queued), 2),
+                "done ms": round(1000 * statistics.median(done), 2),
+            }
+
+
 def shape(stage: Stage, name: str, peak: float) -> None:
     """Measure one shape."""
     with tempfile.TemporaryDirectory() as folder:
         with stage.results.check(f"{name}: load") as entry:
             write_checkpoint(name, Path(folder), stage.device, full=stage.full)
             contenders = Contenders(folder, stage)
-            entry["weights GiB"] = contenders.memory
+            entry |= {baseline: {"weights GiB": gibibytes} for baseline, gibibytes in contenders.memory.items()}
         if not entry["ok"]:
             return
         linears = _Linears.of(folder, None)
         model = contenders.rerankers[0]._engine._stage.scorer.model  # type: ignore[union-attr]
         linears = replace(linears, last_token=linears.last_token and model._packed is not None)
+        if model._packed is not None:
+            launches(stage, name, model)
         tokenizer = load_tokenizer(open_checkpoint(folder))
         tokens = 512 if stage.full else 24
         workloads = {

@@ -1,13 +1,13 @@
-"""Run the stages of one call, each in a process of its own with a time limit. Needs nothing that is not packed.
+"""Run the stages of one call, each in a process of its own with a time limit, and print their report.
 
 python3 benchmarks/gpu/run.py CALL --out DIR [--work DIR] [--device auto]
 
 Every stage writes DIR/NAME.json after each check, so a stage that is cut short keeps what it had. What an earlier call
-on the same machine has brought stays in the work folder. Full sizes run on CUDA, tiny ones on every other device.
+on the same machine has brought stays in the work folder. Full sizes run on CUDA. On every other device sizes are tiny
+and time limits `TIMES_OFF_CUDA` as long. Only torch must be installed before.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -17,7 +17,8 @@ import time
 import zipfile
 from pathlib import Path
 
-from stages import CALLS, PACKED, REPOSITORY, STAGES
+from report import read, tables
+from stages import CALLS, PACKED, REPOSITORY, STAGES, TIMES_OFF_CUDA
 
 
 def install(work: Path) -> None:
@@ -61,23 +62,23 @@ def run_stage(name: str, seconds: float, arguments: list[str], environment: dict
     return "complete" if code == 0 else f"exit code {code}"
 
 
-def show(file: Path) -> bool:
-    """Print the results of a stage; True if all checks passed."""
-    results = json.loads(file.read_text("utf-8")) if file.exists() else []
-    for result in results:
-        values = " ".join(f"{key}={value}" for key, value in result.items() if key not in ("name", "ok"))
-        print(f"  {'ok  ' if result['ok'] else 'FAIL'} {result['name']}: {values}")
-    return bool(results) and all(result["ok"] for result in results)
+def limit_factor(device: str) -> int:
+    """Return how many times its limit a stage may take on a device."""
+    import torch  # here, since a stage then reads it from the page cache
+
+    on_cuda = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
+    return 1 if on_cuda else TIMES_OFF_CUDA
 
 
 def main() -> None:
-    """Set up, run the stages and print what they found."""
+    """Set up, run the stages and print their results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("call", type=int, choices=CALLS)
     parser.add_argument("--out", type=Path, required=True, help="results are written here")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "mistral-rerank-gpu")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # what is printed survives a kill
     start = time.monotonic()
     work, out = options.work.resolve(), options.out.resolve()
     work.mkdir(parents=True, exist_ok=True)
@@ -91,15 +92,18 @@ def main() -> None:
         "MISTRAL_RERANK_CACHE": str(work / "cache"),
         "HF_HUB_OFFLINE": "1",
     }
+    factor, passed = limit_factor(options.device), True
     print(f"set up in {time.monotonic() - start:.0f} s")
-    passed = True
     for stage in STAGES:
         if stage.call == options.call:
             start, log = time.monotonic(), out / f"{stage.name}.log"
             arguments = ["--out", str(out), "--device", options.device]
-            ended = run_stage(stage.name, stage.seconds, arguments, environment, log)
-            print(f"{stage.name}: {ended}, {time.monotonic() - start:.0f} of {stage.seconds} s")
-            passed = show(out / f"{stage.name}.json") and ended == "complete" and passed
+            limit = factor * stage.seconds
+            ended = run_stage(stage.name, limit, arguments, environment, log)
+            results = read(out, stage.name)
+            passed &= ended == "complete" and bool(results) and all(result["ok"] for result in results)
+            print(f"\n### {stage.name}: {ended}, {time.monotonic() - start:.0f} of {limit} s\n")
+            print(*tables(results), sep="\n")
     sys.exit(0 if passed else 1)
 
 

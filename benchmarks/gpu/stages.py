@@ -14,6 +14,8 @@ START_SECONDS = 90
 TRANSFER_SECONDS = 20
 """Time for one transfer of 64 MiB there and the results back: 3 MiB/s are needed."""
 BUDGET_SECONDS = 900
+TIMES_OFF_CUDA = 4
+"""Off CUDA, in a rehearsal, a stage may take so many times its limit: sizes are tiny, but mini and its base are not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,10 @@ _counting = Lock()
 _logged: set[tuple[str, str]] = set()
 
 
+class _Adapter(TypedDict, total=False):
+    adapter: str
+
+
 class RerankerHolder(RerankSettings):
     """Settings with their reranker.
 
@@ -76,6 +80,10 @@ class RerankerHolder(RerankSettings):
 
     reranker: Annotated[Reranker | None, SkipJsonSchema()] = Field(
         default=None, exclude=True, description="a reranker to use instead of one opened from the settings"
+    )
+
+    adapter: str | None = Field(
+        default=None, description="one of adapters, or another model at the endpoint; default: the model itself"
     )
 
     _held: Reranker | None = PrivateAttr(default=None)
@@ -91,6 +99,11 @@ class RerankerHolder(RerankSettings):
     @property
     def _is_open(self) -> bool:
         return self.reranker is not None or shared.is_open(self)
+
+    @property
+    def _adapter(self) -> _Adapter:
+        """The option of a call that selects the adapter; rerankers of users may not know it."""
+        return {} if self.adapter is None else {"adapter": self.adapter}
 
     def unload(self) -> None:
         """Free the weights of the shared reranker now, for all holders; the next use loads them again."""
@@ -253,10 +266,13 @@ class RerankOptions(RerankerHolder):
     def _rank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
         start, deadline = time.monotonic(), options.get("deadline")
         opened = self.use() if deadline is None else result_within(deadline, in_thread(self.use))
-        ranking = self._arranged(items, opened.rank(query, texts, **self._rank_options(options, start)), options)
+        ranking = self._arranged(
+            items, opened.rank(query, texts, **self._rank_options(options, start), **self._adapter), options
+        )
         if self.highlight:
             contents = [self._content(items[ranked.index]) for ranked in ranking]
-            ranking.mark(opened.highlight(query, contents, deadline=_from_now(options, start).get("deadline")))
+            deadline = _from_now(options, start).get("deadline")
+            ranking.mark(opened.highlight(query, contents, deadline=deadline, **self._adapter))
         return ranking
 
     async def _arank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
@@ -266,12 +282,12 @@ class RerankOptions(RerankerHolder):
         else:
             async with within(options.get("deadline")):
                 opened = await asyncio.wrap_future(in_thread(self.use))  # it may have to import torch
-        ranking = await opened.arank(query, texts, **self._rank_options(options, start))
+        ranking = await opened.arank(query, texts, **self._rank_options(options, start), **self._adapter)
         ranking = self._arranged(items, ranking, options)
         if self.highlight:
             contents = [self._content(items[ranked.index]) for ranked in ranking]
             deadline = _from_now(options, start).get("deadline")
-            ranking.mark(await opened.ahighlight(query, contents, deadline=deadline))
+            ranking.mark(await opened.ahighlight(query, contents, deadline=deadline, **self._adapter))
         return ranking
 
     def _rank_options(self, options: Overrides, start: float) -> Overrides:

@@ -215,10 +215,12 @@ class Reranker(ABC):
 
     Attributes:
         max_length: the most tokens of a pair, if a limit was set.
+        adapters: names of adapters that share the model's weights; `adapter` of a call selects one.
 
     """
 
     max_length: int | None = None
+    adapters: tuple[str, ...] = ()
     is_closed = False
     """Whether the reranker has been closed."""
 
@@ -238,6 +240,7 @@ class Reranker(ABC):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """Score every (question, passage) pair, in input order.
 
@@ -249,10 +252,11 @@ class Reranker(ABC):
             instruction: what counts as relevant in this call, for models that take an instruction; None for the
                 reranker's default.
             limits: how much of each passage is read in this call.
+            adapter: one of `adapters`, or at an endpoint the name of another model there; None for the model itself.
 
         Raises:
-            InvalidInputError: a text is not a string, a question is blank, an input is too long, or the model has no
-                place for an instruction.
+            InvalidInputError: a text is not a string, a question is blank, an input is too long, the model has no
+                place for an instruction, or there is no such adapter.
             ScoringError: the model returned no usable score. There is never a partial result.
 
         """
@@ -265,6 +269,7 @@ class Reranker(ABC):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """`score_pairs` without blocking the event loop; cancelling drops the call from the queue."""
 
@@ -279,6 +284,7 @@ class Reranker(ABC):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
         deadline: float | None = None,
     ) -> Ranking:
         """Order passages by how well they answer the question, best first.
@@ -293,6 +299,7 @@ class Reranker(ABC):
             overflow: as in `score_pairs`.
             instruction: as in `score_pairs`.
             limits: as in `score_pairs`.
+            adapter: as in `score_pairs`.
             deadline: the most seconds to wait for the scores; None for no limit, or an endpoint's `timeout`. A late
                 call leaves the queue, and a batch that runs is not waited for.
 
@@ -309,7 +316,7 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction, limits))
+        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction, limits, adapter))
         ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
         ranking.usage = usage_of(scores)
         return ranking
@@ -325,6 +332,7 @@ class Reranker(ABC):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
         deadline: float | None = None,
     ) -> Ranking:
         """`rank` without blocking the event loop."""
@@ -332,13 +340,19 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction, limits))
+        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction, limits, adapter))
         ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
         ranking.usage = usage_of(scores)
         return ranking
 
     def highlight(
-        self, query: str, passages: Sequence[str], *, instruction: str | None = None, deadline: float | None = None
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+        deadline: float | None = None,
     ) -> Highlights:
         """Find the sentence of each passage that answers the question best. All sentences are scored in one call.
 
@@ -349,16 +363,22 @@ class Reranker(ABC):
         """
         sentences = SentencePairs(query, check_passages(query, passages))
         pairs = CheckedPairs(sentences.pairs)
-        scores = self._scores(pairs, deadline, _call_options(None, instruction))
+        scores = self._scores(pairs, deadline, _call_options(None, instruction, None, adapter))
         return _highlights(sentences, scores)
 
     async def ahighlight(
-        self, query: str, passages: Sequence[str], *, instruction: str | None = None, deadline: float | None = None
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+        deadline: float | None = None,
     ) -> Highlights:
         """`highlight` without blocking the event loop."""
         sentences = SentencePairs(query, check_passages(query, passages))
         pairs = CheckedPairs(sentences.pairs)
-        scores = await self._ascores(pairs, deadline, _call_options(None, instruction))
+        scores = await self._ascores(pairs, deadline, _call_options(None, instruction, None, adapter))
         return _highlights(sentences, scores)
 
     def _scores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
@@ -417,10 +437,10 @@ class Reranker(ABC):
 
 
 def _call_options(
-    overflow: Overflow | None, instruction: str | None, limits: PassageLimits | None = None
+    overflow: Overflow | None, instruction: str | None, limits: PassageLimits | None, adapter: str | None
 ) -> dict[str, Any]:
-    """Return the options of a call; rerankers of users may not know `instruction` and `limits`."""
-    options = {"instruction": instruction, "limits": limits}
+    """Return the options of a call; rerankers of users may not know all of them."""
+    options = {"instruction": instruction, "limits": limits, "adapter": adapter}
     return {"overflow": overflow} | {name: value for name, value in options.items() if value is not None}
 
 
@@ -514,6 +534,13 @@ def check_ranking(
     if deadline is not None and not deadline > 0:
         raise InvalidInputError(f"deadline is {deadline}; give seconds above 0, or None for no limit")
     return len(passages) > 0 and top_n != 0
+
+
+def check_adapter(name: str | None, known: Sequence[str]) -> None:
+    """Refuse the name of an adapter that the model does not have; None names the model itself."""
+    if name is not None and name not in known:
+        given = ", ".join(known) or "none was given; open the reranker with adapters={name: folder}"
+        raise InvalidInputError(f"there is no adapter {name!r:.80}; adapters: {given}")
 
 
 def _listed(argument: Iterable[Any], name: str, expected: str) -> list[Any]:

@@ -36,7 +36,7 @@ def read_environment(prefix: str, names: Iterable[str]) -> dict[str, str]:
     return {name: value for name in names if (value := os.environ.get(prefix + name.upper()))}
 
 
-def _header_pairs(value: object) -> object:
+def _pairs(value: object) -> object:
     """Turn a mapping, or a JSON object, into pairs, which are hashable as all settings are."""
     if isinstance(value, str):
         try:
@@ -44,11 +44,12 @@ def _header_pairs(value: object) -> object:
         except ValueError:
             value = None
         if not isinstance(value, dict):
-            raise ValueError('not a JSON object like {"api-key": "..."}')
-    return tuple(value.items()) if isinstance(value, Mapping) else value
+            raise ValueError('not a JSON object like {"name": "value"}')
+    return tuple((name, plain(each)) for name, each in value.items()) if isinstance(value, Mapping) else value
 
 
-Headers = Annotated[tuple[tuple[str, SecretStr], ...], BeforeValidator(_header_pairs)]
+Headers = Annotated[tuple[tuple[str, SecretStr], ...], BeforeValidator(_pairs)]
+Adapters = Annotated[tuple[tuple[Annotated[str, Field(min_length=1)], str], ...], BeforeValidator(_pairs)]
 
 
 class RerankSettings(BaseModel):
@@ -72,10 +73,16 @@ class RerankSettings(BaseModel):
 
     backend: Literal["local", "remote"] = Field("local", description="this machine, or an HTTP endpoint")
     model: str | None = Field(
-        None, description="mini (local default), a checkpoint folder, a hub id[@REVISION], or a name at the endpoint"
+        None,
+        description="mini (local default), a checkpoint folder or GGUF file, a hub id[@REVISION], or a name at the "
+        "endpoint",
     )
     base: str | None = Field(
         None, description="base of the adapter, if it was trained on a folder: that folder, or a hub id"
+    )
+    adapters: Adapters = Field(
+        (),
+        description='LoRA adapters that share the weights; from the environment as JSON: {"name": "folder or hub id"}',
     )
     rerank_config: str | None = Field(
         None, description="how to read a checkpoint that does not say: a known family, or a file like rerank.json"
@@ -181,7 +188,8 @@ class RerankSettings(BaseModel):
             return RemoteReranker(self.model, headers=dict(self.headers), **options)
         from mistral_rerank.local.reranker import LocalReranker
 
-        return LocalReranker(self.model or DEFAULT_MODEL, **{name: getattr(self, name) for name in LOCAL})
+        options = {name: getattr(self, name) for name in LOCAL}
+        return LocalReranker(self.model or DEFAULT_MODEL, **options | {"adapters": dict(self.adapters)})
 
     def __getstate__(self) -> dict[Any, Any]:
         """Leave the key and the headers out of pickles; after unpickling they come from the environment."""
@@ -191,6 +199,7 @@ class RerankSettings(BaseModel):
 
 LOCAL = (
     "base",
+    "adapters",
     "rerank_config",
     "device",
     "dtype",

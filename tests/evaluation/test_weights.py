@@ -44,7 +44,7 @@ def test_an_evaluation_reports_the_weight_fitted_on_another(tmp_path):
     assert results["settings"]["fit_weight"] == "train"
     of_set, mean = results["blended"]
     assert (of_set["name"], mean["name"]) == ("facts", "mean")
-    assert of_set["weight"] == fit_weight(read_candidates(train)) > 0.5  # a longer passage is no better answer
+    assert of_set["weight"] == fit_weight(read_candidates(train)) >= 0.5  # a longer passage is no better answer
     assert of_set["reranked"] == pytest.approx(figures.reranked["nDCG@10"])
     assert of_set["blended"] > of_set["reranked"]
     assert of_set["gain"]["mean"] == pytest.approx(of_set["blended"] - of_set["reranked"])

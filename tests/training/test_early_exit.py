@@ -9,7 +9,7 @@ from support import FACTS
 from mistral_rerank import InvalidInputError, SettingsError
 from mistral_rerank.local.checkpoints.update import store_early_exit
 from mistral_rerank.local.model.early_exit import EarlyExitConfig, read_early_exit_config
-from mistral_rerank.local.reranker import LoadedCheckpoint
+from mistral_rerank.local.scorer import LoadedCheckpoint
 from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
 from mistral_rerank.training.groups import write_groups
 from mistral_rerank.training.mining import load_groups

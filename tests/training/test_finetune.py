@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import families
 import pytest
 import torch
+import transformers
 from command import run
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -26,7 +27,7 @@ from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkp
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.pooling import PoolingConfig
 from mistral_rerank.templates import Template
-from mistral_rerank.training.finetune import _last_complete_state, finetune
+from mistral_rerank.training.finetune import _arguments, _last_complete_state, finetune
 from mistral_rerank.training.groups import Group, read_groups, write_groups
 from mistral_rerank.training.losses import ndcg
 from mistral_rerank.training.mining import mine
@@ -267,6 +268,20 @@ def test_activation_checkpointing_gives_the_same_losses(settings, trained, tmp_p
     again = finetune(settings.model_copy(update={"activation_checkpointing": True}), tmp_path / "out")
     before, after = (json.loads((folder / "training.json").read_text())["loss"] for folder in (trained, again))
     assert after == pytest.approx(before, abs=0.02)
+
+
+@pytest.mark.parametrize("checkpoints", [True, False])
+def test_older_releases_of_transformers_get_the_old_name_of_activation_checkpointing(
+    monkeypatch, settings, tmp_path, checkpoints
+):
+    class OlderArguments:
+        def __init__(self, *, gradient_checkpointing=False, **others):
+            assert "activation_checkpointing" not in others
+            self.gradient_checkpointing = gradient_checkpointing
+
+    monkeypatch.setattr(transformers, "TrainingArguments", OlderArguments)
+    chosen = settings.model_copy(update={"activation_checkpointing": checkpoints})
+    assert _arguments(chosen, tmp_path, bf16=False, cpu=True).gradient_checkpointing is checkpoints
 
 
 def test_a_base_in_four_bits_is_trained(settings, trained, tmp_path):

@@ -14,7 +14,7 @@ from mistral_rerank.cli.terminal import Terminal, json_line
 from mistral_rerank.data_files.pairs import score_file, score_lines
 from mistral_rerank.data_files.passages import Passage, read_passages
 from mistral_rerank.data_files.text import STDIN, shown_name, text_lines
-from mistral_rerank.errors import MissingDependencyError
+from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings, open_reranker
 
@@ -110,6 +110,9 @@ def serve(
     host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="a further name of the model; repeatable")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=FOLDER: a LoRA adapter to serve as the model NAME; repeatable")
+    ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
 ) -> None:
     """Serve a reranker over HTTP with the protocols of NVIDIA, Cohere, Jina, vLLM, TEI and Voyage.
@@ -124,6 +127,8 @@ def serve(
 
     if alias:
         server["aliases"] = alias
+    if adapter:
+        reranker["adapters"] = dict(_named_folder(each) for each in adapter)
     settings = ServerSettings(**server)
     chosen = RerankSettings(**reranker)
     if chosen.share_batches is None:
@@ -143,6 +148,13 @@ def serve(
         set_threads(settings.threads)
     with chosen.open() as opened:
         run(opened, settings, host=host, port=port)
+
+
+def _named_folder(option: str) -> tuple[str, str]:
+    name, _, folder = option.partition("=")
+    if not name or not folder:
+        raise SettingsError(f"--adapter is {option!r}; give NAME=FOLDER or NAME=HUB_ID")
+    return name, folder
 
 
 def _records(passages: Sequence[Passage], ranking: Ranking) -> list[dict[str, object]]:

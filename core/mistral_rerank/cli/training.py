@@ -112,7 +112,7 @@ def early_exit(
     from mistral_rerank.local.checkpoints.update import checkpoint_to_update, store_early_exit
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.model.early_exit import EarlyExitConfig
-    from mistral_rerank.local.reranker import LoadedCheckpoint
+    from mistral_rerank.local.scorer import LoadedCheckpoint
     from mistral_rerank.training.early_exit import draw_questions, fit_early_exit
 
     sampling = TrainSettings(**training, negatives=11, random_negatives=4)

@@ -31,7 +31,7 @@ from mistral_rerank.protocols.urls import clean_url
 from mistral_rerank.remote.error_mapping import redact, to_error
 from mistral_rerank.remote.retries import Retries, with_retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_pairs
+from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_adapter, check_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -302,10 +302,12 @@ class BiEncoderReranker(Reranker):
         *,
         overflow: Overflow | None = None,  # noqa: ARG002
         instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
         if instruction is not None:
             raise InvalidInputError("a bi-encoder has no place for an instruction; leave it out")
+        check_adapter(adapter, self.adapters)
         pairs = check_pairs(pairs)
         self._encode("query", [query for query, _ in pairs])
         self._encode("passage", [passage for _, passage in pairs])
@@ -315,10 +317,16 @@ class BiEncoderReranker(Reranker):
         ]
 
     async def ascore_pairs(
-        self, pairs: Sequence[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: Sequence[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        return await asyncio.to_thread(self.score_pairs, pairs, overflow=overflow, instruction=instruction)
+        options = {"overflow": overflow, "instruction": instruction, "adapter": adapter}
+        return await asyncio.to_thread(self.score_pairs, pairs, **options)  # type: ignore[arg-type]
 
     def _encode(self, kind: Kind, texts: Sequence[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if (kind, text) not in self._vectors]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from typing_extensions import override
 
 from mistral_rerank._deadline import result_within
 from mistral_rerank._options import plain
-from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
+from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
 from mistral_rerank.reranker import (
@@ -24,27 +23,25 @@ from mistral_rerank.reranker import (
     Reranker,
     Score,
     TextPairs,
+    check_adapter,
 )
 
 try:
-    import torch
-
-    from mistral_rerank.local.checkpoints.loading import MINI, length_limit, load_model, load_tokenizer, open_checkpoint
+    from mistral_rerank.local.checkpoints.loading import MINI, open_checkpoint
     from mistral_rerank.local.device import pick_device, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
-    from mistral_rerank.local.engine.tokenizer import Cut, PairTokenizer
-    from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
+    from mistral_rerank.local.engine.tokenizer import Cut
     from mistral_rerank.local.model.quantization import check_quantization
-    from mistral_rerank.local.model.rerank_model import RerankModel
+    from mistral_rerank.local.scorer import LoadedCheckpoint
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from concurrent.futures import Future
     from os import PathLike
 
-logger = logging.getLogger(__name__)
+    import torch
 
 BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16384}
 """The default of `batch_tokens` for each type of device. On a CPU it is also the length of a turn: about
@@ -58,9 +55,11 @@ class LocalReranker(Reranker):
     only.
 
     Args:
-        model: "mini", a checkpoint folder or a hub id, which may end in @REVISION.
+        model: "mini", a checkpoint folder, a GGUF file, or a hub id, which may end in @REVISION.
         base: the base under an adapter: a folder or a hub id. It is required if the adapter was trained on a folder,
             because a checkpoint may not name one; otherwise it replaces the base that the adapter names.
+        adapters: LoRA adapters that share the model's weights: a folder or a hub id for each name. `adapter` of a call
+            selects one, with its own head, template and calibration. Their base and its layers are the model's.
         rerank_config: how to read a checkpoint that does not say: the name of a known family, or a file like
             `rerank.json`.
         device: "auto", "cpu", "cuda", "cuda:1", "mps".
@@ -81,7 +80,8 @@ class LocalReranker(Reranker):
         cache_size: the number of pairs whose scores are cached; 0 for no cache.
 
     Raises:
-        SettingsError: the device is not available, the dtype is unknown, or the quantization does not work here.
+        SettingsError: the device is not available, the dtype is unknown, or the quantization does not work here, or
+            not with adapters.
         MissingDependencyError: the extra of the quantization is not installed.
 
     """
@@ -91,6 +91,7 @@ class LocalReranker(Reranker):
         model: str | PathLike[str] = MINI,
         *,
         base: str | PathLike[str] | None = None,
+        adapters: Mapping[str, str | PathLike[str]] | None = None,
         rerank_config: str | PathLike[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
@@ -106,9 +107,11 @@ class LocalReranker(Reranker):
         model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
         base = None if base is None else str(plain(base))
         rerank_config = None if rerank_config is None else str(plain(rerank_config))
+        folders = {name: str(plain(folder)) for name, folder in (adapters or {}).items()}
         self._model_name = model
         self._options = {
             "base": base,
+            "adapters": folders,
             "rerank_config": rerank_config,
             "device": device,
             "dtype": dtype,
@@ -123,17 +126,23 @@ class LocalReranker(Reranker):
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
-        self._base, self.max_length = base, max_length
+        self._base, self.max_length, self.adapters = base, max_length, tuple(folders)
         self._cascade_depth, self._instruction = cascade_depth, instruction
         self._cache = ScoreCache(cache_size) if cache_size else None
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         check_quantization(quantization, self.device, self.dtype)
+        if quantization is not None and folders:
+            raise SettingsError(
+                f"quantization {quantization!r} rounds weights after an adapter is merged, so adapters could not share "
+                "them; leave quantization or adapters out"
+            )
         self._engine = Engine(
             functools.partial(
                 LoadedCheckpoint,
                 model,
                 base=base,
+                adapters=folders,
                 rerank_config=rerank_config,
                 device=self.device,
                 dtype=self.dtype,
@@ -169,9 +178,12 @@ class LocalReranker(Reranker):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        return self._score_within(None, pairs, overflow=overflow, instruction=instruction, limits=limits)
+        return self._score_within(
+            None, pairs, overflow=overflow, instruction=instruction, limits=limits, adapter=adapter
+        )
 
     @override
     def _score_within(self, seconds: float | None, pairs: Sequence[Pair], **options: Any) -> list[Score]:
@@ -185,9 +197,10 @@ class LocalReranker(Reranker):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call, future = self._submit(pairs, overflow, instruction, limits)
+        call, future = self._submit(pairs, overflow, instruction, limits, adapter)
         scores: list[Score] = [] if future is None else await asyncio.wrap_future(future)
         return call.complete(scores)
 
@@ -197,19 +210,22 @@ class LocalReranker(Reranker):
         overflow: Overflow | None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> tuple[TextPairs, Future[list[Score]] | None]:
         """Submit what the engine has to score; no future if that is nothing."""
+        check_adapter(adapter, self.adapters)
         choice: _Call | None = None
         if self._cascade_depth is None and self._cache is None:
             call = TextPairs(pairs)
         else:
-            call = limited = _Call(pairs, f"{overflow}/{instruction}/{limits}", self._cascade_depth, self._cache)
+            options = repr((adapter, overflow, instruction, limits))
+            call = limited = _Call(pairs, options, self._cascade_depth, self._cache)
             choice = limited if limited.over_depth else None
         if not call.pairs:
             return call, None
         instruction = instruction or self._instruction
         cut = overflow if limits is None else Cut(overflow, limits.tokens, limits.chunks)
-        return call, self._engine.submit(call.pairs, cut, instruction=instruction, choice=choice)
+        return call, self._engine.submit(call.pairs, cut, instruction=instruction, choice=choice, adapter=adapter)
 
     def weights_checksum(self) -> str:
         """See `Reranker.weights_checksum`; it reads all weights."""
@@ -275,79 +291,3 @@ class _Call(TextPairs):
         if self._cascade is not None:
             scores = self._cascade.complete(scores)
         return super().complete(scores)
-
-
-class LoadedCheckpoint:
-    """A checkpoint's tokenizer, model and calibration; the engine's `Scorer`.
-
-    Arguments are those of `LocalReranker`; `early_exit` loads the early exit, for `estimates`, and `resumable` makes
-    `RerankModel.states` possible, which `early_exit` includes.
-
-    Attributes:
-        tokenizer: of pairs.
-        model: backbone and head.
-        layers: the number of the model's layers.
-        state_bytes: bytes of a partial hidden state, for one token.
-        score: makes a score of a logit and `tokens`, with the checkpoint's calibration.
-        estimates: `RerankModel.estimates` with the checkpoint's early exit, if that was loaded.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be found, downloaded or read, or has no early exit.
-
-    """
-
-    def __init__(
-        self,
-        model: str,
-        *,
-        base: str | None = None,
-        rerank_config: str | None = None,
-        device: torch.device,
-        dtype: torch.dtype,
-        quantization: Quantization | None,
-        max_length: int | None,
-        overflow: Overflow,
-        early_exit: bool = False,
-        resumable: bool = False,
-    ) -> None:
-        checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
-        config = checkpoint.config
-        exit_config = read_early_exit_config(checkpoint.folder) if early_exit else None
-        if early_exit and exit_config is None:
-            raise CheckpointError(
-                f"{model} has no early exit, which a cascade needs; fit one with `mistral-rerank early-exit`, "
-                "or leave cascade_depth out"
-            )
-        loaded = load_model(checkpoint, dtype=dtype)
-        self.layers: int = loaded.config.num_hidden_layers
-        limit = length_limit(checkpoint, loaded.config)
-        tokenizer = load_tokenizer(checkpoint)
-        self.tokenizer = PairTokenizer(
-            tokenizer,
-            config.prompt,
-            add_special_tokens=config.add_special_tokens,
-            append_eos=config.append_eos,
-            max_length=min(limit, max_length or limit),
-            overflow=overflow,
-        )
-        head = getattr(loaded, "score", None)
-        self.model = RerankModel(
-            loaded if head is None else loaded.base_model,
-            head,
-            device,
-            pooling=config.pooling_config,
-            separator=tokenizer.sep_token_id if "token_type_ids" in tokenizer.model_input_names else None,
-            quantization=quantization,
-            resumable=early_exit or resumable,
-        )
-        self.state_bytes: int = loaded.config.hidden_size * torch.float32.itemsize
-        calibration = config.calibration
-        self.score = functools.partial(Score.from_logit, scale=calibration.scale, bias=calibration.bias)
-        if exit_config is not None:
-            if exit_config.layer >= self.layers:
-                raise CheckpointError(
-                    f"{model} has {self.layers} layers, and its early exit is after {exit_config.layer}"
-                )
-            weights = read_early_exit(checkpoint.folder, loaded.config.hidden_size).to(device)
-            self.estimates = functools.partial(self.model.estimates, weights, exit_config.layer)
-        logger.info("loaded %s on %s in %s", model, device, quantization or dtype)

@@ -64,13 +64,22 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Passages of one question, and options; `truncate`: a pair over the model's limit is not refused."""
+    """Passages of one question, with the options of the call.
+
+    Attributes:
+        truncate: whether a pair over the model's limit is truncated or refused.
+        instruction: None for the endpoint's default.
+        limits: None for none.
+        model: None for the endpoint's model.
+
+    """
 
     query: str
     passages: Sequence[str]
     truncate: bool
     instruction: str | None = None
     limits: PassageLimits | None = None
+    model: str | None = None
 
 
 class Endpoint:
@@ -199,7 +208,7 @@ class Endpoint:
             except RemoteError as error:
                 if len(candidates) == 1 or error.status not in WRONG_ROUTE or isinstance(error, InvalidReplyError):
                     raise
-                if self._model is not None and says_unknown_model(error, url):
+                if (batch.model or self._model) is not None and says_unknown_model(error, url):
                     raise  # other routes may ignore the model's name, and would score with another model
                 refusals.append(error)
             else:
@@ -231,7 +240,7 @@ class Endpoint:
         request = RerankRequest(
             batch.query,
             tuple(batch.passages),
-            model=self._model,
+            model=batch.model or self._model,
             truncate=batch.truncate,
             unit=unit,
             instruction=batch.instruction,

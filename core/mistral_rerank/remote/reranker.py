@@ -161,6 +161,7 @@ class RemoteReranker(Reranker):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`.
 
@@ -168,7 +169,9 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        return self._score_within(self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits)
+        return self._score_within(
+            self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits, adapter=adapter
+        )
 
     async def ascore_pairs(
         self,
@@ -177,10 +180,11 @@ class RemoteReranker(Reranker):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
         return await self._ascore_within(
-            self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits
+            self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits, adapter=adapter
         )
 
     @override
@@ -199,8 +203,10 @@ class RemoteReranker(Reranker):
         overflow: Overflow | None = None,
         instruction: str | None = None,
         limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
-        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction, limits)
+        overflow, instruction = overflow or self._overflow, instruction or self._instruction
+        batches = self._batches(call.pairs, overflow, instruction, limits, adapter)
         scores: dict[int, Score] = {}
         usage = Usage()
 
@@ -236,7 +242,12 @@ class RemoteReranker(Reranker):
         await self._transport.aclose()
 
     def _batches(
-        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None, limits: PassageLimits | None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow,
+        instruction: str | None,
+        limits: PassageLimits | None,
+        model: str | None,
     ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
         if overflow == "chunk":
@@ -249,7 +260,8 @@ class RemoteReranker(Reranker):
             by_query.setdefault(query, []).append(index)
 
         def batch(query: str, indices: list[int]) -> Batch:
-            return Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction, limits)
+            texts = [pairs[i][1] for i in indices]
+            return Batch(query, texts, overflow == "truncate", instruction, limits, model)
 
         for query, query_indices in by_query.items():
             indices: list[int] = []

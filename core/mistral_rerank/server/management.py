@@ -80,26 +80,27 @@ class Metadata(TypedDict):
 
 @management.get("/v1/models", responses={401: {"model": ErrorBody}})
 async def models(request: Request) -> Models:
-    """List the model, in the form of OpenAI's API."""
-    return {"object": "list", "data": [_model(request)]}
+    """List the model and its adapters, in the form of OpenAI's API."""
+    names = request.app.state.service.model_ids
+    return {"object": "list", "data": [_model(request, name) for name in names]}
 
 
 @management.get("/v1/models/{model:path}", responses={status: {"model": ErrorBody} for status in (401, 404)})
 async def model(model: str, request: Request) -> Model:
-    """Describe the model by its id or an alias."""
-    request.app.state.service.check_model(model)
-    return _model(request)
-
-
-def _model(request: Request) -> Model:
+    """Describe the model by its id or an alias, or an adapter by its name."""
     service: Service = request.app.state.service
-    name = service.model_id
+    service.check_model(model)
+    return _model(request, service.model_of(model))
+
+
+def _model(request: Request, name: str) -> Model:
+    service: Service = request.app.state.service
     return {
         "id": name,
         "object": "model",
         "created": service.created,
         "owned_by": "mistral-rerank",
-        "root": name,
+        "root": service.model_id,
     }
 
 

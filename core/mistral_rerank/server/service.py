@@ -9,13 +9,13 @@ import uuid
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from starlette.exceptions import HTTPException
 
 from mistral_rerank._telemetry import rerank_span, tracer
-from mistral_rerank.errors import DeadlineExceededError, RemoteError
+from mistral_rerank.errors import DeadlineExceededError, RemoteError, SettingsError
 from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
@@ -87,6 +87,8 @@ class Service:
         self.failure: Exception | None = None
         self._loaded = False
         self._reranker = reranker
+        if taken := {self.model_id, *settings.aliases} & {*reranker.adapters}:
+            raise SettingsError(f"{', '.join(sorted(taken))} names the model and an adapter; rename the adapter")
         self._in_flight_by_key: Counter[str] = Counter()
         self.metrics.watch(queue_size=lambda: self.in_flight, is_ready=lambda: self.not_ready is None)
         reranker.observe(self.metrics)
@@ -99,7 +101,7 @@ class Service:
         if isinstance(self._reranker, RemoteReranker) and self._reranker.model is None:
             return UNNAMED
         name = self._reranker.model_name
-        return Path(name).resolve().name if Path(name).is_dir() else name.partition("@")[0]  # without a revision
+        return Path(name).resolve().name if Path(name).exists() else name.partition("@")[0]  # without a revision
 
     @property
     def not_ready(self) -> str | None:
@@ -173,26 +175,26 @@ class Service:
         self._check(rerank_request.model, len(passages))
         overflow = _overflow(rerank_request.truncate)
 
-        top_n, instruction = rerank_request.top_n, rerank_request.instruction
+        top_n, model = rerank_request.top_n, self.model_of(rerank_request.model)
+        options, limits = self._options(rerank_request.model, rerank_request.instruction), rerank_request.limits
 
         async def rank() -> Ranking:
-            limits = rerank_request.limits
             ranking = await self._reranker.arank(
-                query, passages, top_n=top_n, overflow=overflow, instruction=instruction, limits=limits
+                query, passages, top_n=top_n, overflow=overflow, limits=limits, **options
             )
             if rerank_request.highlight:
                 texts = [ranked.text for ranked in ranking]
-                ranking.mark(await self._reranker.ahighlight(query, texts, instruction=instruction))
+                ranking.mark(await self._reranker.ahighlight(query, texts, **options))
             return ranking
 
         async def traced_rank() -> Ranking:
-            with rerank_span(query, passages, model=self.model_id, top_n=top_n, content=False) as report:
+            with rerank_span(query, passages, model=model, top_n=top_n, content=False) as report:
                 return report(await rank())
 
         work = traced_rank if self.settings.telemetry else rank
         ranking = await self._while_connected(work, [(query, passage) for passage in passages], request)
         tokens = self._count_tokens(ranking.usage)
-        return RerankReply(tuple(ranking), self.model_id, uuid.uuid4().hex, tokens)
+        return RerankReply(tuple(ranking), model, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
         """Score the pairs of a request, in its order; errors as for `rerank`."""
@@ -200,20 +202,22 @@ class Service:
         self._check(body.model, len(pairs))
         overflow = _overflow(body.truncate_prompt_tokens is not None)
 
+        model = self.model_of(body.model)
+
         async def score() -> list[Score]:
-            instruction = {} if body.instruction is None else {"instruction": body.instruction}
+            options = self._options(body.model, body.instruction)
             if not self.settings.telemetry:
-                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **options)
             texts = [passage for _, passage in pairs]
-            with rerank_span(pairs[0][0], texts, model=self.model_id, top_n=None, content=False):
-                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **instruction)
+            with rerank_span(pairs[0][0], texts, model=model, top_n=None, content=False):
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **options)
 
         scores = await self._while_connected(score, pairs, request)
         self._count_tokens(usage_of(scores))
         return write_score_reply(
             scores,
             unit=body.unit,
-            model=self.model_id,
+            model=model,
             reply_id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
         )
@@ -253,14 +257,29 @@ class Service:
         current_record().tokens = usage.tokens
         return usage.tokens
 
+    @property
+    def model_ids(self) -> tuple[str, ...]:
+        """Names of the model and of its adapters."""
+        return self.model_id, *self._reranker.adapters
+
+    def model_of(self, name: str | None) -> str:
+        """Give the name in replies of the model, or of the adapter that a request names."""
+        return name if name is not None and name in self._reranker.adapters else self.model_id
+
+    def _options(self, model: str | None, instruction: str | None) -> dict[str, Any]:
+        """Give the options of a call; other rerankers may not know all of them."""
+        adapter = model if model in self._reranker.adapters else None
+        options = {"instruction": instruction, "adapter": adapter}
+        return {name: value for name, value in options.items() if value is not None}
+
     def check_model(self, name: str | None) -> None:
-        """Refuse the name of another model.
+        """Refuse the name of a model that is not served.
 
         Raises:
             HTTPException: 404.
 
         """
-        known = (self.model_id, *self.settings.aliases)
+        known = (self.model_id, *self.settings.aliases, *self._reranker.adapters)
         if name is not None and name not in known:
             raise self.rejection("model", 404, f"no such model; there is {', '.join(known)}")
 

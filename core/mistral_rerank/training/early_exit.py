@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mistral_rerank.local.engine.tokenizer import EncodedPair
-    from mistral_rerank.local.reranker import LoadedCheckpoint
+    from mistral_rerank.local.scorer import LoadedCheckpoint
     from mistral_rerank.training.settings import TrainSettings
 
     Question = tuple[str, tuple[str, ...]]

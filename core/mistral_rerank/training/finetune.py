@@ -6,12 +6,13 @@ passage, as the template has it) are computed once. The head is in float32.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import random
 import shutil
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -307,6 +308,10 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
             f"groups_per_step {settings.groups_per_step} is no multiple of {concurrent_groups}: "
             f"groups_per_forward {settings.groups_per_forward} x {processes} processes"
         )
+    # transformers 5.17 and older know activation checkpointing only by its old name, which newer ones deprecate
+    is_renamed = "activation_checkpointing" in inspect.signature(transformers.TrainingArguments).parameters
+    checkpointing = "activation_checkpointing" if is_renamed else "gradient_checkpointing"
+    options: dict[str, Any] = {checkpointing: settings.activation_checkpointing}
     return transformers.TrainingArguments(
         output_dir=str(state),
         per_device_train_batch_size=settings.groups_per_forward,
@@ -321,7 +326,6 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         ddp_backend="gloo" if cpu and processes > 1 else None,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,  # none of them changes
-        activation_checkpointing=settings.activation_checkpointing,
         save_steps=settings.save_steps,
         eval_strategy="steps" if settings.validation else "no",
         eval_steps=settings.save_steps,
@@ -337,4 +341,5 @@ def _arguments(settings: TrainSettings, state: Path, *, bf16: bool, cpu: bool) -
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
         seed=settings.seed,
+        **options,
     )

@@ -496,3 +496,25 @@ def test_shared_batches_give_the_same_scores_up_to_rounding(tiny, tiny_reranker,
         with ThreadPoolExecutor(20) as pool:
             together = [score.logit for scores in pool.map(shared.score_pairs, calls) for score in scores]
     assert together == pytest.approx(serial, abs=1e-4)
+
+
+def test_batches_of_different_adapters_are_never_joined():
+    scorer, adapter = Lengths(), Lengths()
+    scorer.adapters = {"a": adapter}
+    scorer.gate.clear()
+    made = engine(scorer, share_batches=True)
+    first = submit(made, "a" * 12)
+    scorer.running.wait(10)
+    others = [submit(made, "aa"), made.submit([("q", "aaa")], adapter="a"), submit(made, "a")]
+    let_go(made)
+    assert [logits(future) for future in (first, *others)] == [[12], [2], [3], [1]]
+    assert scorer.batches == [[12], [2, 1]]
+    assert adapter.batches == [[3]]
+
+
+def test_an_adapter_that_runs_out_of_memory_halves_its_batch():
+    scorer, adapter = Lengths(), Lengths(memory=6)
+    scorer.adapters = {"a": adapter}
+    assert logits(engine(scorer).submit([("q", "aaaa"), ("q", "aaa")], adapter="a")) == [4, 3]
+    assert scorer.batches == []
+    assert adapter.batches == [[4, 3], [4], [3]]

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import model_logits, plain_logits, tiny_config
 from torch.nn.attention import varlen
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import MistralForSequenceClassification
 
 from mistral_rerank.local.batching.packing import pack
@@ -183,6 +184,29 @@ def test_rows_without_a_shared_prefix_copy_no_keys():
     for packed, tokens in ((alone, slice(8)), (shared, None)):
         indices = FlashAttention(packed, None, CPU)._last_tokens._key_indices
         assert indices == tokens if tokens is not None else isinstance(indices, torch.Tensor)
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        self.names.add(operator.overloadpacket.__name__)
+        return operator(*arguments, **(options or {}))
+
+
+def test_a_forward_reads_no_value_back_from_the_device(monkeypatch):
+    monkeypatch.setattr(varlen, "varlen_attn", lambda query, *_, **__: query)
+    classifier = MistralForSequenceClassification(tiny_config(100)).eval()
+    backbone = PackedBackbone(classifier.base_model, CPU, attention=FlashAttention)
+    packed = pack(*plan_packed(SEQUENCES, 10**9))
+    with torch.inference_mode(), Operators() as operators:
+        backbone(packed)
+    assert "mm" in operators.names
+    assert not operators.names & {"item", "is_nonzero", "nonzero", "masked_select"}
 
 
 def test_pytorchs_own_kernel_takes_what_it_is_given():

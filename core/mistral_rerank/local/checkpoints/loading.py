@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from mistral_rerank.local.model.lora import LowRank
+
 PEFT_BASE = "adapter_config.json", "base_model_name_or_path"
 MINI = "mini"
 STORED_DTYPES = {"BF16": "bfloat16", "F16": "float16"}
@@ -130,31 +132,74 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
         CheckpointError: weights are missing, of another shape, or not in safetensors.
 
     """
-    config = checkpoint.config
+    model = load_unmerged(checkpoint)
     if checkpoint.base is None:
-        model = _load_whole(checkpoint)
-        if hasattr(model, "score"):
-            for parameter in model.score.parameters():
-                parameter.data /= config.temperature
         backbone = model.base_model if hasattr(model, "score") else model
-        _cast_parameters(backbone, dtype, keep=getattr(model, "score", None))
+        cast_parameters(backbone, dtype, keep=getattr(model, "score", None))
         return model
-    if config.head or config.true_token is not None:
-        raise CheckpointError(f"{checkpoint.folder}: an adapter is read with its trained score head; merge it first")
-    import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers, new_head=True)
-    base.score.float()  # PEFT would round the trained head to the base's dtype
-    adapted = load_adapter(base, checkpoint.folder)
+    adapted = load_lora(model, checkpoint)
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "merge"):
-            module.get_base_layer().to(torch.float32)
-            module.merge(safe_merge=True)
-            module.get_base_layer().to(dtype)
+            _merge(module, dtype, checkpoint.folder)
     merged: PreTrainedModel = adapted.unload()
-    _cast_parameters(merged.base_model, dtype)
+    cast_parameters(merged.base_model, dtype)
     return merged
+
+
+def load_unmerged(checkpoint: Checkpoint) -> PreTrainedModel:
+    """Load a model as it is stored, with its head in float32; of an adapter, the base with an untrained head.
+
+    Raises:
+        CheckpointError: as `load_model`.
+
+    """
+    if checkpoint.base is not None:
+        base = load_classifier(checkpoint.base, dtype="auto", layers=checkpoint.layers, new_head=True)
+        base.score.float()  # PEFT would round the trained head to the base's dtype
+        return base
+    model = _load_whole(checkpoint)
+    if hasattr(model, "score"):
+        for parameter in model.score.parameters():
+            parameter.data /= checkpoint.config.temperature
+    return model
+
+
+def load_lora(base: PreTrainedModel, checkpoint: Checkpoint) -> PeftModel:
+    """Put the adapter of a checkpoint and its head onto a base, as `load_adapter`."""
+    if checkpoint.config.head or checkpoint.config.true_token is not None:
+        raise CheckpointError(f"{checkpoint.folder}: an adapter is read with its trained score head; merge it first")
+    return load_adapter(base, checkpoint.folder)
+
+
+def low_rank_of(module: Any) -> LowRank | None:
+    """Return what PEFT's layer adds to the weight of a linear; None if it does anything else, as DoRA does."""
+    from peft.tuners.lora import Linear
+    from torch import nn
+
+    from mistral_rerank.local.model.lora import LowRank
+
+    (name,) = module.active_adapters
+    is_plain = type(module) is Linear and type(module.get_base_layer()) is nn.Linear and not module.fan_in_fan_out
+    if not is_plain or name in module.lora_variant or module.lora_bias.get(name):
+        return None
+    return LowRank(module.lora_A[name].weight, module.lora_B[name].weight, module.scaling[name])
+
+
+def _merge(module: Any, dtype: torch.dtype, folder: Path) -> None:
+    """Merge an adapter into a layer of its base in float32, and round it to `dtype`."""
+    import torch
+
+    layer, low_rank = module.get_base_layer(), low_rank_of(module)
+    if low_rank is None:
+        layer.to(torch.float32)
+        module.merge(safe_merge=True)
+    else:
+        layer.weight.data = low_rank.merge(layer.weight, torch.empty(layer.weight.shape, dtype=dtype))
+        if not layer.weight.isfinite().all():
+            raise CheckpointError(f"the adapter in {folder} makes weights of its base infinite or NaN")
+    layer.to(dtype)
 
 
 def _load_whole(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -176,7 +221,7 @@ def _load_whole(checkpoint: Checkpoint) -> PreTrainedModel:
     return model
 
 
-def _cast_parameters(module: torch.nn.Module, dtype: torch.dtype, *, keep: torch.nn.Module | None = None) -> None:
+def cast_parameters(module: torch.nn.Module, dtype: torch.dtype, *, keep: torch.nn.Module | None = None) -> None:
     """Cast weights but no buffers: the rotary frequencies stay float32, as in transformers."""
     kept = set() if keep is None else set(keep.parameters())
     for parameter in module.parameters():

@@ -9,6 +9,7 @@ These are all the files and keys that are read; every other reference in a check
     *.safetensors, index.json       files of the folder, of the size that their headers and config.json say
     modules.json                    classes of sentence-transformers by name; folders inside the checkpoint
     chat_template.jinja             rendered in the sandbox of transformers, once
+    *.gguf                          numbers and the tokenizer's vocabulary, of the one file that a user names
     any file or link in the folder  a regular file; a link stays inside the folder, or in its hub cache's blobs
 
 Every rejection is a CheckpointError that names the file and the key.

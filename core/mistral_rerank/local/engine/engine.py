@@ -111,6 +111,7 @@ class Engine:
         *,
         instruction: str | None = None,
         choice: Choice | None = None,
+        adapter: str | None = None,
     ) -> Future[list[Score]]:
         """Queue pairs; the future's result is one score for each, in input order. Cancelling it drops the job.
 
@@ -119,12 +120,13 @@ class Engine:
             overflow: as in `PairTokenizer.slices`.
             instruction: likewise.
             choice: of a call with a cascade; the result is then the scores of the pairs that it chooses.
+            adapter: one of the scorer's; None for the model itself.
 
         Raises:
             RerankerClosedError: the engine was closed.
 
         """
-        job = Job(pairs, overflow, instruction, choice)
+        job = Job(pairs, overflow, instruction, choice, adapter)
         with self._lock:
             if self._refusal is not None:
                 raise type(self._refusal)(*self._refusal.args)
@@ -239,7 +241,7 @@ class Engine:
             return True
         if all(other.chunks is None for other in self._jobs):
             return True
-        return self._held_bytes() + scorer.model.key_value_bytes * head.batch.tokens <= STATE_BYTES
+        return self._held_bytes() + job.scorer(scorer).model.key_value_bytes * head.batch.tokens <= STATE_BYTES
 
     def _score(self, scorer: Scorer, queued: QueuedBatch, turn: int) -> None:
         """Score a batch. If it fails and several jobs share it, each is tried alone, and fails alone."""
@@ -294,7 +296,7 @@ class Engine:
         queued = job.waiting[0]
         if len(queued.items) > 1 and queued.batch.tokens > limit:
             job.waiting.popleft()
-            parts = plan_batches(scorer.model, queued.items, limit, turn, resumes=queued.resumes)
+            parts = plan_batches(job.scorer(scorer).model, queued.items, limit, turn, resumes=queued.resumes)
             job.waiting.extendleft(reversed(parts))
 
     def _take(self, scorer: Scorer, job: Job, limit: int, turn: int) -> QueuedBatch:
@@ -310,8 +312,9 @@ class Engine:
         (item,) = queued.items
         job = item.job
         if job.chunks is None:
-            job.chunks = scorer.model.chunks(item.ids, turn)
-            job.chunk_bytes = scorer.model.key_value_bytes * len(item.ids)
+            model = job.scorer(scorer).model
+            job.chunks = model.chunks(item.ids, turn)
+            job.chunk_bytes = model.key_value_bytes * len(item.ids)
         try:
             logit = next(job.chunks)
         except MemoryError as error:
@@ -329,14 +332,15 @@ class Engine:
     def _forward(self, scorer: Scorer, queued: QueuedBatch, *, resumes: bool) -> None:
         """Run a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
         items, number = queued.items, len(queued.items)
+        adapted = items[0].job.scorer(scorer)
         try:
             if items[0].job.estimating:
-                logits, states = scorer.estimates(queued.batch, [item.passage for item in items])
+                logits, states = adapted.estimates(queued.batch, [item.passage for item in items])
                 for item, partial in zip(items, states, strict=True):
                     item.job.keep(item, partial)
             else:
                 states = [item.job.states.get(item.ids) for item in items] if resumes else []
-                logits = scorer.model.logits(queued.batch, [] if None in states else states)
+                logits = adapted.model.logits(queued.batch, [] if None in states else states)
         except MemoryError as error:
             has_freed = self._free_states()
             if number == 1 and not has_freed:

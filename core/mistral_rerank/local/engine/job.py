@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mistral_rerank.local.batching.planning import Batch, join
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mistral_rerank.local.engine.batch_size import BatchSize
     from mistral_rerank.local.engine.tokenizer import Cut, EncodedPair
@@ -75,6 +75,10 @@ class Tokenizer(Protocol):
 
 class Scorer(Protocol):
     """What the engine needs of a loaded checkpoint."""
+
+    @property
+    def adapters(self) -> Mapping[str, Scorer]:
+        """The adapters that share the model's weights, by name."""
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -139,7 +143,8 @@ class QueuedBatch:
     @property
     def kind(self) -> tuple[object, ...]:
         """Which forward it needs; batches of the same kind can be joined."""
-        return self.items[0].job.estimating, self.resumes, self.batch.frequencies
+        job = self.items[0].job
+        return job.adapter, job.estimating, self.resumes, self.batch.frequencies
 
     def select(self, positions: Iterable[int]) -> QueuedBatch:
         """Make a batch of some of the items."""
@@ -152,6 +157,7 @@ class Job:
 
     Attributes:
         future: the scores of `pairs`, or of those that `choice` chooses.
+        adapter: the name of the adapter to score with; None for the model itself.
         estimating: whether this is the first of two passes.
         waiting: batches of the current pass that have not run.
         states: partial hidden states of the first pass, by token ids.
@@ -168,9 +174,15 @@ class Job:
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], overflow: Overflow | Cut | None, instruction: str | None, choice: Choice | None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | Cut | None,
+        instruction: str | None,
+        choice: Choice | None,
+        adapter: str | None = None,
     ) -> None:
         self.future: Future[list[Score]] = Future()
+        self.adapter = adapter
         self.estimating = choice is not None
         self.waiting: deque[QueuedBatch] = deque()
         self.states: dict[tuple[int, ...], Any] = {}
@@ -189,11 +201,15 @@ class Job:
         self._room = 0
         self._state_bytes = 0
 
-    def tokenize(self, scorer: Scorer) -> bool:
+    def scorer(self, loaded: Scorer) -> Scorer:
+        """Return the scorer of the job's adapter."""
+        return loaded if self.adapter is None else loaded.adapters[self.adapter]
+
+    def tokenize(self, loaded: Scorer) -> bool:
         """Tokenize some of the pairs; True if these were the last."""
         start = time.perf_counter()
         if self._steps is None:
-            self._steps = scorer.tokenizer.slices(
+            self._steps = self.scorer(loaded).tokenizer.slices(
                 self._pairs, self._overflow, instruction=self._instruction, locate=self.estimating
             )
         if len(self._encoded) < len(self._pairs):
@@ -205,8 +221,9 @@ class Job:
             logger.log(level, CUT, truncated, len(self._pairs))
         return is_done
 
-    def plan(self, scorer: Scorer, size: BatchSize) -> None:
+    def plan(self, loaded: Scorer, size: BatchSize) -> None:
         """Plan the batches of the first pass."""
+        scorer = self.scorer(loaded)
         if self._choice is None:
             self._plan(scorer, size, self._encoded)
             return
@@ -255,8 +272,9 @@ class Job:
         for pair in item.pairs:
             self._logits[pair] = logit if logit != logit else max(self._logits[pair], logit)
 
-    def advance(self, scorer: Scorer, size: BatchSize) -> bool:
+    def advance(self, loaded: Scorer, size: BatchSize) -> bool:
         """After the last batch of a pass, start the second or resolve the future; True if the job is done."""
+        scorer = self.scorer(loaded)
         try:
             scores = [
                 scorer.score(logit, tokens=tokens) for logit, tokens in zip(self._logits, self._tokens, strict=True)
@@ -270,7 +288,7 @@ class Job:
                 self.estimating = False
                 self._plan(scorer, size, [by_pair[pair] for pair in self._choice.choose(scores)])
                 self.granted = self._state_bytes * sum(map(len, self.states))
-                return not self.waiting and self.advance(scorer, size)
+                return not self.waiting and self.advance(loaded, size)
         except BaseException as error:
             self.fail(error)
             return True

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.local.model.lora import AdaptedLinear
 from mistral_rerank.reranker import Quantization
 
 QMAX = 127
@@ -45,6 +46,18 @@ class UnquantizedLinear:
         if self._bias is None:
             return torch.mm(states, self._weight, out=out)
         return torch.addmm(self._bias, states, self._weight, out=out)
+
+
+class SharedLinear:
+    """A linear that several adapters share: its weights are merged with the active adapter's for every product."""
+
+    def __init__(self, linear: AdaptedLinear) -> None:
+        self._linear = linear
+
+    def __call__(self, states: Tensor, _: ActivationQuantizer, out: Tensor | None = None) -> Tensor:
+        """See `Linear`."""
+        weight, bias = self._linear.merged().T, self._linear.bias
+        return torch.mm(states, weight, out=out) if bias is None else torch.addmm(bias, states, weight, out=out)
 
 
 class ActivationQuantizer:
@@ -136,8 +149,10 @@ class NF4Linear:
         return torch.addmm(self._bias, states, weight, out=out)
 
 
-def quantize(linear: nn.Linear, quantization: Quantization | None) -> Linear:
-    """Quantize a linear on its device; None leaves it unquantized."""
+def quantize(linear: nn.Linear | AdaptedLinear, quantization: Quantization | None) -> Linear:
+    """Quantize a linear on its device; None leaves it unquantized. One that adapters share is never quantized."""
+    if isinstance(linear, AdaptedLinear):
+        return SharedLinear(linear)
     if quantization is None:
         return UnquantizedLinear(linear)
     return Int8Linear(linear) if quantization == "int8" else NF4Linear(linear)

@@ -11,6 +11,7 @@ There are two forwards with equal scores:
 from __future__ import annotations
 
 import functools
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from mistral_rerank.local.model.attention import RowAttention
     from mistral_rerank.local.model.early_exit import EarlyExit
     from mistral_rerank.local.model.key_values import KeyValues
+    from mistral_rerank.local.model.lora import ActiveAdapter
     from mistral_rerank.reranker import Quantization
 
 PACKED_ON_CUDA = False
@@ -80,8 +82,12 @@ def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | N
     if device.type == "cuda":
         attention, heads = backbone.layers[0].self_attn, backbone.config.num_attention_heads
         shape = heads, backbone.config.num_key_value_heads, attention.head_dim
-        return FlashAttention if passes_self_check(*shape, device, attention.q_proj.weight.dtype) else None
+        return FlashAttention if passes_self_check(*shape, device, backbone.embed_tokens.weight.dtype) else None
     return SpanAttention if device.type == "cpu" else None
+
+
+def _on_device(head: nn.Module, device: torch.device) -> nn.Module:
+    return head.float().to(device).eval().requires_grad_(False)
 
 
 def _within_memory(
@@ -91,6 +97,8 @@ def _within_memory(
 
     @functools.wraps(forward)
     def run(self: RerankModel, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        if self._active is not None:
+            self._active.name = self._adapter
         try:
             with torch.inference_mode():
                 return forward(self, *args, **kwargs)
@@ -119,6 +127,7 @@ class RerankModel:
         packed: whether batches are packed rows; None to let `row_attention` decide.
         quantization: of the linears; needs packed rows.
         resumable: whether `states`, `estimates` and resuming are needed; they need packed rows.
+        active: of a backbone with several adapters; see `with_adapter`.
 
     Raises:
         CheckpointError: packed rows are needed, and the architecture is none of `KNOWN_NAMES`.
@@ -136,10 +145,13 @@ class RerankModel:
         packed: bool | None = None,
         quantization: Quantization | None = None,
         resumable: bool = False,
+        active: ActiveAdapter | None = None,
     ) -> None:
+        self._active = active
+        self._adapter: str | None = None
         self._backbone = backbone.eval().requires_grad_(False)
         forget_lengths(backbone)
-        self._head: Any = None if head is None else head.float().to(device).eval().requires_grad_(False)
+        self._head: Any = None if head is None else _on_device(head, device)
         self._encoder, self._separator = is_encoder(backbone), separator
         self._device = device
         self._pooling = pooling
@@ -157,6 +169,12 @@ class RerankModel:
             )
         else:
             self._backbone.to(device)
+
+    def with_adapter(self, name: str, head: nn.Module, pooling: PoolingConfig) -> RerankModel:
+        """Make the model of an adapter, which shares the backbone. One of them may run at a time."""
+        model = copy(self)
+        model._adapter, model._head, model._pooling = name, _on_device(head, self._device), pooling
+        return model
 
     def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
         """Put sequences into batches of at most `budget` computed tokens."""
