@@ -398,7 +398,9 @@ class RerankOptions(RerankerHolder):
         newer = {"max_gap": self.max_gap, "deadline": self.deadline}  # rerankers of users may not know these
         own = {name: value for name, value in newer.items() if value is not None}
         options: Overrides = {"top_n": self.top_n, "min_score": self.min_score, **own, **values}  # type: ignore[typeddict-item]
-        check_ranking((), **{"max_gap": None, "deadline": None, **options})
+        top_n, min_score = options["top_n"], options["min_score"]
+        max_gap, deadline = options.get("max_gap"), options.get("deadline")
+        check_ranking((), top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline)
         return options
 
     def _span(self, query: str, texts: list[str], options: Overrides) -> AbstractContextManager[Report]:

@@ -188,7 +188,8 @@ class LocalReranker(Reranker):
     @override
     def _score_within(self, seconds: float | None, pairs: Sequence[Pair], **options: Any) -> list[Score]:
         call, future = self._submit(pairs, **options)
-        return call.complete([] if future is None else result_within(seconds, future))
+        scores: list[Score] = [] if future is None else result_within(seconds, future)
+        return call.complete(scores)
 
     async def ascore_pairs(
         self,

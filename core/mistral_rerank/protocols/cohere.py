@@ -23,8 +23,8 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     Usage,
     WireProtocol,
+    add_extensions,
     exact,
-    ranked_entry,
     score_of,
 )
 from mistral_rerank.reranker import PassageLimits
@@ -112,9 +112,12 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
     results: list[CohereResult] = []
     for ranked in reply.ranking:
         result: CohereResult = {
-            **ranked_entry(ranked),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
             "relevance_score": score_of(ranked.score, request.unit),
         }
+        add_extensions(result, ranked)
         if request.return_texts:
             result["document"] = {"text": ranked.text}
         results.append(result)

@@ -107,16 +107,13 @@ class RankedEntry(TypedDict):
     tokens_left_out: NotRequired[Annotated[Tokens, Field(description="tokens of the passage over the limit")]]
 
 
-def ranked_entry(ranked: RankedPassage) -> RankedEntry:
-    """Give the fields that every protocol has."""
-    score = ranked.score
-    entry: RankedEntry = {"index": ranked.index, "logit": score.logit, "probability": score.probability}
-    if score.tokens:
-        entry |= {"tokens": score.tokens, "tokens_left_out": score.tokens_left_out}
+def add_extensions(entry: RankedEntry, ranked: RankedPassage) -> None:
+    """Add the fields that are not always there."""
+    if ranked.score.tokens:
+        entry["tokens"], entry["tokens_left_out"] = ranked.score.tokens, ranked.score.tokens_left_out
     if ranked.highlight is not None:
         start, end = ranked.highlight
         entry["highlight"] = {"start": start, "end": end}
-    return entry
 
 
 @dataclass(frozen=True, slots=True)

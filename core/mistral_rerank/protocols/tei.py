@@ -18,8 +18,8 @@ from mistral_rerank.protocols.protocol import (
     RerankReply,
     RerankRequest,
     WireProtocol,
+    add_extensions,
     exact,
-    ranked_entry,
     score_of,
 )
 
@@ -67,9 +67,12 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
     ranks: list[TeiRank] = []
     for ranked in reply.ranking:
         rank: TeiRank = {
-            **ranked_entry(ranked),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
             "score": score_of(ranked.score, request.unit),
         }
+        add_extensions(rank, ranked)
         if request.return_texts:
             rank["text"] = ranked.text
         ranks.append(rank)

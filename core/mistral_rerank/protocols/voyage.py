@@ -22,8 +22,8 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     Tokens,
     WireProtocol,
+    add_extensions,
     exact,
-    ranked_entry,
 )
 
 
@@ -91,9 +91,12 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
     data: list[VoyageResult] = []
     for ranked in reply.ranking:
         result: VoyageResult = {
-            **ranked_entry(ranked),
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
             "relevance_score": ranked.score.probability,
         }
+        add_extensions(result, ranked)
         if request.return_texts:
             result["document"] = ranked.text
         data.append(result)
