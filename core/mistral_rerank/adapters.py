@@ -239,32 +239,34 @@ class RerankOptions(RerankerHolder):
             DeadlineExceededError: the deadline was over before there was a ranking.
 
         """
+        start = time.monotonic()
         items, texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
             if not texts:
                 return report(Ranking())
             try:
-                ranking = self._rank(query, items, texts, options)
+                ranking = self._rank(query, items, texts, options, start)
             except Exception as error:
                 ranking = self._keep_order(texts, options, error)
             return report(ranking)
 
     async def arerank(self, query: str, items: Iterable[Any], **overrides: Unpack[Overrides]) -> Ranking:
         """`rerank` without blocking the event loop."""
+        start = time.monotonic()
         items, texts = self._read(query, items)
         options = self._call_options(overrides)
         with self._span(query, texts, options) as report:
             if not texts:
                 return report(Ranking())
             try:
-                ranking = await self._arank(query, items, texts, options)
+                ranking = await self._arank(query, items, texts, options, start)
             except Exception as error:
                 ranking = self._keep_order(texts, options, error)
             return report(ranking)
 
-    def _rank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
-        start, deadline = time.monotonic(), options.get("deadline")
+    def _rank(self, query: str, items: list[Any], texts: list[str], options: Overrides, start: float) -> Ranking:
+        deadline = _from_now(options, start).get("deadline")
         opened = self.use() if deadline is None else result_within(deadline, in_thread(self.use))
         ranking = self._arranged(
             items, opened.rank(query, texts, **self._rank_options(options, start), **self._adapter), options
@@ -275,12 +277,11 @@ class RerankOptions(RerankerHolder):
             ranking.mark(opened.highlight(query, contents, deadline=deadline, **self._adapter))
         return ranking
 
-    async def _arank(self, query: str, items: list[Any], texts: list[str], options: Overrides) -> Ranking:
-        start = time.monotonic()
+    async def _arank(self, query: str, items: list[Any], texts: list[str], options: Overrides, start: float) -> Ranking:
         if self._is_open:
             opened = self.use()
         else:
-            async with within(options.get("deadline")):
+            async with within(_from_now(options, start).get("deadline")):
                 opened = await asyncio.wrap_future(in_thread(self.use))  # it may have to import torch
         ranking = await opened.arank(query, texts, **self._rank_options(options, start), **self._adapter)
         ranking = self._arranged(items, ranking, options)
