@@ -9,30 +9,32 @@ import argparse
 import platform
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
 FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
 
-def write_apart(folder: str, **shape: int) -> None:
-    """Call `write_checkpoint` in a process of its own: its memory must not count."""
-    process = get_context("spawn").Process(target=write_checkpoint, args=(folder,), kwargs=shape)
+def run_apart(target: Callable[..., None], *arguments: object, **options: object) -> None:
+    """Call a function in a process of its own: its memory must not count."""
+    process = get_context("spawn").Process(target=target, args=arguments, kwargs=options)
     process.start()
     process.join()
     if process.exitcode:
-        raise SystemExit("the checkpoint could not be written")
+        raise SystemExit(f"{target.__name__} failed")
 
 
-def write_checkpoint(folder: str, **shape: int) -> None:
-    """Write random bfloat16 weights and a small tokenizer; what `shape` does not say is as in Mistral-7B."""
+def write_checkpoint(folder: str, dtype: str = "bfloat16", **shape: int) -> None:
+    """Write random weights and a small tokenizer; what `shape` does not say is as in Mistral-7B."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import MistralConfig, MistralForSequenceClassification, PreTrainedTokenizerFast
 
     config = MistralConfig(num_labels=1, sliding_window=4096, pad_token_id=0, **shape)
-    torch.set_default_dtype(torch.bfloat16)
-    MistralForSequenceClassification(config).save_pretrained(folder)
+    torch.set_default_dtype(getattr(torch, dtype))
+    MistralForSequenceClassification(config).save_pretrained(folder, max_shard_size="500MB")
+    torch.set_default_dtype(torch.float32)
     backend = ByteLevelBPETokenizer()
     backend.train([str(FACTS / "corpus.jsonl")], vocab_size=2000, special_tokens=["<unk>", "<s>", "</s>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend._tokenizer, unk_token="<unk>", eos_token="</s>")
@@ -63,7 +65,7 @@ def main() -> None:
     facts = load_beir(FACTS)
     passages = list(facts.corpus.values())[: options.pairs]
     with tempfile.TemporaryDirectory() as scratch:
-        write_apart(scratch, num_hidden_layers=options.layers)
+        run_apart(write_checkpoint, scratch, num_hidden_layers=options.layers)
         weights = sum(file.stat().st_size for file in Path(scratch).glob("*.safetensors")) / 2**30
         before = memory_gib()
         settings = {"device": "cpu", "dtype": "bfloat16", "quantization": options.quantization}

@@ -1,10 +1,13 @@
 """Compare with sentence-transformers on a language model of the shape of Qwen3-Reranker-0.6B, with random weights.
 
-Both score the same pairs in the same dtype, in alternating rounds, with the same chat template and LogitScore. It
-writes 2.4 GB (float32) to a temporary folder.
+Both score the same pairs in the same dtype, in alternating rounds, with the same chat template and LogitScore.
+sentence-transformers runs with its defaults: batches of 32 pairs, sorted by length. The tokenizer has one token for
+each word of the workloads, as Qwen's has. It writes 2.4 GB (float32) to a temporary folder.
 
-python benchmarks/language_models.py [--layers 28] [--passages 16] [--dtype float32] [--rounds 5]
+python benchmarks/language_models.py [nq instruction] [--layers 28] [--passages 16] [--dtype auto] [--rounds 5]
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -13,10 +16,15 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 NAMES = {"true": "yes", "false": "no"}
-INSTRUCTION = " ".join(["Prefer passages that answer the question in full, and from the primary source."] * 5)
-FACTS = Path(__file__).parent.parent / "examples" / "facts"
+INSTRUCTION = " ".join(["Prefer passages that answer the question in full, and from the primary source."] * 4)
+WORKLOADS = {"nq": ("nq", None), "instruction": ("hotpotqa", INSTRUCTION)}
+"""The shape of the texts, and the instruction, whose 61 tokens are part of the prefix of every pair."""
 TEMPLATE = (
     "{%- set system = messages | selectattr('role', 'eq', 'system') | map(attribute='content') | first"
     " | default('Given a web search query, retrieve relevant passages that answer the query') -%}"
@@ -29,15 +37,18 @@ TEMPLATE = (
 )
 
 
-def write_checkpoint(folder: Path, layers: int, dtype: str) -> None:
+def write_checkpoint(folder: Path, layers: int, dtype: torch.dtype) -> None:
     """Write random weights, a small tokenizer, and the modules of sentence-transformers."""
     import torch
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+    from mistral_rerank.benchmark.bench import WORDS
+
     backend = ByteLevelBPETokenizer()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
-    backend.train([str(FACTS / "corpus.jsonl")], vocab_size=4000, special_tokens=special)
+    words = " ".join(["", *sorted(set(WORDS))])
+    backend.train_from_iterator([words, TEMPLATE, INSTRUCTION] * 20, vocab_size=4000, special_tokens=special)
     backend.add_tokens(["yes", "no"])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend._tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=8192
@@ -53,7 +64,7 @@ def write_checkpoint(folder: Path, layers: int, dtype: str) -> None:
         tie_word_embeddings=True,
     )
     torch.manual_seed(0)
-    torch.set_default_dtype(getattr(torch, dtype))
+    torch.set_default_dtype(dtype)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     torch.set_default_dtype(torch.float32)
     tokenizer.save_pretrained(folder)
@@ -82,11 +93,12 @@ def write_checkpoint(folder: Path, layers: int, dtype: str) -> None:
 
 
 def main() -> None:
-    """Print pairs per second of both, on two workloads."""
+    """Print pairs per second of both, on each workload."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workloads", nargs="*", default=list(WORKLOADS), help=f"of {', '.join(WORKLOADS)}")
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--passages", type=int, default=16, help="of each question")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--passages", type=int, default=16, help="of one question")
+    parser.add_argument("--dtype", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     import sentence_transformers
@@ -95,34 +107,37 @@ def main() -> None:
 
     from mistral_rerank import open_reranker
     from mistral_rerank.benchmark.bench import SHAPES, make_pairs
+    from mistral_rerank.local.device import pick_dtype
 
+    dtype = pick_dtype(options.dtype, torch.device("cpu"))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "qwen3-shape"
-        write_checkpoint(folder, options.layers, options.dtype)
-        theirs = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": getattr(torch, options.dtype)})
+        write_checkpoint(folder, options.layers, dtype)
+        theirs = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": dtype})
         ours = open_reranker(folder, device="cpu", dtype=options.dtype)
         print(
             f"torch {torch.__version__}, sentence-transformers {sentence_transformers.__version__}, "
-            f"{platform.machine()}, {torch.get_num_threads()} threads, {options.layers} layers in {options.dtype}"
+            f"{platform.machine()}, {torch.get_num_threads()} threads, {options.layers} layers in {dtype}"
         )
-        print("| workload | sentence-transformers | this package | ratio | largest difference |\n|---|--:|--:|--:|--:|")
-        for name, shape, instruction in (("nq", "nq", None), ("60-word instruction", "hotpotqa", INSTRUCTION)):
+        print("| workload | sentence-transformers | this package | ratio of each round | largest difference |")
+        print("|---|--:|--:|--:|--:|")
+        for name in options.workloads:
+            shape, instruction = WORKLOADS[name]
             pairs = make_pairs(SHAPES[shape], questions=1, passages=options.passages)
-            times: dict[str, list[float]] = {"theirs": [], "ours": []}
+            ours.warmup()
+            times = []
             for _ in range(options.rounds):
                 start = time.perf_counter()
                 expected = theirs.predict(
                     pairs, prompt=instruction, activation_fn=torch.nn.Identity(), show_progress_bar=False
                 )
-                times["theirs"].append(time.perf_counter() - start)
-                ours.score_pairs(pairs[:1])
-                start = time.perf_counter()
+                middle = time.perf_counter()
                 scores = ours.score_pairs(pairs, instruction=instruction)
-                times["ours"].append(time.perf_counter() - start)
-            slow, fast = (statistics.median(times[who]) for who in ("theirs", "ours"))
+                times.append((middle - start, time.perf_counter() - middle))
+            rates = [f"{len(pairs) / statistics.median(seconds):.2f} pairs/s" for seconds in zip(*times, strict=True)]
+            ratios = " ".join(f"{slow / fast:.2f}" for slow, fast in times)
             difference = max(abs(score.logit - logit) for score, logit in zip(scores, expected.tolist(), strict=True))
-            rates = f"{len(pairs) / slow:.2f} | {len(pairs) / fast:.2f} | {slow / fast:.2f}x"
-            print(f"| {name} | {rates} | {difference:.1e} |", flush=True)
+            print(f"| {name} | {' | '.join(rates)} | {ratios} | {difference:.1e} |", flush=True)
         ours.close()
 
 

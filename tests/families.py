@@ -333,6 +333,21 @@ def nemotron(folder: Path) -> Path:
     return folder
 
 
+def ministral3_bidirectional(folder: Path) -> Path:
+    """As NeMo AutoModel names a bidirectional Ministral 3, with a head for scores."""
+    config = transformers.Ministral3Config(**DECODER, num_labels=1)
+    model = transformers.Ministral3ForSequenceClassification
+    folder = save(folder / "any-rerank", model, config, llama3_tokenizer())
+    update_json(folder / "config.json", model_type="ministral3_bidirec")
+    return folder
+
+
+def gemma2(folder: Path) -> Path:
+    config = transformers.Gemma2Config(**DECODER, num_labels=1, attn_logit_softcapping=0.05)
+    model = transformers.Gemma2ForSequenceClassification
+    return save(folder / "any-gemma2", model, config, sentencepiece_tokenizer("<bos>", prefix=False))
+
+
 def rankllama(folder: Path) -> Path:
     """An adapter on a base that is inside it, as the real base is gated."""
     from peft import LoraConfig, get_peft_model

@@ -14,19 +14,27 @@ import time
 from pathlib import Path
 
 from results import Stage
+from stages import PACKED, REPOSITORY
 
 EVERY_SECONDS = 120
 LAST_SECONDS = 15
 """Time to stop and to copy the last weights."""
-PACKED_GROUPS = Path(__file__).parent.parent.parent / "build" / "gpu"
-CONTRAST = Path(__file__).parent.parent.parent / "examples" / "contrast"
+CONTRAST = REPOSITORY / "examples" / "contrast"
+MINI = REPOSITORY / "core" / "mistral_rerank" / "mini"
 RETURNED = "adapter_model.safetensors", "adapter_config.json", "trainer_state.json"
-"""Files of a saved state that return: enough to go on from, or to use."""
+"""Files of a saved state that return; with `rerank.json` they are a checkpoint."""
+
+
+def write_config(stage: Stage) -> None:
+    """Write how the returned weights are read: like mini, whose calibration does not hold for them."""
+    config = json.loads((MINI / "rerank.json").read_text("utf-8"))
+    del config["calibration"]
+    (stage.out / "rerank.json").write_text(json.dumps(config, indent=2), "utf-8")
 
 
 def train(stage: Stage, scratch: Path) -> subprocess.Popen[bytes]:
     """Start the training."""
-    groups = sorted(PACKED_GROUPS.glob("*/groups/*.jsonl"))
+    groups = sorted(PACKED.glob("*/groups/*.jsonl"))
     data = groups if stage.full and groups else [CONTRAST]
     options = ["--init", "mini", "--out", str(scratch / "mini"), "--device", str(stage.device)]
     for source in data:
@@ -37,6 +45,15 @@ def train(stage: Stage, scratch: Path) -> subprocess.Popen[bytes]:
         options += ["--groups-per-step", "2", "--groups-per-forward", "1", "--save-steps", "1", "--max-queries", "4"]
     main = "from mistral_rerank.cli import main; main()"
     return subprocess.Popen([sys.executable, "-c", main, "--verbose", "train", *options])
+
+
+def read_losses(folder: Path) -> list[float]:
+    """Read the loss of every step from a saved state, or from the checkpoint of a training that has ended."""
+    record = folder / "training.json"
+    if record.is_file():
+        return list(json.loads(record.read_text("utf-8"))["loss"])
+    log = json.loads((folder / "trainer_state.json").read_text("utf-8"))["log_history"]
+    return [step["loss"] for step in log if "loss" in step]
 
 
 def return_newest(stage: Stage, scratch: Path) -> bool:
@@ -51,20 +68,18 @@ def return_newest(stage: Stage, scratch: Path) -> bool:
             if (folder / name).is_file():
                 shutil.copy(folder / name, stage.out / f"{name}.partial")
                 (stage.out / f"{name}.partial").replace(stage.out / name)
-        state = stage.out / "trainer_state.json"
-        if state.is_file():
-            log = json.loads(state.read_text("utf-8"))["log_history"]
-            entry["steps"], losses = len(log), [step["loss"] for step in log if "loss" in step]
-            entry["tokens"] = sum(step.get("tokens", 0) for step in log)
-            entry["mean loss of the first and last 20 steps"] = [
-                round(sum(some) / len(some), 3) for some in (losses[:20], losses[-20:]) if some
-            ]
+        losses = read_losses(folder)
+        entry["steps"] = len(losses)
+        entry["mean loss of the first and last 20 steps"] = [
+            round(sum(some) / len(some), 3) for some in (losses[:20], losses[-20:]) if some
+        ]
     return True
 
 
 def main() -> None:
     """Train until the data or the time is over."""
     stage = Stage("learn")
+    write_config(stage)
     with tempfile.TemporaryDirectory() as folder:
         scratch, start = Path(folder), time.monotonic()
         process = train(stage, scratch)

@@ -87,7 +87,7 @@ class RerankSettings(BaseModel):
     rerank_config: str | None = Field(
         None, description="how to read a checkpoint that does not say: a known family, or a file like rerank.json"
     )
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps, or several: cuda:0,cuda:1")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the weights; auto is bfloat16 where the hardware multiplies it"
     )

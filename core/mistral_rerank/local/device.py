@@ -41,6 +41,19 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def pick_devices(names: str) -> tuple[torch.device, ...]:
+    """Return the devices of a name as in `pick_device`, or of several with commas between them.
+
+    Raises:
+        SettingsError: a device is not on this machine, or they are of different types.
+
+    """
+    devices = tuple(pick_device(name.strip()) for name in names.split(","))
+    if len({device.type for device in devices}) > 1:
+        raise SettingsError(f"device {names!r} has several types; give devices of one, as 'cuda:0,cuda:1'")
+    return devices
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of a name; "auto" is bfloat16 if the hardware multiplies it, else float32.
 

@@ -28,7 +28,7 @@ from mistral_rerank.reranker import (
 
 try:
     from mistral_rerank.local.checkpoints.loading import MINI, open_checkpoint
-    from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.device import pick_devices, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
     from mistral_rerank.local.engine.tokenizer import Cut
     from mistral_rerank.local.model.quantization import check_quantization
@@ -62,7 +62,7 @@ class LocalReranker(Reranker):
             selects one, with its own head, template and calibration. Their base and its layers are the model's.
         rerank_config: how to read a checkpoint that does not say: the name of a known family, or a file like
             `rerank.json`.
-        device: "auto", "cpu", "cuda", "cuda:1", "mps".
+        device: "auto", "cpu", "cuda", "cuda:1", "mps"; "cuda:0,cuda:1" puts a decoder's layers on two GPUs.
         dtype: "auto", "float32", "bfloat16" or "float16"; "auto" is bfloat16 where the hardware multiplies it.
         quantization: of the linears: "int8" for weights and activations in 8 bits, faster on a CPU with VNNI
             instructions; "nf4" for weights in 4 bits, for less memory (extra `nf4`). Both change the scores a little.
@@ -129,7 +129,7 @@ class LocalReranker(Reranker):
         self._base, self.max_length, self.adapters = base, max_length, tuple(folders)
         self._cascade_depth, self._instruction = cascade_depth, instruction
         self._cache = ScoreCache(cache_size) if cache_size else None
-        self.device = pick_device(device)
+        self.device, *further_devices = pick_devices(device)
         self.dtype = pick_dtype(dtype, self.device)
         check_quantization(quantization, self.device, self.dtype)
         if quantization is not None and folders:
@@ -150,6 +150,7 @@ class LocalReranker(Reranker):
                 max_length=max_length,
                 overflow=overflow,
                 early_exit=cascade_depth is not None,
+                further_devices=further_devices,
             ),
             batch_tokens=batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cuda"]),
             share_batches=self.device.type != "cpu" if share_batches is None else share_batches,

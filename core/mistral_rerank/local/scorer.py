@@ -17,7 +17,7 @@ from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.reranker import Score
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -116,6 +116,7 @@ class LoadedCheckpoint(CheckpointScorer):
         overflow: Overflow,
         early_exit: bool = False,
         resumable: bool = False,
+        further_devices: Sequence[torch.device] = (),
     ) -> None:
         checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
         opened = open_adapters(checkpoint, adapters or {}, base=base)
@@ -138,6 +139,7 @@ class LoadedCheckpoint(CheckpointScorer):
             quantization=quantization,
             resumable=early_exit or resumable,
             active=shared.active if shared else None,
+            further_devices=further_devices,
         )
         options: dict[str, Any] = {
             "device": device,

@@ -1,11 +1,10 @@
 import zipfile
 
 import pytest
-from huggingface_hub.utils import filter_repo_objects
 
 from mistral_rerank import CheckpointError
 from mistral_rerank.local.checkpoints import bases
-from mistral_rerank.local.checkpoints.bases import UNWANTED, WANTED, base_folder, pull
+from mistral_rerank.local.checkpoints.bases import base_folder, pull
 from mistral_rerank.local.checkpoints.config import PretrainedBase, named_base
 from mistral_rerank.local.checkpoints.wheels import SMOLLM2
 
@@ -57,29 +56,7 @@ def test_a_hub_model_may_be_pinned_to_a_revision(monkeypatch, tmp_path):
     monkeypatch.setattr(bases, "hub_snapshot", lambda *query: snapshots.append(query) or tmp_path)
     for name in ("org/model", "org/model@27d67f1b5f57"):
         assert bases.pretrained_folder(name) == tmp_path
-    assert snapshots == [("org/model", None), ("org/model", "27d67f1b5f57")]
+    assert snapshots == [("org/model", None, None), ("org/model", "27d67f1b5f57", None)]
     for name in ("org/model@../x", "@main", "org/model@a@b"):
         with pytest.raises(CheckpointError, match="no folder"):
             bases.pretrained_folder(name)
-
-
-def test_of_a_hubs_repository_what_a_checkpoint_needs_is_fetched():
-    wanted = [
-        "config.json",
-        "model.safetensors",
-        "tokenizer.model",
-        "early_exit/model.safetensors",
-        "chat_template.jinja",
-        "modules.json",
-        "1_Pooling/config.json",
-    ]
-    others = [
-        "consolidated.safetensors",
-        "pytorch_model.bin",
-        "modeling.py",
-        "onnx/model.safetensors",
-        "eval/a.json",
-        "1_Pooling/model.onnx",
-    ]
-    kept = filter_repo_objects(wanted + others, allow_patterns=WANTED, ignore_patterns=UNWANTED)
-    assert list(kept) == wanted

@@ -17,8 +17,10 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    Gemma2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
+    Ministral3ForSequenceClassification,
 )
 
 from mistral_rerank import CheckpointError, InvalidInputError, LocalReranker, open_reranker
@@ -283,6 +285,54 @@ def test_an_unknown_decoder_is_refused_with_what_to_set(folders, tmp_path):
         tokenizer = AutoTokenizer.from_pretrained(folder)
         expected = owner_logits("", folder, [tokenizer("who?\nme").input_ids])
         assert [score.logit for score in reranker.score_pairs([("who?", "me")])] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bge-reranker-v2-minicpm-layerwise", "its layers have a head each.*never run"),
+        ("bge-reranker-v2.5-gemma2-lightweight", "it merges tokens between layers.*never run"),
+        ("Nemotron-3.5-Rerank-8B-BF16", "its prompt and pooling.*rerank_config"),
+    ],
+)
+def test_known_rerankers_that_are_not_read_are_refused_with_the_reason(name, reason, folders, tmp_path):
+    folder = shutil.copytree(folders["Qwen3-Reranker"], tmp_path / name)
+    with pytest.raises(CheckpointError, match=reason):
+        open_checkpoint(str(folder))
+
+
+def test_a_bidirectional_ministral3_is_read_as_its_rerank_config_says(tmp_path):
+    folder = families.ministral3_bidirectional(tmp_path)
+    with pytest.raises(CheckpointError, match="rerank_config"):
+        open_checkpoint(str(folder))
+    how = {"template": "question:{query} \n \n passage:{passage}", "append_eos": False}
+    how |= {"attention": "bidirectional", "pooling": "mean"}
+    (tmp_path / "how.json").write_text(json.dumps(how))
+    with LocalReranker(folder, rerank_config=tmp_path / "how.json", device="cpu", dtype="float32") as reranker:
+        logits = [score.logit for score in reranker.score_pairs([("who?", "me and you"), ("why?", "me")])]
+    families.update_json(folder / "config.json", model_type="ministral3")
+    owner = Ministral3ForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for logit, (query, passage) in zip(logits, [("who?", "me and you"), ("why?", "me")], strict=True):
+        ids = tokenizer(f"question:{query} \n \n passage:{passage}", return_tensors="pt").input_ids
+        everything = torch.ones(1, 1, ids.shape[1], ids.shape[1], dtype=torch.bool)
+        hidden = owner.base_model(input_ids=ids, attention_mask=everything).last_hidden_state
+        assert logit == pytest.approx(owner.score(hidden.mean(1)).item(), abs=1e-4)
+
+
+def test_a_gemma_2_is_scored_with_its_soft_caps_and_says_why_its_rows_are_padded(tmp_path):
+    folder = families.gemma2(tmp_path)
+    (folder / "rerank.json").write_text('{"template": "{query}\\n{passage}", "append_eos": false}')
+    ids = AutoTokenizer.from_pretrained(folder)("who?\nme").input_ids
+    with LocalReranker(folder, device="cpu", dtype="float32") as reranker:
+        (score,) = reranker.score_pairs([("who?", "me")])
+    model = Gemma2ForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    assert score.logit == pytest.approx(model(torch.tensor([ids])).logits.item(), abs=1e-4)
+    model.set_attn_implementation("eager")
+    for layer in model.base_model.layers:
+        layer.self_attn.attn_logit_softcapping = None
+    assert score.logit != pytest.approx(model(torch.tensor([ids])).logits.item(), abs=1e-4)
+    assert summary(str(folder), device="cpu", dtype="float32")["batches"].endswith("caps scores")
 
 
 def test_the_family_can_be_given(folders, tmp_path):

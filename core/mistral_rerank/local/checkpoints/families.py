@@ -140,6 +140,20 @@ FAMILIES = (
 )
 
 
+NOT_READ = {
+    r"bge-reranker-v2-minicpm-layerwise": "its layers have a head each, and its architecture is remote code, which is "
+    "never run",
+    r"bge-reranker-v2\.5-gemma2-lightweight": "it merges tokens between layers, in remote code, which is never run",
+    r"nemotron.*rerank": "its prompt and pooling are in remote code, which is never run; rerank_config can say them",
+}
+"""Known rerankers that are refused, and why, by the names of their folders and repositories."""
+
+
+def why_not_read(folder: Path) -> str | None:
+    """Return why a known reranker is refused; None for other checkpoints."""
+    return next((reason for names, reason in NOT_READ.items() if re.search(names, _name(folder))), None)
+
+
 def find_family(folder: Path, architectures: Any) -> Family | None:
     """Return the family of a checkpoint's folder, or None.
 
@@ -148,9 +162,7 @@ def find_family(folder: Path, architectures: Any) -> Family | None:
         architectures: as in config.json, or `[LORA]`.
 
     """
-    folder = folder.resolve()
-    repository = folder.parent.parent if folder.parent.name == "snapshots" else folder
-    name = repository.name.lower()
+    name = _name(folder)
     if not isinstance(architectures, list) or len(architectures) != 1:
         return None
     matches = (
@@ -159,3 +171,9 @@ def find_family(folder: Path, architectures: Any) -> Family | None:
         if architectures[0] in family.architectures and re.search(family.names, name) is not None
     )
     return next(matches, None)
+
+
+def _name(folder: Path) -> str:
+    """Return the name of a folder, or of the repository of a snapshot, in lower case."""
+    folder = folder.resolve()
+    return (folder.parent.parent if folder.parent.name == "snapshots" else folder).name.lower()

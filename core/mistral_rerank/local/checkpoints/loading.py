@@ -12,7 +12,6 @@ remote code:
 from __future__ import annotations
 
 import hashlib
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,15 @@ from mistral_rerank.local.checkpoints.detection import detect
 from mistral_rerank.local.checkpoints.model_config import check_weights, read_lora_config, read_model_config
 from mistral_rerank.local.checkpoints.modules import read_head, tokenizer_settings
 from mistral_rerank.local.checkpoints.quiet import quiet
-from mistral_rerank.local.checkpoints.trust import check_tokenizer, is_used, unusable, weight_files, weight_map
+from mistral_rerank.local.checkpoints.stored_tensors import stored_tensors
+from mistral_rerank.local.checkpoints.trust import (
+    COUNT_LIMIT,
+    INDEX,
+    check_tokenizer,
+    unusable,
+    weight_files,
+    weight_map,
+)
 from mistral_rerank.local.checkpoints.wheels import sha256_of
 
 if TYPE_CHECKING:
@@ -37,8 +44,6 @@ if TYPE_CHECKING:
 
 PEFT_BASE = "adapter_config.json", "base_model_name_or_path"
 MINI = "mini"
-STORED_DTYPES = {"BF16": "bfloat16", "F16": "float16"}
-"""Names of dtypes in safetensors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,10 +256,10 @@ def _stored_rows(folder: Path, name: str, row: int | None = None) -> torch.Tenso
     """Read a tensor, or one row of it, from its file in float32; `name` may lack its prefix."""
     from safetensors import safe_open
 
-    index = folder / "model.safetensors.index.json"
     files = [folder / "model.safetensors"]
     if not files[0].is_file():
-        files = [folder / file for key, file in weight_map(index).items() if key == name or key.endswith(f".{name}")]
+        shards = weight_map(folder / INDEX).items()
+        files = [folder / file for key, file in shards if key == name or key.endswith(f".{name}")]
     for file in files:
         with unusable(file), safe_open(file, "pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118
@@ -321,16 +326,17 @@ def _load(
     new_head: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
-    weight_files(folder)
-    with quiet(), ExitStack() as files:
+    used_layers = COUNT_LIMIT if layers is None else layers
+    weight_files(folder, used_layers)
+    with quiet():
         config = read_model_config(folder, layers=layers)
         architecture = check_weights(folder, config, model_class)
         source: Path | None = folder
-        if layers is not None and not options:  # only the shards of these layers
-            slices = _used_slices(folder, layers, files)
-            source, options = None, {"state_dict": slices}
+        if not options:
+            tensors = stored_tensors(folder, used_layers)
+            source, options = None, {"state_dict": tensors}
             if dtype == "auto" and config.dtype is None:
-                dtype = STORED_DTYPES.get(next(iter(slices.values())).get_dtype(), "float32")
+                dtype = next(iter(tensors.values()))[...].dtype
         with unusable(folder):
             model, report = architecture.from_pretrained(
                 source,
@@ -348,18 +354,6 @@ def _load(
         raise CheckpointError(f"{folder} lacks weights: {', '.join(sorted(missing)[:3])} ...")
     loaded: PreTrainedModel = model
     return loaded
-
-
-def _used_slices(folder: Path, layers: int, files: ExitStack) -> dict[str, Any]:
-    """Open the shards of the first layers until `files` is closed, and return their tensors, which are not read yet."""
-    from safetensors import safe_open
-
-    slices: dict[str, Any] = {}
-    for file in weight_files(folder, layers):
-        with unusable(file):
-            tensors = files.enter_context(safe_open(file, "pt"))
-            slices |= {name: tensors.get_slice(name) for name in tensors.keys() if is_used(name, layers)}  # noqa: SIM118
-    return slices
 
 
 def length_limit(checkpoint: Checkpoint, config: PreTrainedConfig) -> int:

@@ -30,7 +30,7 @@ DROPPED = {
     *("num_labels", "id2label", "label2id", "problem_type"),  # one label is always loaded
     *("output_attentions", "output_hidden_states", "return_dict", "is_encoder_decoder", "torchscript"),
 }
-WITHOUT_CODE = {"llama_bidirec": "llama"}
+WITHOUT_CODE = {"llama_bidirec": "llama", "ministral3_bidirec": "ministral3"}
 """Model types of remote code that are read as others, with the attention and pooling of their family."""
 COUNTS = re.compile(r"num_\w+|n_(layers?|heads?)")
 NEEDED = {"num_hidden_layers", "num_attention_heads", "num_key_value_heads"}

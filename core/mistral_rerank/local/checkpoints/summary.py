@@ -12,7 +12,7 @@ from mistral_rerank.local.checkpoints.quiet import quiet
 from mistral_rerank.local.checkpoints.trust import is_used, tensor_shapes, weight_files
 
 try:
-    from mistral_rerank.local.device import pick_device, pick_dtype
+    from mistral_rerank.local.device import pick_devices, pick_dtype
     from mistral_rerank.local.model.early_exit import read_early_exit_config
     from mistral_rerank.local.model.quantization import check_quantization
     from mistral_rerank.local.model.transformer import KNOWN_LAYERS
@@ -38,7 +38,7 @@ def summary(
 ) -> dict[str, str]:
     """Describe a checkpoint, how it is read and why, and how it runs on this machine, for display."""
     checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
-    config, torch_device = checkpoint.config, pick_device(device)
+    config, (torch_device, *further_devices) = checkpoint.config, pick_devices(device)
     torch_dtype = pick_dtype(dtype, torch_device)
     check_quantization(quantization, torch_device, torch_dtype)
     folder = checkpoint.base or checkpoint.folder
@@ -67,12 +67,16 @@ def summary(
         "calibration": str(config.calibration),
         "threshold": config.calibration.described_threshold,
         "early exit": str(read_early_exit_config(checkpoint.folder) or "none"),
-        "batches": "packed rows, shared prefixes, int8, nf4"
-        if is_packed
-        else "padded rows of transformers; no quantization, no cascade",
+        "batches": "packed rows, shared prefixes, int8, nf4" if is_packed else _why_padded(model_config),
         "memory": f"{_weight_count(folder, model_config) * torch_dtype.itemsize / 1e9:.2f} GB of weights, unquantized",
-        "runs on": f"{torch_device} in {' and '.join(number_formats)}",
+        "runs on": f"{', '.join(map(str, [torch_device, *further_devices]))} in {' and '.join(number_formats)}",
     }
+
+
+def _why_padded(config: PreTrainedConfig) -> str:
+    rows = "padded rows of transformers; no quantization, no cascade"
+    capped = getattr(config, "attn_logit_softcapping", None)
+    return f"{rows}; no fused attention on packed rows caps scores" if capped else rows
 
 
 def _described_template(config: CheckpointConfig) -> str:

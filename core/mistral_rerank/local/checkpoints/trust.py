@@ -33,6 +33,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII
 REVISION = re.compile(r"[A-Za-z0-9][\w.-]{0,127}(/[A-Za-z0-9][\w.-]{0,127}){0,4}", re.ASCII)
 READ_FOLDERS = re.compile(r"early_exit|additional_chat_templates|\d_[A-Z][A-Za-z]+")
 """Subfolders that are read: of the early exit, by transformers' tokenizers, and of sentence-transformers' modules."""
+INDEX = "model.safetensors.index.json"
 JSON_LIMIT = 2**26
 """The most bytes of a JSON file; an index of 100,000 tensors has 10 MB."""
 TOKENIZER_LIMIT = 2**29
@@ -130,7 +131,7 @@ def weight_files(folder: Path, layers: int = COUNT_LIMIT) -> list[Path]:
         CheckpointError: there are none, or the index names something else.
 
     """
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / "model.safetensors", folder / INDEX
     if single.is_file():
         return [single]
     if not index.is_file():
@@ -138,14 +139,18 @@ def weight_files(folder: Path, layers: int = COUNT_LIMIT) -> list[Path]:
             f"{folder} holds no usable model: no model.safetensors; other formats are not read. Convert "
             "pytorch_model.bin with: mistral-rerank convert"
         )
-    return sorted({folder / name for tensor, name in weight_map(index).items() if is_used(tensor, layers)})
+    names = {name: tensor for tensor, name in weight_map(index).items() if is_used(tensor, layers)}
+    for name, tensor in names.items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{index}: weight_map.{tensor[:80]} is {name!r}, which this folder lacks")
+    return [folder / name for name in sorted(names)]
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Read the index of a sharded model: the file of each tensor.
+    """Read the index of a sharded model: the file of each tensor, which may be missing.
 
     Raises:
-        CheckpointError: a shard is not a safetensors file beside the index.
+        CheckpointError: a shard is not named like a safetensors file beside the index.
 
     """
     names = read_json(index).get("weight_map")
@@ -153,7 +158,7 @@ def weight_map(index: Path) -> dict[str, str]:
         raise CheckpointError(f"{index}: weight_map is no object of tensors and files")
     for tensor, name in names.items():
         plain = isinstance(name, str) and re.fullmatch(r"[\w.-]+\.safetensors", name, re.ASCII)
-        if not plain or not (index.parent / name).is_file():
+        if not plain:
             raise CheckpointError(f"{index}: weight_map.{tensor[:80]} is {name!r}, no safetensors file of this folder")
     return names
 

@@ -150,7 +150,11 @@ def attend(
     *,
     is_causal: bool = False,
 ) -> Tensor:
-    """Grouped-query attention; arguments have the shape that `Span.unpack` returns, and so has the result."""
+    """Grouped-query attention; arguments have the shape that `Span.unpack` returns, and so has the result.
+
+    The mask may be on another device, if the layers are on several.
+    """
+    mask = None if mask is None else mask.to(query.device)
     if query.requires_grad and query.device.type == "cpu" and query.shape[2] * key.shape[2] <= PLAIN_SCORES:
         return _attend_plainly(query, key, value, mask, scaling, is_causal=is_causal)
     if mask is not None and query.device.type == "cuda":  # its fast kernels take a mask only without grouped queries

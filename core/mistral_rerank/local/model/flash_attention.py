@@ -90,12 +90,14 @@ class _VarlenAttention:
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         from torch.nn.attention.varlen import varlen_attn
 
+        # a no-op, except in layers on further devices
+        indices = self._key_indices if isinstance(self._key_indices, slice) else self._key_indices.to(query.device)
         output = varlen_attn(
             query[0].transpose(0, 1),
-            key[0].transpose(0, 1)[self._key_indices],
-            value[0].transpose(0, 1)[self._key_indices],
-            self._queries,
-            self._keys,
+            key[0].transpose(0, 1)[indices],
+            value[0].transpose(0, 1)[indices],
+            self._queries.to(query.device),
+            self._keys.to(query.device),
             self._max_queries,
             self._max_keys,
             scale=scaling,

@@ -23,6 +23,7 @@ from mistral_rerank.local.batching.packing import copy_to, pack, sequence_segmen
 from mistral_rerank.local.batching.planning import bucket_capacity, plan_by_frequencies, plan_packed, plan_padded
 from mistral_rerank.local.model.attention import SpanAttention
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
+from mistral_rerank.local.model.placement import place
 from mistral_rerank.local.model.pooling import (
     LAST_TOKEN,
     PoolingConfig,
@@ -128,6 +129,7 @@ class RerankModel:
         quantization: of the linears; needs packed rows.
         resumable: whether `states`, `estimates` and resuming are needed; they need packed rows.
         active: of a backbone with several adapters; see `with_adapter`.
+        further_devices: share a decoder's layers with `device`, as in `placement`.
 
     Raises:
         CheckpointError: packed rows are needed, and the architecture is none of `KNOWN_NAMES`.
@@ -146,6 +148,7 @@ class RerankModel:
         quantization: Quantization | None = None,
         resumable: bool = False,
         active: ActiveAdapter | None = None,
+        further_devices: Sequence[torch.device] = (),
     ) -> None:
         self._active = active
         self._adapter: str | None = None
@@ -160,7 +163,7 @@ class RerankModel:
         if attention is None and (quantization is not None or resumable) and is_known(backbone):
             attention = SpanAttention  # slower than padded batches, but it works on every device
         if attention is not None:
-            self._packed = PackedBackbone(backbone, device, quantization, attention)
+            self._packed = PackedBackbone(backbone, device, quantization, attention, further_devices)
         elif resumable:
             raise CheckpointError(f"a cascade and its early exit need a {KNOWN_NAMES}; this is another model")
         elif quantization is not None:
@@ -168,7 +171,7 @@ class RerankModel:
                 f"quantization {quantization!r} is for rows without padding of a {KNOWN_NAMES}; leave it out"
             )
         else:
-            self._backbone.to(device)
+            place(backbone, [device, *further_devices])
 
     def with_adapter(self, name: str, head: nn.Module, pooling: PoolingConfig) -> RerankModel:
         """Make the model of an adapter, which shares the backbone. One of them may run at a time."""

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 from mistral_rerank.local.batching.planning import bucket_capacity, bucket_length
 from mistral_rerank.local.model.attention import SpanAttention, window_of
 from mistral_rerank.local.model.key_values import ChunkAttention, KeyValues
+from mistral_rerank.local.model.placement import layer_devices
 from mistral_rerank.local.model.pooling import sequence_means
 from mistral_rerank.local.model.quantization import ActivationQuantizer, quantize
 from mistral_rerank.local.model.rotary import apply_rotary
@@ -68,7 +70,7 @@ class PackedBackbone:
     """A backbone for packed rows, made of one that `is_known`.
 
     That one loses its layers: each is moved and quantized before the next, so the device never holds all unquantized
-    weights.
+    weights. With `further_devices` the layers are placed as in `placement`.
 
     Attributes:
         key_value_bytes: bytes that `KeyValues` takes for a token.
@@ -81,6 +83,7 @@ class PackedBackbone:
         device: torch.device,
         quantization: Quantization | None = None,
         attention: type[RowAttention] = SpanAttention,
+        further_devices: Sequence[torch.device] = (),
     ) -> None:
         self._embed, self._rotary = backbone.embed_tokens.to(device), backbone.rotary_emb.to(device)
         self._norm = _Norm(backbone.norm.to(device))
@@ -91,12 +94,8 @@ class PackedBackbone:
         keys = 2 * shapes[1][0] * backbone.config.num_hidden_layers
         self.key_value_bytes: int = keys * backbone.embed_tokens.weight.element_size()
         self._layers: list[_Layer] = []
-        while backbone.layers:
-            self._layers.append(_Layer(backbone.layers.pop(0).to(device), quantization))
-        if quantization is not None:
-            # one parameter that is still memory-mapped would keep the whole weight file mapped
-            for parameter in backbone.parameters():
-                parameter.data = parameter.data.clone()
+        for layer_device in layer_devices(len(backbone.layers), [device, *further_devices]):
+            self._layers.append(_Layer(backbone.layers.pop(0).to(layer_device), quantization))
 
     def __call__(
         self,
@@ -122,7 +121,7 @@ class PackedBackbone:
         hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), partial_states)
         if mean:
             return sequence_means(self._norm(hidden, row), packed)[: len(packed.last)]
-        return self._norm(self._layers[-1].last_tokens(hidden, row), row)
+        return self._last_tokens(hidden, row)
 
     def states(self, packed: Pack, layers: int) -> Tensor:
         """Run one row through the first layers: (tokens, hidden) float32, with the padding to a bucket."""
@@ -153,8 +152,9 @@ class PackedBackbone:
         row = _Row(last, attention, kept.rotary(length), embedded, self._intermediate_size)
         hidden = embedded.float()
         for layer in self._layers[:-1]:
+            hidden, row = _on(layer.device, hidden, row)
             hidden = layer(hidden, row)
-        output = self._norm(self._layers[-1].last_tokens(hidden, row), row)
+        output = self._last_tokens(hidden, row)
         kept.tokens += len(ids)
         return output
 
@@ -171,8 +171,20 @@ class PackedBackbone:
         for indices, states in partial_states:
             hidden[indices] = states
         for layer in self._layers[layers.start : layers.stop]:
+            hidden, row = _on(layer.device, hidden, row)
             hidden = layer(hidden, row)
-        return hidden, row, packed
+        return *_on(device, hidden, row), packed
+
+    def _last_tokens(self, hidden: Tensor, row: _Row) -> Tensor:
+        """Run the last layer and the final norm for the last tokens: (members, hidden)."""
+        layer, device = self._layers[-1], self._embed.weight.device
+        hidden, row = _on(layer.device, hidden, row)
+        return self._norm(*_on(device, layer.last_tokens(hidden, row), row))
+
+
+def _on(device: torch.device, hidden: Tensor, row: _Row) -> tuple[Tensor, _Row]:
+    """Move the state of a forward to a layer's device, if it is on another."""
+    return (hidden, row) if hidden.device == device else (hidden.to(device), row.to(device))
 
 
 class _Row:
@@ -207,6 +219,14 @@ class _Row:
         self.gate, self.up = (hidden.new_empty(len(hidden), intermediate_size) for _ in range(2))
         self.quantizer = ActivationQuantizer()
 
+    def to(self, device: torch.device) -> _Row:
+        """Copy the row to another device, with buffers of its own."""
+        row = copy(self)
+        row.last, row.cos, row.sin = (tensor.to(device) for tensor in (self.last, self.cos, self.sin))
+        for name in ("buffer", "normed", "output", "gate", "up"):
+            setattr(row, name, torch.empty_like(getattr(self, name), device=device))
+        return row
+
 
 class _Norm:
     """RMSNorm, computed in float32."""
@@ -225,9 +245,11 @@ class _Norm:
 
 
 class _Layer:
-    """One decoder layer."""
+    """One decoder layer, on its device."""
 
     def __init__(self, layer: Any, quantization: Quantization | None) -> None:
+        self.device = layer.input_layernorm.weight.device  # with its index
+
         def linear(module: Any, name: str) -> Linear:
             return quantize(getattr(module, name), quantization)
 
