@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -12,7 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import override
 
 from langchain_mistral_rerank.runnable import RerankRunnable
-from mistral_rerank.adapters import RerankOptions, copy_metadata
+from mistral_rerank.adapters import ADDED_METADATA, RerankOptions, copy_metadata
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.settings import SECRETS, RerankSettings
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
     from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 
-    from mistral_rerank import RankedPassage
+    from mistral_rerank.reranker import RankedPassage, Ranking
 
 
 class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
@@ -50,6 +51,9 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         default=None,
         exclude=True,
         description="gives the text of a document for the model, instead of its page_content",
+    )
+    retriever_score_key: str = Field(
+        default="score", description="metadata key of the retriever's score, for retriever_weight; higher is better"
     )
     trace_run_type: str = Field(
         default="chain", description="run type in traces; 'reranker' makes OpenInference's RERANKER span"
@@ -125,10 +129,33 @@ class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):
         lines = [f"{key}: {item.metadata[key]}" for key in self.metadata_keys if key in item.metadata]
         return "\n".join([*lines, text]) if lines and isinstance(text, str) else text
 
-    def _reordered(self, documents: Sequence[Document], ranking: list[RankedPassage]) -> list[Document]:
+    @override
+    def _content(self, item: Document) -> str:
+        return item.page_content
+
+    @override
+    def _retriever_score(self, item: Document) -> float | None:
+        score = item.metadata.get(self.retriever_score_key)
+        return float(score) if isinstance(score, Real) else None
+
+    @override
+    def _embedding(self, item: Document) -> list[float] | None:
+        return None  # documents hold none
+
+    def _reordered(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         return [
             (document := documents[ranked.index]).model_copy(
-                update={"metadata": copy_metadata(document.metadata) | {self.score_key: ranked.score.probability}}
+                update={"metadata": copy_metadata(_original(document.metadata)) | self._result(ranking, ranked)}
             )
             for ranked in ranking
         ]
+
+    def _result(self, ranking: Ranking, ranked: RankedPassage) -> dict[str, Any]:
+        """Give what a result has in its metadata."""
+        score = {self.score_key: ranked.score.probability} if ranking.error is None else {}
+        return score | self._result_metadata(ranking, ranked)
+
+
+def _original(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what an earlier reranker added, except its score."""
+    return {key: value for key, value in metadata.items() if key not in ADDED_METADATA}

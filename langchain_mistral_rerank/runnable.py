@@ -8,11 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.runnables import Runnable
 from typing_extensions import TypedDict, override
 
 from mistral_rerank._telemetry import request_attributes, result_attributes
+from mistral_rerank.adapters import RERANK_ERROR
 from mistral_rerank.errors import InvalidInputError
+from mistral_rerank.reranker import Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
 
     from langchain_mistral_rerank.rerank import MistralRerank
-    from mistral_rerank import RankedPassage
+    from mistral_rerank._telemetry import Report
 
 
 class RerankRequest(TypedDict):
@@ -59,14 +62,23 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
         return outputs["documents"]  # type: ignore[no-any-return]
 
     def _rank(self, inputs: Any, run_manager: CallbackManagerForChainRun) -> Any:
-        with self._span(inputs, run_manager.run_id) as ranking:
-            ranking += self._compressor.rerank(inputs["query"], inputs["documents"])
-        return {"documents": self._compressor._reordered(inputs["documents"], ranking)}
+        with self._span(inputs, run_manager.run_id) as report:
+            ranking = report(self._compressor.rerank(inputs["query"], inputs["documents"]))
+        return self._outputs(inputs, ranking)
 
     async def _arank(self, inputs: Any, run_manager: AsyncCallbackManagerForChainRun) -> Any:
-        with self._span(inputs, run_manager.run_id) as ranking:
-            ranking += await self._compressor.arerank(inputs["query"], inputs["documents"])
-        return {"documents": self._compressor._reordered(inputs["documents"], ranking)}
+        with self._span(inputs, run_manager.run_id) as report:
+            ranking = report(await self._compressor.arerank(inputs["query"], inputs["documents"]))
+        return self._outputs(inputs, ranking)
+
+    def _outputs(self, inputs: Any, ranking: Ranking) -> dict[str, Any]:
+        """Give what a trace shows as the result."""
+        outputs: dict[str, Any] = {"documents": self._compressor._reordered(inputs["documents"], ranking)}
+        if ranking.error is not None:
+            outputs[RERANK_ERROR] = type(ranking.error).__name__
+        if tokens := ranking.usage.tokens:
+            outputs["usage_metadata"] = UsageMetadata(input_tokens=tokens, output_tokens=0, total_tokens=tokens)
+        return outputs
 
     def _inputs(self, request: object, method: str = "compress_documents") -> Any:
         """Validate the input, and add what a trace shows beside it."""
@@ -83,11 +95,17 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
         return {"query": query, "documents": documents, "model": compressor.used_model, "top_n": compressor.top_n}
 
     @contextmanager
-    def _span(self, inputs: Any, run_id: UUID) -> Iterator[list[RankedPassage]]:
+    def _span(self, inputs: Any, run_id: UUID) -> Iterator[Report]:
         """Set `reranker.*` attributes on OpenInference's span of this run, if its instrumentor is active."""
-        ranking: list[RankedPassage] = []
+        result = Ranking()
+
+        def report(ranking: Ranking) -> Ranking:
+            nonlocal result
+            result = ranking
+            return ranking
+
         try:
-            yield ranking
+            yield report
         finally:
             module = sys.modules.get("openinference.instrumentation.langchain")
             instrumentor = module.LangChainInstrumentor() if module else None
@@ -98,4 +116,4 @@ class RerankRunnable(Runnable[RerankRequest, list[Document]]):
             ):
                 texts = [document.page_content for document in inputs["documents"]]
                 attributes = request_attributes(inputs["query"], texts, model=inputs["model"], top_n=inputs["top_n"])
-                span.set_attributes(attributes | result_attributes(ranking))
+                span.set_attributes(attributes | result_attributes(result))

@@ -13,15 +13,18 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import Field
 from typing_extensions import override
 
-from mistral_rerank.adapters import RerankOptions, copy_metadata
+from mistral_rerank.adapters import ADDED_METADATA, RerankOptions, copy_metadata
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-    from mistral_rerank import RankedPassage
+    from mistral_rerank.reranker import Ranking
 
 RETRIEVAL_SCORE = "retrieval_score"
+
+HIDDEN_METADATA = ADDED_METADATA | {RETRIEVAL_SCORE}
+"""Metadata keys of results, which are hidden from embeddings and LLMs."""
 
 dispatcher = get_dispatcher(__name__)
 
@@ -102,9 +105,8 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _with_text(query_bundle).query_str
-        with self._events(query, nodes) as reranked:
-            reranked += self._reordered(nodes, self.rerank(query, nodes))
-        return reranked
+        with self._events(query, nodes) as report:
+            return report(self.rerank(query, nodes))
 
     @override
     @dispatcher.span
@@ -112,13 +114,15 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _with_text(query_bundle).query_str
-        with self._events(query, nodes) as reranked:
-            reranked += self._reordered(nodes, await self.arerank(query, nodes))
-        return reranked
+        with self._events(query, nodes) as report:
+            return report(await self.arerank(query, nodes))
 
     @contextmanager
-    def _events(self, query: str, nodes: list[NodeWithScore]) -> Iterator[list[NodeWithScore]]:
-        """Emit LlamaIndex's events and callbacks of one call; every start event gets its end event."""
+    def _events(self, query: str, nodes: list[NodeWithScore]) -> Iterator[Callable[[Ranking], list[NodeWithScore]]]:
+        """Emit LlamaIndex's events and callbacks of one call; every start event gets its end event.
+
+        Yields a function that makes the result of a ranking.
+        """
         top_n = len(nodes) if self.top_n is None else self.top_n
         reranked: list[NodeWithScore] = []
         dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=self.used_model))
@@ -128,23 +132,49 @@ class MistralRerank(RerankOptions, BaseNodePostprocessor):
             EventPayload.QUERY_STR: query,
             EventPayload.TOP_K: top_n,
         }
+        end: dict[str, object] = {EventPayload.NODES: reranked}
+        tags: dict[str, object] = {}
+
+        def report(ranking: Ranking) -> list[NodeWithScore]:
+            reranked.extend(self._reordered(nodes, ranking))
+            if ranking.error is not None:
+                end[EventPayload.EXCEPTION] = ranking.error
+            if ranking.usage.tokens:
+                tags["total_tokens"] = ranking.usage.tokens
+                end[EventPayload.ADDITIONAL_KWARGS] = tags
+            return reranked
+
         try:
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-                yield reranked
-                event.on_end(payload={EventPayload.NODES: reranked})
+                yield report
+                event.on_end(payload=end)
         finally:
-            dispatcher.event(ReRankEndEvent(nodes=reranked))
+            dispatcher.event(ReRankEndEvent(nodes=reranked, tags=tags))
 
     @override
     def _text(self, item: NodeWithScore) -> str:
         return _as_retrieved(item.node).get_content(metadata_mode=self.metadata_mode)
 
-    def _reordered(self, nodes: list[NodeWithScore], ranking: list[RankedPassage]) -> list[NodeWithScore]:
+    @override
+    def _content(self, item: NodeWithScore) -> str:
+        return item.node.get_content(metadata_mode=MetadataMode.NONE)
+
+    @override
+    def _retriever_score(self, item: NodeWithScore) -> float | None:
+        return item.score
+
+    @override
+    def _embedding(self, item: NodeWithScore) -> list[float] | None:
+        return item.node.embedding
+
+    def _reordered(self, nodes: list[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         reranked = []
         for ranked in ranking:
             item = nodes[ranked.index]
-            node = _with_retrieval_score(item) if self.keep_retrieval_score else item.node
-            reranked.append(NodeWithScore(node=node, score=ranked.score.probability))
+            added = {RETRIEVAL_SCORE: item.score} if self.keep_retrieval_score else {}
+            added |= self._result_metadata(ranking, ranked)
+            score = ranked.score.probability if ranking.error is None else item.score
+            reranked.append(NodeWithScore(node=_with_metadata(item.node, added), score=score))
         return reranked
 
 
@@ -169,28 +199,34 @@ def _with_text(bundle: QueryBundle | None) -> QueryBundle:
     return bundle
 
 
-def _with_retrieval_score(item: NodeWithScore) -> BaseNode:
-    """Copy a node with the score in its metadata, hidden from embeddings and LLMs."""
-    node = _as_retrieved(item.node)
+def _with_metadata(node: BaseNode, added: dict[str, Any]) -> BaseNode:
+    """Copy a node with more metadata, hidden from embeddings and LLMs; without any the node itself."""
+    node = _without_metadata(node, ADDED_METADATA | added.keys())
+    if not added:
+        return node
     return node.model_copy(
         update={
-            "metadata": copy_metadata(node.metadata) | {RETRIEVAL_SCORE: item.score},
-            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, RETRIEVAL_SCORE],
-            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, RETRIEVAL_SCORE],
+            "metadata": copy_metadata(node.metadata) | added,
+            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, *added],
+            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, *added],
         }
     )
 
 
 def _as_retrieved(node: BaseNode) -> BaseNode:
-    """Undo `_with_retrieval_score`, so that a second postprocessor reads the same text as the first."""
-    if RETRIEVAL_SCORE not in node.excluded_embed_metadata_keys:
+    """Undo `_with_metadata`, so that a second postprocessor reads the same text as the first."""
+    return _without_metadata(node, HIDDEN_METADATA)
+
+
+def _without_metadata(node: BaseNode, names: frozenset[str]) -> BaseNode:
+    """Copy a node without those of the keys that `_with_metadata` added; if it added none of them, the node itself."""
+    added = names.intersection(node.excluded_embed_metadata_keys)
+    if not added:
         return node
     return node.model_copy(
         update={
-            "metadata": {key: value for key, value in node.metadata.items() if key != RETRIEVAL_SCORE},
-            "excluded_embed_metadata_keys": [
-                key for key in node.excluded_embed_metadata_keys if key != RETRIEVAL_SCORE
-            ],
-            "excluded_llm_metadata_keys": [key for key in node.excluded_llm_metadata_keys if key != RETRIEVAL_SCORE],
+            "metadata": {key: value for key, value in node.metadata.items() if key not in added},
+            "excluded_embed_metadata_keys": [key for key in node.excluded_embed_metadata_keys if key not in added],
+            "excluded_llm_metadata_keys": [key for key in node.excluded_llm_metadata_keys if key not in added],
         }
     )

@@ -9,8 +9,8 @@ import mistral_rerank
 
 ROOT = Path(mistral_rerank.__file__).parent
 LAYERS = (
-    {"_forks", "_options", "_version", "errors"},
-    {"_telemetry", "data_files", "reranker", "templates"},
+    {"_deadline", "_forks", "_options", "_version", "errors", "sentences"},
+    {"_telemetry", "blending", "data_files", "diversity", "reranker", "templates"},
     {"protocols"},
     {"local", "remote"},
     {"settings"},

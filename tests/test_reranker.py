@@ -123,3 +123,23 @@ def test_swapped_and_foreign_arguments_are_named(length_reranker, query, passage
 def test_pairs_of_another_shape_are_refused(tiny_reranker, pairs):
     with pytest.raises(InvalidInputError):
         tiny_reranker.score_pairs(pairs)
+
+
+def test_max_gap_is_a_distance_of_logits_from_the_best_applied_before_top_n():
+    scores = [Score.from_logit(logit) for logit in (-1.0, 2.0, 0.5)]
+    assert [ranked.text for ranked in order(["a", "b", "c"], scores, max_gap=1.5)] == ["b", "c"]
+    assert [ranked.text for ranked in order(["a", "b", "c"], scores, max_gap=1.4)] == ["b"]
+    assert [ranked.text for ranked in order(["a", "b", "c"], scores, max_gap=0)] == ["b"]
+    assert [ranked.text for ranked in order(["a", "b", "c"], scores, max_gap=1.5, top_n=1)] == ["b"]
+    assert order(["a", "b", "c"], scores, max_gap=1.5, min_score=0.9) == []
+    assert order([], [], max_gap=1.5) == []
+
+
+async def test_rank_applies_max_gap(length_reranker):
+    for ranking in (
+        length_reranker.rank("q", ["a", "ccc", "bb"], max_gap=1.0),
+        await length_reranker.arank("q", ["a", "ccc", "bb"], max_gap=1.0),
+    ):
+        assert [ranked.text for ranked in ranking] == ["ccc", "bb"]
+    with pytest.raises(InvalidInputError, match="difference of logits"):
+        length_reranker.rank("q", ["a"], max_gap=-1)

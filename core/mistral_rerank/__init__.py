@@ -20,7 +20,7 @@ from mistral_rerank.errors import (
     ScoringError,
     SettingsError,
 )
-from mistral_rerank.reranker import Pair, RankedPassage, Reranker, Score
+from mistral_rerank.reranker import Pair, PassageLimits, RankedPassage, Reranker, Score
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "LocalReranker",
     "MissingDependencyError",
     "Pair",
+    "PassageLimits",
     "RankedPassage",
     "RemoteError",
     "RemoteReranker",

@@ -45,7 +45,7 @@ PEER_NAMES = {
 }
 """Options of NVIDIARerank, CohereRerank, VoyageAIRerank, SentenceTransformerRerank and others, with ours."""
 
-RANKING_OPTIONS = ("top_n", "min_score")
+RANKING_OPTIONS = ("top_n", "min_score", "max_gap", "deadline")
 """Arguments of `rank`, and options of an adapter."""
 
 

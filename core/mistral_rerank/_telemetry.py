@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Tracer
 
-    from mistral_rerank.reranker import RankedPassage
+    from mistral_rerank.reranker import Ranking
 
-    Report = Callable[[list[RankedPassage]], list[RankedPassage]]
+    Report = Callable[[Ranking], Ranking]
     Answered = Callable[[str, int], None]
     Attributes = dict[str, str | int | float]
 
 KIND = "openinference.span.kind"
+KEPT_ORDER = "mistral_rerank.kept_order"
 
 
 def tracer() -> Tracer:
@@ -52,14 +53,27 @@ def request_attributes(query: str, texts: Sequence[str], *, model: str, top_n: i
     return attributes
 
 
-def result_attributes(ranking: Sequence[RankedPassage]) -> Attributes:
-    """Give OpenInference's attributes of a call's result."""
+def result_attributes(ranking: Ranking) -> Attributes:
+    """Give OpenInference's attributes of a call's result; passages in the retriever's order have no scores."""
     attributes: Attributes = {}
     for position, ranked in enumerate(ranking):
         document = f"reranker.output_documents.{position}.document"
         attributes[f"{document}.content"] = ranked.text
-        attributes[f"{document}.score"] = ranked.score.probability
-    return attributes
+        if ranking.error is None:
+            attributes[f"{document}.score"] = ranked.score.probability
+    return attributes | kept_order_attributes(ranking) | usage_attributes(ranking)
+
+
+def usage_attributes(ranking: Ranking) -> Attributes:
+    """Give the attributes of what a call used, as far as that is known."""
+    usage = ranking.usage
+    counts = {"gen_ai.usage.input_tokens": usage.tokens, "mistral_rerank.search_units": usage.search_units}
+    return {name: count for name, count in counts.items() if count}
+
+
+def kept_order_attributes(ranking: Ranking) -> Attributes:
+    """Give the attributes of a result in the retriever's order; none for a ranking."""
+    return {} if ranking.error is None else {KEPT_ORDER: True, "error.type": type(ranking.error).__name__}
 
 
 @contextmanager
@@ -86,10 +100,10 @@ def rerank_span(query: str, texts: Sequence[str], *, model: str, top_n: int | No
         if content:
             span.set_attributes(request_attributes(query, texts, model=model, top_n=top_n))
 
-        def report(ranking: list[RankedPassage]) -> list[RankedPassage]:
-            if content:
-                span.set_attributes(result_attributes(ranking))
+        def report(ranking: Ranking) -> Ranking:
+            span.set_attributes(result_attributes(ranking) if content else kept_order_attributes(ranking))
             span.set_attribute("gen_ai.rerank.result.count", len(ranking))
+            span.set_attributes(usage_attributes(ranking))
             return ranking
 
         try:

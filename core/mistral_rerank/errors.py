@@ -6,6 +6,7 @@ RerankError
 │   └── InputTooLongError   more tokens than the model accepts
 ├── CheckpointError         weights, tokenizer or rerank.json missing or unusable
 ├── ScoringError            the model ran and gave no usable score
+├── DeadlineExceededError   the deadline of a call is over                      (also a TimeoutError)
 ├── RerankerClosedError     used after close()
 ├── MissingDependencyError  an extra is not installed                           (also an ImportError)
 └── RemoteError             an endpoint gave no usable answer; has status, request_id, retry_after
@@ -19,7 +20,7 @@ RerankError
     ├── RateLimitError             429: too many requests
     ├── ServerError                5xx
     ├── EndpointUnreachableError   no connection, or it broke                  (also a ConnectionError)
-    ├── DeadlineExceededError      the timeout of the call is over             (also a TimeoutError)
+    ├── RemoteDeadlineExceededError  the deadline or the timeout is over       (also a DeadlineExceededError)
     └── InvalidReplyError          a response that violates its protocol
 
 Each message says what was given, what was expected and how to fix it. None repeats a question or a passage, so
@@ -49,6 +50,10 @@ class CheckpointError(RerankError):
 
 class ScoringError(RerankError):
     """The model ran and gave no usable score: not a number, infinite, or out of memory for one pair."""
+
+
+class DeadlineExceededError(RerankError, TimeoutError):
+    """The deadline of a call was over before there was a result."""
 
 
 class RerankerClosedError(RerankError):
@@ -117,8 +122,8 @@ class EndpointUnreachableError(RemoteError, ConnectionError):
     """No connection, or a broken one."""
 
 
-class DeadlineExceededError(RemoteError, TimeoutError):
-    """The timeout of the call was over before the response."""
+class RemoteDeadlineExceededError(RemoteError, DeadlineExceededError):
+    """The deadline of a call, or the timeout of an endpoint, was over before the response."""
 
 
 class InvalidReplyError(RemoteError):

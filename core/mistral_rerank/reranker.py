@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mistral_rerank._deadline import in_thread, result_within, within
 from mistral_rerank.errors import InvalidInputError, ScoringError
+from mistral_rerank.sentences import SentencePairs, Span
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,6 +36,28 @@ Unit = Literal["logit", "probability"]
 
 
 @dataclass(frozen=True, slots=True)
+class PassageLimits:
+    """How much of a long passage is read.
+
+    Attributes:
+        tokens: most tokens of a passage; the others are left out. A pair that is then over the model's limit is treated
+            as `overflow` says.
+        chunks: most chunks of a passage; pairs over the model's limit are then scored in chunks.
+
+    Raises:
+        InvalidInputError: a limit is under 1.
+
+    """
+
+    tokens: int | None = None
+    chunks: int | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.tokens or 1, self.chunks or 1) < 1 or 0 in (self.tokens, self.chunks):
+            raise InvalidInputError(f"the limits of a passage are {self}; give at least 1, or None for no limit")
+
+
+@dataclass(frozen=True, slots=True)
 class Score:
     """The score of one pair.
 
@@ -41,7 +65,10 @@ class Score:
         logit: the raw output of the binary head, or an estimate of it (see `cascade_depth` of `LocalReranker`); higher
             is more relevant; unbounded.
         probability: sigmoid of the (calibrated) logit, in [0, 1].
-        tokens: number of tokens that the model read; 0 if unknown. It does not count in comparisons.
+        tokens: number of tokens that the model read, of the question and the passage; 0 if unknown. It does not count
+            in comparisons.
+        tokens_left_out: number of the passage's tokens over the limit, which the model did not read; an estimate for a
+            very long passage. It does not count in comparisons.
 
     Raises:
         ScoringError: the logit is not finite.
@@ -51,6 +78,7 @@ class Score:
     logit: float
     probability: float
     tokens: int = field(default=0, compare=False)
+    tokens_left_out: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.logit):
@@ -65,17 +93,100 @@ class Score:
         return cls(float(logit), sigmoid(scale * logit + bias), tokens)
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a call used.
+
+    Attributes:
+        tokens: that the model read, cached pairs included, or that the endpoint counted; 0 if unknown.
+        search_units: that Cohere's protocol says are billed; 0 without any.
+
+    """
+
+    tokens: int = 0
+    search_units: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.tokens + other.tokens, self.search_units + other.search_units)
+
+
+class Scores(list[Score]):
+    """Scores with the usage that an endpoint states."""
+
+    usage = Usage()
+
+
+def usage_of(scores: Sequence[Score]) -> Usage:
+    """Return the usage that an endpoint states, or else the tokens of the scores."""
+    stated = scores.usage if isinstance(scores, Scores) else Usage()
+    return replace(stated, tokens=stated.tokens or sum(score.tokens for score in scores))
+
+
 BLANK_SCORE = Score(-1e4, 0.0)
 """The score of a passage without text: below any logit of a model, and finite in JSON and float16."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankedPassage:
-    """A passage of a ranking; `index` is its position in the input."""
+    """A passage of a ranking.
+
+    Attributes:
+        index: its position in the input.
+        highlight: start and end of its best sentence, where that was asked for.
+
+    """
 
     index: int
     text: str
     score: Score
+    highlight: Span | None = None
+
+
+UNSCORED = Score(-1e4, 0.0)
+"""The score of a passage that was not scored, because its call kept the retriever's order."""
+
+
+class Highlights(list[Span | None]):
+    """Start and end of the best sentence of each passage, in characters (Unicode code points); None for a blank one.
+
+    Attributes:
+        usage: of the call that scored the sentences.
+
+    """
+
+    usage = Usage()
+
+
+class Ranking(list[RankedPassage]):
+    """Passages in the order of a result.
+
+    Attributes:
+        usage: of the call, with the passages that `min_score` and `top_n` drop.
+        error: why they are in the retriever's order, with `UNSCORED` as their scores; None if they are ranked.
+
+    """
+
+    usage = Usage()
+    error: Exception | None = None
+
+    def mark(self, highlights: Highlights) -> None:
+        """Set the best sentences, and add the usage of finding them."""
+        self[:] = [replace(ranked, highlight=span) for ranked, span in zip(self, highlights, strict=True)]
+        self.usage += highlights.usage
+
+    def selected(self, *, top_n: int | None, min_score: float | None, max_gap: float | None) -> Ranking:
+        """Apply `min_score` and `max_gap`, then `top_n`; the order stays."""
+        least = -math.inf
+        if max_gap is not None and self:
+            least = max(passage.score.logit for passage in self) - max_gap
+        passages = [
+            passage
+            for passage in self
+            if passage.score.logit >= least and (min_score is None or passage.score.probability >= min_score)
+        ]
+        selected = Ranking(passages[:top_n])
+        selected.usage, selected.error = self.usage, self.error
+        return selected
 
 
 def sigmoid(x: float) -> float:
@@ -128,6 +239,7 @@ class Reranker(ABC):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """Score every (question, passage) pair, in input order.
@@ -139,6 +251,7 @@ class Reranker(ABC):
             overflow: what happens to pairs over the limit in this call; None for the reranker's default.
             instruction: what counts as relevant in this call, for models that take an instruction; None for the
                 reranker's default.
+            limits: how much of each passage is read in this call.
             adapter: one of `adapters`, or at an endpoint the name of another model there; None for the model itself.
 
         Raises:
@@ -155,6 +268,7 @@ class Reranker(ABC):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """`score_pairs` without blocking the event loop; cancelling drops the call from the queue."""
@@ -166,10 +280,13 @@ class Reranker(ABC):
         *,
         top_n: int | None = None,
         min_score: float | None = None,
+        max_gap: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
-    ) -> list[RankedPassage]:
+        deadline: float | None = None,
+    ) -> Ranking:
         """Order passages by how well they answer the question, best first.
 
         Args:
@@ -178,24 +295,31 @@ class Reranker(ABC):
                 last, with probability 0.
             top_n: the most passages to return; None for all. 0 returns an empty list without scoring.
             min_score: drop passages below this probability, before `top_n` is applied.
+            max_gap: drop passages whose logit is further than this below the best one's, before `top_n` is applied.
             overflow: as in `score_pairs`.
             instruction: as in `score_pairs`.
+            limits: as in `score_pairs`.
             adapter: as in `score_pairs`.
+            deadline: the most seconds to wait for the scores; None for no limit, or an endpoint's `timeout`. A late
+                call leaves the queue, and a batch that runs is not waited for.
 
         Returns:
             Passages sorted by (-logit, index).
 
         Raises:
-            InvalidInputError: as `score_pairs`, or `top_n` negative, or `min_score` outside [0, 1].
+            InvalidInputError: as `score_pairs`, or `top_n` or `max_gap` negative, or `min_score` outside [0, 1], or
+                `deadline` not positive.
+            DeadlineExceededError: the deadline was over before there were scores.
 
         """
         passages = check_passages(query, passages)
-        if not check_ranking(passages, top_n=top_n, min_score=min_score):
-            return []
+        if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
+            return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        options = _call_options(overflow, instruction, adapter)
-        scores = call.complete(self.score_pairs(call.pairs, **options) if call.pairs else [])
-        return order(passages, scores, top_n=top_n, min_score=min_score)
+        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction, limits, adapter))
+        ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
+        ranking.usage = usage_of(scores)
+        return ranking
 
     async def arank(
         self,
@@ -204,18 +328,81 @@ class Reranker(ABC):
         *,
         top_n: int | None = None,
         min_score: float | None = None,
+        max_gap: float | None = None,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
-    ) -> list[RankedPassage]:
+        deadline: float | None = None,
+    ) -> Ranking:
         """`rank` without blocking the event loop."""
         passages = check_passages(query, passages)
-        if not check_ranking(passages, top_n=top_n, min_score=min_score):
-            return []
+        if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
+            return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        options = _call_options(overflow, instruction, adapter)
-        scores = call.complete(await self.ascore_pairs(call.pairs, **options) if call.pairs else [])
-        return order(passages, scores, top_n=top_n, min_score=min_score)
+        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction, limits, adapter))
+        ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
+        ranking.usage = usage_of(scores)
+        return ranking
+
+    def highlight(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+        deadline: float | None = None,
+    ) -> Highlights:
+        """Find the sentence of each passage that answers the question best. All sentences are scored in one call.
+
+        Raises:
+            InvalidInputError: as `score_pairs`.
+            DeadlineExceededError: the deadline was over before there were scores.
+
+        """
+        sentences = SentencePairs(query, check_passages(query, passages))
+        pairs = CheckedPairs(sentences.pairs)
+        scores = self._scores(pairs, deadline, _call_options(None, instruction, None, adapter))
+        return _highlights(sentences, scores)
+
+    async def ahighlight(
+        self,
+        query: str,
+        passages: Sequence[str],
+        *,
+        instruction: str | None = None,
+        adapter: str | None = None,
+        deadline: float | None = None,
+    ) -> Highlights:
+        """`highlight` without blocking the event loop."""
+        sentences = SentencePairs(query, check_passages(query, passages))
+        pairs = CheckedPairs(sentences.pairs)
+        scores = await self._ascores(pairs, deadline, _call_options(None, instruction, None, adapter))
+        return _highlights(sentences, scores)
+
+    def _scores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
+        if not pairs:
+            return []
+        if deadline is None:
+            return self.score_pairs(pairs, **options)
+        return self._score_within(deadline, pairs, **options)
+
+    async def _ascores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
+        if not pairs:
+            return []
+        if deadline is None:
+            return await self.ascore_pairs(pairs, **options)
+        return await self._ascore_within(deadline, pairs, **options)
+
+    def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        """`score_pairs` with a deadline; without a better way in a thread, where a late call runs on."""
+        return result_within(seconds, in_thread(lambda: self.score_pairs(pairs, **options)))
+
+    async def _ascore_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        """`ascore_pairs` with a deadline, which cancels it."""
+        async with within(seconds):
+            return await self.ascore_pairs(pairs, **options)
 
     def weights_checksum(self) -> str | None:
         """Return a checksum of the model's files; None if they are not on this machine."""
@@ -249,10 +436,18 @@ class Reranker(ABC):
         await self.aclose()
 
 
-def _call_options(overflow: Overflow | None, instruction: str | None, adapter: str | None) -> dict[str, Any]:
-    """Return the options of a call; rerankers of users may not know `instruction` and `adapter`."""
-    options = {"instruction": instruction, "adapter": adapter}
+def _call_options(
+    overflow: Overflow | None, instruction: str | None, limits: PassageLimits | None, adapter: str | None
+) -> dict[str, Any]:
+    """Return the options of a call; rerankers of users may not know all of them."""
+    options = {"instruction": instruction, "limits": limits, "adapter": adapter}
     return {"overflow": overflow} | {name: value for name, value in options.items() if value is not None}
+
+
+def _highlights(sentences: SentencePairs, scores: Sequence[Score]) -> Highlights:
+    highlights = Highlights(sentences.best([score.logit for score in scores]))
+    highlights.usage = usage_of(scores)
+    return highlights
 
 
 class CheckedPairs(list[Pair]):
@@ -321,12 +516,23 @@ def check_passages(query: str, passages: Iterable[str]) -> list[str]:
     return checked
 
 
-def check_ranking(passages: Sequence[str], *, top_n: int | None, min_score: float | None) -> bool:
-    """Validate `top_n` and `min_score`; return False if the result is empty for any scores."""
+def check_ranking(
+    passages: Sequence[str],
+    *,
+    top_n: int | None,
+    min_score: float | None,
+    max_gap: float | None,
+    deadline: float | None,
+) -> bool:
+    """Validate the options of `rank`; return False if the result is empty for any scores."""
     if top_n is not None and top_n < 0:
         raise InvalidInputError(f"top_n is {top_n}; give 0 or more, or None for all passages")
     if min_score is not None and not 0.0 <= min_score <= 1.0:
         raise InvalidInputError(f"min_score is {min_score}; it is a probability, so give 0 to 1")
+    if max_gap is not None and not max_gap >= 0:
+        raise InvalidInputError(f"max_gap is {max_gap}; it is a difference of logits, so give 0 or more")
+    if deadline is not None and not deadline > 0:
+        raise InvalidInputError(f"deadline is {deadline}; give seconds above 0, or None for no limit")
     return len(passages) > 0 and top_n != 0
 
 
@@ -359,12 +565,11 @@ def order(
     *,
     top_n: int | None = None,
     min_score: float | None = None,
-) -> list[RankedPassage]:
-    """Sort by (-logit, index), then apply `min_score`, then `top_n`."""
-    ranked = [
-        RankedPassage(index, text, score)
-        for index, (text, score) in enumerate(zip(passages, scores, strict=True))
-        if min_score is None or score.probability >= min_score
-    ]
-    ranked.sort(key=lambda passage: (-passage.score.logit, passage.index))
-    return ranked[:top_n]
+    max_gap: float | None = None,
+) -> Ranking:
+    """Sort by (-logit, index), then apply `min_score` and `max_gap`, then `top_n`."""
+    ranking = Ranking(
+        RankedPassage(index, text, score) for index, (text, score) in enumerate(zip(passages, scores, strict=True))
+    )
+    ranking.sort(key=lambda passage: (-passage.score.logit, passage.index))
+    return ranking.selected(top_n=top_n, min_score=min_score, max_gap=max_gap)

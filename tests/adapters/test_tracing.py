@@ -249,3 +249,53 @@ def test_a_failed_call_ends_its_span_as_an_error(otel, exporter):
         instance.rerank("q", [Document(page_content="a")])
     (span,) = exporter.get_finished_spans()
     assert span.status.status_code is StatusCode.ERROR
+
+
+def test_langchain_shows_the_error_in_the_outputs_of_the_run():
+    recorder = Recorder()
+    chain = retriever(reranker=Broken(), on_error="keep_order")
+    reranked = chain.invoke("q", {"callbacks": [recorder]})
+    (outputs,) = [event[1] for event in recorder.events if event[0] == "end"]
+    assert outputs == {"documents": reranked, "rerank_error": "ScoringError"}
+
+
+def test_openinference_shows_the_kept_order_in_langchain(provider, exporter):
+    LangChainInstrumentor().instrument(tracer_provider=provider)
+    try:
+        chain = retriever(reranker=Broken(), on_error="keep_order", trace_run_type="reranker")
+        chain.invoke("q")
+    finally:
+        LangChainInstrumentor().uninstrument()
+    span, _ = reranker_span(exporter)
+    assert span.attributes["mistral_rerank.kept_order"] is True
+    assert span.attributes["error.type"] == "ScoringError"
+    assert span.attributes["reranker.output_documents.0.document.content"] == "a"
+    assert "reranker.output_documents.0.document.score" not in span.attributes
+
+
+def test_openinference_shows_the_kept_order_in_llama_index(provider, exporter):
+    LlamaIndexInstrumentor().instrument(tracer_provider=provider)
+    try:
+        engine(reranker=Broken(), on_error="keep_order").query("q")
+    finally:
+        LlamaIndexInstrumentor().uninstrument()
+    span, _ = reranker_span(exporter)
+    assert "ScoringError" in span.attributes["reranker.output_documents.0.document.metadata"]
+
+
+def test_llama_index_callbacks_see_the_error_of_a_kept_order():
+    handler = LlamaDebugHandler(print_trace_on_end=False)
+    instance = llama_index_mistral_rerank.MistralRerank(reranker=Broken(), on_error="keep_order")
+    instance.callback_manager = CallbackManager([handler])
+    instance.postprocess_nodes(Nodes()._retrieve("q"), query_str="q")
+    ((_, end),) = handler.get_event_pairs(CBEventType.RERANKING)
+    assert str(end.payload["exception"]) == "no"
+
+
+def test_the_core_span_says_that_the_order_was_kept(otel, exporter):
+    for reranker in (Broken(), LengthReranker()):
+        instance = langchain_mistral_rerank.MistralRerank(reranker=reranker, on_error="keep_order", telemetry="spans")
+        instance.rerank("q", [Document(page_content="a")])
+    kept, ranked = exporter.get_finished_spans()
+    assert (kept.attributes["mistral_rerank.kept_order"], kept.attributes["error.type"]) == (True, "ScoringError")
+    assert "mistral_rerank.kept_order" not in ranked.attributes

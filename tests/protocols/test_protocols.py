@@ -61,6 +61,15 @@ def test_a_client_reads_what_a_server_wrote(protocol, logits):
     assert reply.calibrated
 
 
+@every_protocol
+def test_the_numbers_of_tokens_arrive(protocol):
+    scores = [Score(1.0, 0.75, tokens=60, tokens_left_out=7), Score(0.0, 0.5, tokens=9)]
+    request = RerankRequest("q", ("a", "b"), unit=protocol.unit)
+    body = protocol.write_reply(request, RerankReply(tuple(order(["a", "b"], scores)), "m", "id"))
+    reply = read_scores(json.dumps(body).encode(), count=2, unit=protocol.unit)
+    assert [(score.tokens, score.tokens_left_out) for score in reply.scores] == [(60, 7), (9, 0)]
+
+
 @pytest.mark.parametrize(
     ("name", "body", "named"),
     [

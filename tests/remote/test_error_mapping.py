@@ -134,7 +134,7 @@ def test_which_answers_are_worth_another_attempt(status, again):
 def test_connection_errors_and_broken_replies_are_worth_another_attempt():
     assert is_retryable(errors.EndpointUnreachableError("x"))
     assert is_retryable(errors.InvalidReplyError("x", status=200))
-    assert not is_retryable(errors.DeadlineExceededError("x"))
+    assert not is_retryable(errors.RemoteDeadlineExceededError("x"))
 
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

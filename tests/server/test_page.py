@@ -389,3 +389,20 @@ def test_snippets_are_complete_before_anything_is_typed(page):
         {"text": "a passage"},
         {"text": "another passage"},
     ]
+
+
+def test_the_best_sentence_of_the_first_passages_is_marked(page):
+    passages = [
+        "Short one. The longest sentence of this 🙂 passage! End.",
+        "A <b>sentence</b> only",
+        "One. Three words right here.",
+    ]
+    fill(page, "which?", passages)
+    rerank(page)
+    expect(page.locator("#ranking mark")).to_have_text(
+        ["The longest sentence of this 🙂 passage!", "Three words right here.", "A <b>sentence</b> only"]
+    )
+    assert [place["text"] for place in rankings(page)] == sorted(passages, key=len, reverse=True)
+    first, second = (json.loads(request.post_data) for request in posts(page))
+    assert "highlight" not in first
+    assert second["highlight"] is True

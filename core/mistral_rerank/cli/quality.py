@@ -1,5 +1,6 @@
 """`evaluate` and `calibrate`: measure a reranker, and calibrate its probabilities."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +34,7 @@ FIRST_STAGE_OPTIONS = "first_stage", "top_k", "queries", "split", "query_prefix"
 
 @app.command()
 @with_reranker
-@with_settings("evaluation", EvaluationSettings, "data", *FIRST_STAGE_OPTIONS, "drop_same_id")
+@with_settings("evaluation", EvaluationSettings, "data", *FIRST_STAGE_OPTIONS, "drop_same_id", "fit_weight")
 def evaluate(
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
     evaluation: dict[str, Any],
@@ -78,6 +79,8 @@ def evaluate(
             notify=notify,
         )
     _print_figures(figures, settings.top_k)
+    if settings.fit_weight is not None:
+        _print_blended(json.loads((out / "results.json").read_text("utf-8"))["blended"])
     stderr.print(f"wrote {out}; open {out / 'report.html'}", soft_wrap=True)
 
 
@@ -154,6 +157,22 @@ def _print_figures(figures: "Sequence[Figures]", top_k: int) -> None:
                 ]
             )
     _print_table(heads, rows, right=range(1, 8))
+
+
+def _print_blended(rows: "Sequence[dict[str, Any]]") -> None:
+    """Print nDCG@10 with the fitted `retriever_weight`."""
+    print(f"\nretriever_weight {rows[0]['weight']:g}: nDCG@10")  # noqa: T201
+    table = [
+        [
+            row["name"],
+            f"{row['reranked']:.4f}",
+            f"{row['blended']:.4f}",
+            f"{row['gain']['mean']:+.4f}",
+            f"{row['gain']['low']:+.4f} to {row['gain']['high']:+.4f}",
+        ]
+        for row in rows
+    ]
+    _print_table(("set", "reranked", "blended", "gain", "95% interval"), table, right=range(1, 5))
 
 
 def _print_outcomes(outcomes: "Sequence[Outcome]") -> None:

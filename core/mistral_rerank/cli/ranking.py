@@ -21,7 +21,7 @@ from mistral_rerank.settings import RerankSettings, open_reranker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.reranker import RankedPassage
+    from mistral_rerank.reranker import Ranking
 
 SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
 SERVED_LENGTH = 2048
@@ -40,6 +40,13 @@ def rank(
     min_score: Annotated[
         float | None, typer.Option(min=0, max=1, help="lowest probability of a printed passage")
     ] = None,
+    max_gap: Annotated[
+        float | None, typer.Option(min=0, help="largest distance of a printed passage's logit from the best one's")
+    ] = None,
+    highlight: Annotated[
+        bool,
+        typer.Option("--highlight", help="print the sentence of each passage that answers best; costs a second call"),
+    ] = False,
     text_field: Annotated[
         str | None,
         typer.Option(help="field or column of a passage  [default: title, and text, contents or page_content]"),
@@ -53,7 +60,9 @@ def rank(
     passages = [passage for file in files or [STDIN] for passage in read_passages(file, text_field=text_field)]
     with open_reranker(**reranker) as opened:
         texts = [passage.text for passage in passages]
-        ranking = opened.rank(query, texts, top_n=top_n, min_score=min_score)
+        ranking = opened.rank(query, texts, top_n=top_n, min_score=min_score, max_gap=max_gap)
+        if highlight:
+            ranking.mark(opened.highlight(query, [ranked.text for ranked in ranking]))
     if as_json:
         for record in _records(passages, ranking):
             print(json_line(record))  # noqa: T201
@@ -148,19 +157,22 @@ def _named_folder(option: str) -> tuple[str, str]:
     return name, folder
 
 
-def _records(passages: Sequence[Passage], ranking: list[RankedPassage]) -> list[dict[str, object]]:
+def _records(passages: Sequence[Passage], ranking: Ranking) -> list[dict[str, object]]:
     return [
         {"text": ranked.text}
         | passages[ranked.index].record
         | {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
+        | {"tokens": ranked.score.tokens, "tokens_left_out": ranked.score.tokens_left_out}
+        | ({} if ranked.highlight is None else {"highlight": list(ranked.highlight)})
         for ranked in ranking
     ]
 
 
-def _print_table(ranking: list[RankedPassage]) -> None:
+def _print_table(ranking: Ranking) -> None:
     table = Table("now", "was", "probability", "passage", box=None, pad_edge=False)
     for position, ranked in enumerate(ranking, start=1):
-        text = " ".join(ranked.text.split())
+        start, end = ranked.highlight or (0, len(ranked.text))
+        text = " ".join(ranked.text[start:end].split())
         table.add_row(str(position), str(ranked.index + 1), f"{ranked.score.probability:.3f}", text)
     for column in table.columns[:3]:
         column.justify, column.min_width = "right", len(str(column.header))

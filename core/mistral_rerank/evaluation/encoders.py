@@ -31,7 +31,7 @@ from mistral_rerank.protocols.urls import clean_url
 from mistral_rerank.remote.error_mapping import redact, to_error
 from mistral_rerank.remote.retries import Retries, with_retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, Reranker, Score, check_adapter, check_pairs
+from mistral_rerank.reranker import Overflow, Pair, PassageLimits, Reranker, Score, check_adapter, check_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -302,11 +302,14 @@ class BiEncoderReranker(Reranker):
         *,
         overflow: Overflow | None = None,  # noqa: ARG002
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
         if instruction is not None:
             raise InvalidInputError("a bi-encoder has no place for an instruction; leave it out")
+        if limits is not None:
+            raise InvalidInputError("a bi-encoder has no limits of a passage; leave them out")
         check_adapter(adapter, self.adapters)
         pairs = check_pairs(pairs)
         self._encode("query", [query for query, _ in pairs])
@@ -322,10 +325,11 @@ class BiEncoderReranker(Reranker):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        options = {"overflow": overflow, "instruction": instruction, "adapter": adapter}
+        options = {"overflow": overflow, "instruction": instruction, "limits": limits, "adapter": adapter}
         return await asyncio.to_thread(self.score_pairs, pairs, **options)  # type: ignore[arg-type]
 
     def _encode(self, kind: Kind, texts: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from mistral_rerank.evaluation.metrics import MEASURES, mean, per_query
 from mistral_rerank.evaluation.report import write_report
 from mistral_rerank.evaluation.results import Example, Figures, SetResult, Shown, depths, figures, timing
 from mistral_rerank.evaluation.run_files import distinct, read_run, write_run
+from mistral_rerank.evaluation.weights import blended_runs, compare, fit_weight, read_candidates
 from mistral_rerank.evaluation.workspace import VECTORS, Scored, append_scores, partial_folder, resume_scores
 
 if TYPE_CHECKING:
@@ -69,10 +70,11 @@ def evaluate(
     names = [folder.name for folder in folders]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise SettingsError(f"two data folders are called {repeated!r}; rename one, its name is that of its results")
-    recorded = settings.model_dump(mode="json") | {
+    recorded = settings.model_dump(mode="json", exclude={"fit_weight"} if settings.fit_weight is None else None) | {
         "model": reranker.model_name,
         "reranker": dict(reranker_settings or {}),
     }
+    weight = None if settings.fit_weight is None else fit_weight(read_candidates(settings.fit_weight))
     with partial_folder(out, recorded | {"data": [str(folder) for folder in folders]}) as work:
         stage = open_first_stage(
             settings.first_stage,
@@ -82,6 +84,9 @@ def evaluate(
             vectors=work / VECTORS,
         )
         results: list[SetResult] = []
+        qrels: dict[str, Mapping[str, Mapping[str, int]]] = {}
+        reranked: dict[str, Run] = {}
+        blended: dict[str, Run] = {}
         latencies: dict[int, float] = {}
         for folder in folders:
             dataset = load_beir(folder, split=settings.split)
@@ -90,11 +95,20 @@ def evaluate(
             result, after = measure(dataset, before, scored, top_k=settings.top_k)
             write_run(after, work / "reranked" / f"{dataset.name}.trec", tag="reranked")
             results.append(result)
+            if weight is not None:
+                qrels[dataset.name] = {query: dataset.qrels[query] for query in before}
+                reranked[dataset.name], blended[dataset.name] = after, blended_runs(before, scored, weight)
             latencies = latencies or _latencies(dataset, before, reranker, settings.top_k)
         all_figures = figures(results, top_k=settings.top_k, seed=settings.seed)
         recorded["data"] = names
+        if settings.fit_weight is not None:
+            recorded["fit_weight"] = settings.fit_weight.resolve().name
         times = timing(results, latencies)
-        write_json(work / "results.json", {"settings": recorded, "figures": [asdict(each) for each in all_figures]})
+        written = {"settings": recorded, "figures": [asdict(each) for each in all_figures]}
+        if weight is not None:
+            comparison = compare(qrels, reranked, blended, weight=weight, seed=settings.seed)
+            written["blended"] = [asdict(each) for each in comparison]
+        write_json(work / "results.json", written)
         write_json(work / "timing.json", times)
         with atomic_write(work / "queries.jsonl") as lines:
             for result in results:

@@ -48,6 +48,9 @@ class EvaluationSettings(BaseModel):
     query_prefix: str | None = Field(None, description="prefix of questions, instead of the embedding preset's")
     passage_prefix: str | None = Field(None, description="prefix of passages, instead of the embedding preset's")
     drop_same_id: bool = Field(False, description="drop candidates with the question's id (ArguAna, Quora)")
+    fit_weight: Path | None = Field(
+        None, description="results of an evaluation on other questions: fit retriever_weight there, and report it here"
+    )
     seed: int = Field(0, description="seed of the sampling of questions")
 
 

@@ -5,18 +5,32 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
+from mistral_rerank._deadline import result_within
 from mistral_rerank._options import plain
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
-from mistral_rerank.reranker import Observer, Overflow, Pair, Quantization, Reranker, Score, TextPairs, check_adapter
+from mistral_rerank.reranker import (
+    Observer,
+    Overflow,
+    Pair,
+    PassageLimits,
+    Quantization,
+    Reranker,
+    Score,
+    TextPairs,
+    check_adapter,
+)
 
 try:
     from mistral_rerank.local.checkpoints.loading import MINI, open_checkpoint
     from mistral_rerank.local.device import pick_devices, pick_dtype
     from mistral_rerank.local.engine.cascade import Cascade
+    from mistral_rerank.local.engine.tokenizer import Cut
     from mistral_rerank.local.model.quantization import check_quantization
     from mistral_rerank.local.scorer import LoadedCheckpoint
 except ImportError as error:
@@ -164,11 +178,19 @@ class LocalReranker(Reranker):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`."""
-        call, future = self._submit(pairs, overflow, instruction, adapter)
-        return call.complete([] if future is None else future.result())
+        return self._score_within(
+            None, pairs, overflow=overflow, instruction=instruction, limits=limits, adapter=adapter
+        )
+
+    @override
+    def _score_within(self, seconds: float | None, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        call, future = self._submit(pairs, **options)
+        scores: list[Score] = [] if future is None else result_within(seconds, future)
+        return call.complete(scores)
 
     async def ascore_pairs(
         self,
@@ -176,15 +198,21 @@ class LocalReranker(Reranker):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`."""
-        call, future = self._submit(pairs, overflow, instruction, adapter)
+        call, future = self._submit(pairs, overflow, instruction, limits, adapter)
         scores: list[Score] = [] if future is None else await asyncio.wrap_future(future)
         return call.complete(scores)
 
     def _submit(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, instruction: str | None, adapter: str | None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow | None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> tuple[TextPairs, Future[list[Score]] | None]:
         """Submit what the engine has to score; no future if that is nothing."""
         check_adapter(adapter, self.adapters)
@@ -192,13 +220,14 @@ class LocalReranker(Reranker):
         if self._cascade_depth is None and self._cache is None:
             call = TextPairs(pairs)
         else:
-            options = repr((adapter, overflow, instruction))
+            options = repr((adapter, overflow, instruction, limits))
             call = limited = _Call(pairs, options, self._cascade_depth, self._cache)
             choice = limited if limited.over_depth else None
         if not call.pairs:
             return call, None
         instruction = instruction or self._instruction
-        return call, self._engine.submit(call.pairs, overflow, instruction=instruction, choice=choice, adapter=adapter)
+        cut = overflow if limits is None else Cut(overflow, limits.tokens, limits.chunks)
+        return call, self._engine.submit(call.pairs, cut, instruction=instruction, choice=choice, adapter=adapter)
 
     def weights_checksum(self) -> str:
         """See `Reranker.weights_checksum`; it reads all weights."""

@@ -23,9 +23,11 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     Usage,
     WireProtocol,
+    add_extensions,
     exact,
     score_of,
 )
+from mistral_rerank.reranker import PassageLimits
 
 
 class Document(Message):
@@ -42,6 +44,10 @@ class CohereBody(Body):
     model: ModelName | None = None
     top_n: Positive | None = None
     return_documents: Flag | None = False
+    max_tokens_per_doc: Positive | None = Field(default=None, description="of version 2: longer passages are cut")
+    max_chunks_per_doc: Positive | None = Field(
+        default=None, description="of version 1: longer passages are scored in at most so many chunks"
+    )
 
     @override
     def to_request(self) -> RerankRequest:
@@ -52,6 +58,9 @@ class CohereBody(Body):
             top_n=self.top_n,
             unit="probability",
             return_texts=bool(self.return_documents),
+            limits=PassageLimits(self.max_tokens_per_doc, self.max_chunks_per_doc)
+            if self.max_tokens_per_doc or self.max_chunks_per_doc
+            else None,
         )
 
 
@@ -84,8 +93,13 @@ class CohereReply(TypedDict):
 def write_request_v2(request: RerankRequest) -> dict[str, Any]:
     """Request all passages, whatever the server's default; the API truncates long ones."""
     model = {} if request.model is None else {"model": request.model}
-    top_n = request.top_n or len(request.passages)
-    return model | {"query": request.query, "documents": list(request.passages), "top_n": top_n}
+    top_n, limits = request.top_n or len(request.passages), request.limits or PassageLimits()
+    stated = {"max_tokens_per_doc": limits.tokens, "max_chunks_per_doc": limits.chunks}
+    return (
+        model
+        | {"query": request.query, "documents": list(request.passages), "top_n": top_n}
+        | {name: limit for name, limit in stated.items() if limit is not None}
+    )
 
 
 def write_request_v1(request: RerankRequest) -> dict[str, Any]:
@@ -103,6 +117,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> CohereReply:
             "probability": ranked.score.probability,
             "relevance_score": score_of(ranked.score, request.unit),
         }
+        add_extensions(result, ranked)
         if request.return_texts:
             result["document"] = {"text": ranked.text}
         results.append(result)
@@ -123,6 +138,7 @@ COHERE = WireProtocol(
     body=CohereBody,
     write_request=write_request_v2,
     write_reply=write_reply,
+    takes_limits=True,
     hosted="https://api.cohere.com",
     key_variables=("CO_API_KEY", "COHERE_API_KEY"),
 )

@@ -21,6 +21,7 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     Usage,
     WireProtocol,
+    add_extensions,
     exact,
 )
 
@@ -76,12 +77,18 @@ def write_request(request: RerankRequest) -> dict[str, Any]:
 
 
 def write_reply(_request: RerankRequest, reply: RerankReply) -> RankingReply:
-    """Give raw logits, best first; `probability` is an addition to the protocol."""
+    """Give raw logits, best first; the other fields are additions to the protocol."""
+    rankings: list[RankedEntry] = []
+    for ranked in reply.ranking:
+        entry: RankedEntry = {
+            "index": ranked.index,
+            "logit": ranked.score.logit,
+            "probability": ranked.score.probability,
+        }
+        add_extensions(entry, ranked)
+        rankings.append(entry)
     return {
-        "rankings": [
-            {"index": ranked.index, "logit": ranked.score.logit, "probability": ranked.score.probability}
-            for ranked in reply.ranking
-        ],
+        "rankings": rankings,
         "usage": {"prompt_tokens": reply.tokens, "total_tokens": reply.tokens},
     }
 

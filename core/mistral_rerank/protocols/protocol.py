@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NotRequired
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,7 @@ from mistral_rerank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mistral_rerank.reranker import ProtocolName, RankedPassage, Score, Unit
+    from mistral_rerank.reranker import PassageLimits, ProtocolName, RankedPassage, Score, Unit
 
 
 def _flag(value: object) -> object:
@@ -83,16 +83,37 @@ class Usage(TypedDict):
 
 
 @exact
+class Highlight(TypedDict):
+    """The best sentence of a passage, in Unicode code points from its start."""
+
+    start: Annotated[int, Field(ge=0)]
+    end: Annotated[int, Field(ge=0)]
+
+
+@exact
 class RankedEntry(TypedDict):
     """One passage in a reply of this package's server; a protocol may add fields.
 
     Every protocol has `logit` and `probability`, so this package's client gets the same scores and order from all of
-    them, calibration included. Other clients ignore the two fields.
+    them, calibration included. The numbers of tokens are there if the model counts them. Other clients ignore these
+    fields.
     """
 
     index: Index
     logit: float
     probability: Probability
+    highlight: NotRequired[Highlight]
+    tokens: NotRequired[Annotated[Tokens, Field(description="tokens that the model read")]]
+    tokens_left_out: NotRequired[Annotated[Tokens, Field(description="tokens of the passage over the limit")]]
+
+
+def add_extensions(entry: RankedEntry, ranked: RankedPassage) -> None:
+    """Add the fields that are not always there."""
+    if ranked.score.tokens:
+        entry["tokens"], entry["tokens_left_out"] = ranked.score.tokens, ranked.score.tokens_left_out
+    if ranked.highlight is not None:
+        start, end = ranked.highlight
+        entry["highlight"] = {"start": start, "end": end}
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +127,8 @@ class RerankRequest:
         unit: of the scores, where the protocol offers a choice.
         return_texts: whether the reply contains the passages.
         instruction: what counts as relevant; None for the server's default.
+        limits: how much of each passage is read; None for no limits beside the model's.
+        highlight: whether the reply says which sentence of each passage is the best.
 
     """
 
@@ -117,6 +140,8 @@ class RerankRequest:
     unit: Unit = "logit"
     return_texts: bool = False
     instruction: str | None = None
+    limits: PassageLimits | None = None
+    highlight: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +167,17 @@ class Body(Message):
         default=None, description="an extension of this package: what counts as relevant, for models that take one"
     )
 
+    highlight: Flag | None = Field(
+        default=False, description="an extension of this package: mark the sentence that answers best in each passage"
+    )
+
     @abstractmethod
     def to_request(self) -> RerankRequest:
-        """Convert the body to a protocol-independent request, without the instruction."""
+        """Convert the body to a protocol-independent request, without the extensions of this package."""
 
     def request(self) -> RerankRequest:
         """Convert the body to a protocol-independent request."""
-        return replace(self.to_request(), instruction=self.instruction)
+        return replace(self.to_request(), instruction=self.instruction, highlight=bool(self.highlight))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +193,7 @@ class WireProtocol:
         write_reply: makes the JSON body that a server sends.
         max_bytes: most bytes of a request's body.
         takes_instruction: whether its requests have an `instruction`, beyond this package's server.
+        takes_limits: whether its requests have limits of a passage.
         hosted: base URL of the vendor's service, if there is one.
         key_variables: environment variables that hold the vendor's key.
 
@@ -178,6 +208,7 @@ class WireProtocol:
     write_reply: Callable[[RerankRequest, RerankReply], Any]
     max_bytes: int = 4_000_000
     takes_instruction: bool = False
+    takes_limits: bool = False
     hosted: str | None = None
     key_variables: tuple[str, ...] = ()
 

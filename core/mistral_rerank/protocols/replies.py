@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import InvalidReplyError
-from mistral_rerank.reranker import Score, sigmoid
+from mistral_rerank.reranker import Score, Usage, sigmoid
 
 if TYPE_CHECKING:
     from mistral_rerank.reranker import Unit
 
 LISTS = ("rankings", "results", "data")
 SCORES = ("logit", "score", "relevance_score")
+TOKENS = (("usage", "total_tokens"), ("usage", "prompt_tokens"), ("meta", "tokens", "input_tokens"))
+"""Paths of the number of tokens; the first that a reply has counts."""
 ROUNDING = 1e-4
 """Tolerance of a probability outside [0, 1], for arithmetic in low precision."""
 
@@ -31,12 +33,14 @@ class ReplyScores:
         scores: one for each passage.
         calibrated: whether the endpoint gave every probability. If not, it is the sigmoid of the logit.
         named: whether the endpoint called its scores logits. If not, the protocol implies their unit.
+        usage: what the endpoint says that the request used.
 
     """
 
     scores: list[Score]
     calibrated: bool
     named: bool
+    usage: Usage
 
 
 def read_scores(content: bytes, *, count: int, unit: Unit) -> ReplyScores:
@@ -61,13 +65,16 @@ def read_scores(content: bytes, *, count: int, unit: Unit) -> ReplyScores:
             raise InvalidReplyError(f"an entry has no index between 0 and {count - 1}: {_shown(entry.get('index'))}")
         if scores[index] is not None:
             raise InvalidReplyError(f"two entries have the index {index}")
-        scores[index] = _score(entry, unit)
+        scores[index] = replace(
+            _score(entry, unit), tokens=_count(entry, "tokens"), tokens_left_out=_count(entry, "tokens_left_out")
+        )
     complete = [score for score in scores if score is not None]
     if len(complete) != count:
         raise InvalidReplyError(f"{len(complete)} scores for {count} passages")
     named = all(entry.get("logit") is not None for entry in entries)
     stated = all(entry.get("probability") is not None for entry in entries)
-    return ReplyScores(complete, calibrated=stated or (unit == "probability" and not named), named=named)
+    calibrated = stated or (unit == "probability" and not named)
+    return ReplyScores(complete, calibrated=calibrated, named=named, usage=_usage(body))
 
 
 def holds_scores(body: object) -> bool:
@@ -109,6 +116,21 @@ def _score(entry: dict[str, Any], unit: Unit) -> Score:
         return _checked_probability(value)
     stated = entry.get("probability")
     return Score(value, sigmoid(value) if stated is None else _checked_probability(_number(stated)).probability)
+
+
+def _usage(body: object) -> Usage:
+    """Read Jina's, Voyage's and vLLM's `usage`, and Cohere's `meta`."""
+    tokens = next((count for path in TOKENS if (count := _count(body, *path))), 0)
+    return Usage(tokens, _count(body, "meta", "billed_units", "search_units"))
+
+
+def _count(body: object, *path: str) -> int:
+    """Read a positive number that an endpoint may give, such as 3 or 3.0; 0 if there is none."""
+    for name in path:
+        body = body.get(name) if isinstance(body, dict) else None
+    if isinstance(body, float) and body.is_integer():
+        body = int(body)
+    return body if type(body) is int and body > 0 else 0
 
 
 def _checked_probability(value: float) -> Score:

@@ -18,6 +18,7 @@ from mistral_rerank.protocols.protocol import (
     RerankReply,
     RerankRequest,
     WireProtocol,
+    add_extensions,
     exact,
     score_of,
 )
@@ -71,6 +72,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> list[TeiRank]:
             "probability": ranked.score.probability,
             "score": score_of(ranked.score, request.unit),
         }
+        add_extensions(rank, ranked)
         if request.return_texts:
             rank["text"] = ranked.text
         ranks.append(rank)

@@ -22,6 +22,7 @@ from mistral_rerank.protocols.protocol import (
     RerankRequest,
     Tokens,
     WireProtocol,
+    add_extensions,
     exact,
 )
 
@@ -95,6 +96,7 @@ def write_reply(request: RerankRequest, reply: RerankReply) -> VoyageReply:
             "probability": ranked.score.probability,
             "relevance_score": ranked.score.probability,
         }
+        add_extensions(result, ranked)
         if request.return_texts:
             result["document"] = ranked.text
         data.append(result)

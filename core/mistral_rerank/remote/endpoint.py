@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from mistral_rerank._version import __version__
 from mistral_rerank.errors import (
-    DeadlineExceededError,
     InvalidInputError,
     InvalidReplyError,
     NotFoundError,
+    RemoteDeadlineExceededError,
     RemoteError,
     RemoteInputTooLongError,
     RequestTooLargeError,
@@ -30,13 +30,14 @@ from mistral_rerank.protocols.replies import from_probability, is_probability, r
 from mistral_rerank.protocols.urls import HOSTED_NVIDIA, shown_url, sibling_url
 from mistral_rerank.remote.error_mapping import is_error_body, passage_limit, redact, says_unknown_model, to_error
 from mistral_rerank.remote.retries import with_retries
+from mistral_rerank.reranker import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mistral_rerank.remote.retries import RateLimit, Retries
     from mistral_rerank.remote.transport import Response, Transport
-    from mistral_rerank.reranker import Score, Unit
+    from mistral_rerank.reranker import PassageLimits, Score, Unit
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Batch:
     Attributes:
         truncate: whether a pair over the model's limit is truncated or refused.
         instruction: None for the endpoint's default.
+        limits: None for none.
         model: None for the endpoint's model.
 
     """
@@ -76,6 +78,7 @@ class Batch:
     passages: Sequence[str]
     truncate: bool
     instruction: str | None = None
+    limits: PassageLimits | None = None
     model: str | None = None
 
 
@@ -134,7 +137,7 @@ class Endpoint:
         """Whether the protocol is known, and the model's name where the protocol needs it."""
         return len(self._candidates) == 1 and not self._needs_model(*self._candidates[0])
 
-    async def score(self, batch: Batch, deadline: float) -> list[Score]:
+    async def score(self, batch: Batch, deadline: float) -> Scores:
         """Score one batch, of at most the protocol's number of passages, before `deadline` on `time.monotonic`'s clock.
 
         Raises:
@@ -150,9 +153,11 @@ class Endpoint:
                     raise
                 self._store_limit(error, batch)
         step = min(self.max_passages or size, -(-size // 2))
-        scores: list[Score] = []
+        scores = Scores()
         for start in range(0, size, step):
-            scores += await self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
+            part = await self.score(replace(batch, passages=batch.passages[start : start + step]), deadline)
+            scores += part
+            scores.usage += part.usage
         return scores
 
     def with_unit(self, scores: list[Score]) -> list[Score]:
@@ -191,7 +196,7 @@ class Endpoint:
             size = len(batch.query.encode()) + sum(len(passage.encode()) for passage in batch.passages)
             self._max_bytes = min(size // 2, self._max_bytes or size)
 
-    async def _try_candidates(self, batch: Batch, deadline: float) -> list[Score]:
+    async def _try_candidates(self, batch: Batch, deadline: float) -> Scores:
         """Score a batch with the first protocol and URL that give scores, and keep to these."""
         candidates, refusals = self._candidates, []
         for protocol, url in candidates:
@@ -220,7 +225,7 @@ class Endpoint:
             request_id=refusals[0].request_id,
         )
 
-    async def _rerank(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> list[Score]:
+    async def _rerank(self, protocol: WireProtocol, url: str, batch: Batch, deadline: float) -> Scores:
         """Score a batch with one protocol, with retries."""
         headers = {**HEADERS, **self._private_headers, "X-Request-Id": uuid.uuid4().hex}
         if self._needs_model(protocol, url):
@@ -229,6 +234,8 @@ class Endpoint:
             raise InvalidInputError(
                 f"the protocol {protocol.name!r} has no instruction; leave it out, or put it into the question"
             )
+        if batch.limits is not None and not protocol.takes_limits:
+            raise InvalidInputError(f"the protocol {protocol.name!r} has no limits of a passage; leave them out")
         unit = self._unit or protocol.unit
         request = RerankRequest(
             batch.query,
@@ -237,13 +244,14 @@ class Endpoint:
             truncate=batch.truncate,
             unit=unit,
             instruction=batch.instruction,
+            limits=batch.limits,
         )
         try:
             body = json.dumps(protocol.write_request(request), ensure_ascii=False, separators=(",", ":")).encode()
         except UnicodeEncodeError:
             raise InvalidInputError("a text holds half of a surrogate pair, which is no Unicode character") from None
 
-        async def attempt() -> list[Score]:
+        async def attempt() -> Scores:
             response = await self._send("POST", url, headers, body, deadline)
             while response.status == 202:
                 response = await self._poll(response, url, headers, deadline)
@@ -259,7 +267,9 @@ class Endpoint:
                 else:
                     self._calibrated &= reply.calibrated
                     self._named &= reply.named
-                    return reply.scores
+                    scores = Scores(reply.scores)
+                    scores.usage = reply.usage if reply.usage.tokens else replace(reply.usage, tokens=_tokens(response))
+                    return scores
             hide = partial(
                 redact, secrets=self._secrets, texts=(batch.query, batch.instruction or batch.query, *batch.passages)
             )
@@ -273,15 +283,15 @@ class Endpoint:
         """Send one request, within the rate limit."""
         wait = self._rate.reserve(time.monotonic(), before=deadline)
         if wait is None:
-            raise DeadlineExceededError(
-                "the limit of requests_per_minute leaves no time for this call; raise it, or timeout"
+            raise RemoteDeadlineExceededError(
+                "the limit of requests_per_minute leaves no time for this call; raise it, timeout or deadline"
             )
         if wait:
             await asyncio.sleep(wait)
         remaining = deadline - time.monotonic()
         if remaining <= 0:
-            raise DeadlineExceededError(
-                f"the time of the call was over before a request to {shown_url(url)}; raise timeout"
+            raise RemoteDeadlineExceededError(
+                f"the time of the call was over before a request to {shown_url(url)}; raise timeout or deadline"
             )
         timeout = remaining if self._read_timeout is None else min(remaining, self._read_timeout)
         return await self._transport.send(method, url, headers, content, timeout=timeout, deadline=deadline)
@@ -307,10 +317,16 @@ class Endpoint:
             models = json.loads(response.content)["data"] if response.status == 200 else []
             self._model = next((entry["id"] for entry in models if isinstance(entry["id"], str)), None)
             self._knows_model = self._model is not None
-        except DeadlineExceededError:
+        except RemoteDeadlineExceededError:
             raise
         except (RemoteError, ValueError, LookupError, TypeError, RecursionError):
             return
+
+
+def _tokens(response: Response) -> int:
+    """Give the number of tokens in TEI's header; 0 if there is none."""
+    value = response.headers.get("x-compute-tokens", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 10 else 0
 
 
 def _ambiguity(error: RemoteError) -> int:

@@ -8,21 +8,33 @@ import json
 import os
 import re
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
+from typing_extensions import override
 
 from mistral_rerank.errors import SettingsError
 from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.endpoint import Batch, Endpoint
 from mistral_rerank.remote.retries import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, ProtocolName, Reranker, Score, TextPairs, Unit
+from mistral_rerank.reranker import (
+    Overflow,
+    Pair,
+    PassageLimits,
+    ProtocolName,
+    Reranker,
+    Score,
+    Scores,
+    TextPairs,
+    Unit,
+    Usage,
+)
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
     import httpx
 
@@ -148,6 +160,7 @@ class RemoteReranker(Reranker):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.score_pairs`.
@@ -156,7 +169,9 @@ class RemoteReranker(Reranker):
             RemoteError: one of its kinds; there is never a partial result.
 
         """
-        return self._transport.run(self._score(TextPairs(pairs), overflow, instruction, adapter))
+        return self._score_within(
+            self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits, adapter=adapter
+        )
 
     async def ascore_pairs(
         self,
@@ -164,21 +179,43 @@ class RemoteReranker(Reranker):
         *,
         overflow: Overflow | None = None,
         instruction: str | None = None,
+        limits: PassageLimits | None = None,
         adapter: str | None = None,
     ) -> list[Score]:
         """See `Reranker.ascore_pairs`; cancelling closes the connections of the call. Errors as `score_pairs`'s."""
-        return await self._score(TextPairs(pairs), overflow, instruction, adapter)
+        return await self._ascore_within(
+            self._timeout, pairs, overflow=overflow, instruction=instruction, limits=limits, adapter=adapter
+        )
+
+    @override
+    def _score_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> list[Score]:
+        return self._transport.run(self._ascore_within(seconds, pairs, **options))
+
+    @override
+    def _ascore_within(self, seconds: float, pairs: Sequence[Pair], **options: Any) -> Coroutine[Any, Any, list[Score]]:
+        return self._score(TextPairs(pairs), time.monotonic() + min(seconds, self._timeout), **options)
 
     async def _score(
-        self, call: TextPairs, overflow: Overflow | None, instruction: str | None, model: str | None
+        self,
+        call: TextPairs,
+        deadline: float,
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
+        adapter: str | None = None,
     ) -> list[Score]:
-        deadline = time.monotonic() + self._timeout
-        batches = self._batches(call.pairs, overflow or self._overflow, instruction or self._instruction, model)
+        overflow, instruction = overflow or self._overflow, instruction or self._instruction
+        batches = self._batches(call.pairs, overflow, instruction, limits, adapter)
         scores: dict[int, Score] = {}
+        usage = Usage()
 
         async def score_batches(*, until_known: bool = False) -> None:
+            nonlocal usage
             for batch, indices in batches:
-                scores.update(zip(indices, await self._endpoint.score(batch, deadline), strict=True))
+                part = await self._endpoint.score(batch, deadline)
+                scores.update(zip(indices, part, strict=True))
+                usage += part.usage
                 if until_known and self._endpoint.is_known:
                     return
 
@@ -190,7 +227,9 @@ class RemoteReranker(Reranker):
                     group.create_task(score_batches())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from errors.exceptions[0].__cause__
-        return call.complete(self._endpoint.with_unit([scores[index] for index in range(len(call.pairs))]))
+        complete = Scores(call.complete(self._endpoint.with_unit([scores[index] for index in range(len(call.pairs))])))
+        complete.usage = usage
+        return complete
 
     def close(self) -> None:
         """Close the connections; waiting calls of threads fail with RerankerClosedError."""
@@ -203,7 +242,12 @@ class RemoteReranker(Reranker):
         await self._transport.aclose()
 
     def _batches(
-        self, pairs: Sequence[Pair], overflow: Overflow, instruction: str | None, model: str | None
+        self,
+        pairs: Sequence[Pair],
+        overflow: Overflow,
+        instruction: str | None,
+        limits: PassageLimits | None,
+        model: str | None,
     ) -> Iterator[tuple[Batch, list[int]]]:
         """Split a call into batches of one question each, within the limits; also give the indices of their pairs."""
         if overflow == "chunk":
@@ -216,7 +260,8 @@ class RemoteReranker(Reranker):
             by_query.setdefault(query, []).append(index)
 
         def batch(query: str, indices: list[int]) -> Batch:
-            return Batch(query, [pairs[i][1] for i in indices], overflow == "truncate", instruction, model)
+            texts = [pairs[i][1] for i in indices]
+            return Batch(query, texts, overflow == "truncate", instruction, limits, model)
 
         for query, query_indices in by_query.items():
             indices: list[int] = []

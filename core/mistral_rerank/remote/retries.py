@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from mistral_rerank._forks import after_fork
-from mistral_rerank.errors import DeadlineExceededError, RemoteError
+from mistral_rerank.errors import RemoteDeadlineExceededError, RemoteError
 from mistral_rerank.remote.error_mapping import is_retryable
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ async def with_retries(attempt: Callable[[], Awaitable[T]], retries: Retries, *,
     """Repeat an attempt whose error may be temporary, until `deadline` on `time.monotonic`'s clock.
 
     Raises:
-        DeadlineExceededError: the deadline has passed.
+        RemoteDeadlineExceededError: the deadline has passed.
         RemoteError: of the last attempt.
 
     """
@@ -62,12 +62,12 @@ async def with_retries(attempt: Callable[[], Awaitable[T]], retries: Retries, *,
     while True:
         try:
             return await attempt()
-        except DeadlineExceededError:
+        except RemoteDeadlineExceededError:
             raise
         except RemoteError as error:
             if time.monotonic() >= deadline - CLOCK_SLACK:
-                raise DeadlineExceededError(
-                    f"the time of the call is over, raise timeout; last: {error}",
+                raise RemoteDeadlineExceededError(
+                    f"the time of the call is over, raise timeout or deadline; last: {error}",
                     status=error.status,
                     request_id=error.request_id,
                 ) from error

@@ -20,6 +20,7 @@ from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
+from mistral_rerank.reranker import usage_of
 from mistral_rerank.server.backlog import Backlog
 from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
 from mistral_rerank.server.keys import ApiKeys
@@ -27,13 +28,13 @@ from mistral_rerank.server.prometheus import Metrics
 from mistral_rerank.server.request_log import current_record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from starlette.requests import Request
 
     from mistral_rerank.protocols.protocol import RerankRequest
     from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
-    from mistral_rerank.reranker import Overflow, Pair, RankedPassage, Reranker, Score
+    from mistral_rerank.reranker import Overflow, Pair, Ranking, Reranker, Score, Usage
     from mistral_rerank.server.keys import ApiKey
     from mistral_rerank.server.settings import ServerSettings
 
@@ -174,21 +175,26 @@ class Service:
         self._check(rerank_request.model, len(passages))
         overflow = _overflow(rerank_request.truncate)
 
-        model = self.model_of(rerank_request.model)
+        top_n, model = rerank_request.top_n, self.model_of(rerank_request.model)
+        options, limits = self._options(rerank_request.model, rerank_request.instruction), rerank_request.limits
 
-        async def rank() -> list[RankedPassage]:
-            options = self._options(rerank_request.model, overflow, rerank_request.instruction)
-            if not self.settings.telemetry:
-                return await self._reranker.arank(query, passages, **options)
-            top_n = rerank_request.top_n
+        async def rank() -> Ranking:
+            ranking = await self._reranker.arank(
+                query, passages, top_n=top_n, overflow=overflow, limits=limits, **options
+            )
+            if rerank_request.highlight:
+                texts = [ranked.text for ranked in ranking]
+                ranking.mark(await self._reranker.ahighlight(query, texts, **options))
+            return ranking
+
+        async def traced_rank() -> Ranking:
             with rerank_span(query, passages, model=model, top_n=top_n, content=False) as report:
-                ranking = await self._reranker.arank(query, passages, **options)
-                report(ranking[:top_n])
-                return ranking
+                return report(await rank())
 
-        ranking = await self._while_connected(rank, [(query, passage) for passage in passages], request)
-        tokens = self._count_tokens(ranked.score for ranked in ranking)
-        return RerankReply(tuple(ranking[: rerank_request.top_n]), model, uuid.uuid4().hex, tokens)
+        work = traced_rank if self.settings.telemetry else rank
+        ranking = await self._while_connected(work, [(query, passage) for passage in passages], request)
+        tokens = self._count_tokens(ranking.usage)
+        return RerankReply(tuple(ranking), model, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
         """Score the pairs of a request, in its order; errors as for `rerank`."""
@@ -199,15 +205,15 @@ class Service:
         model = self.model_of(body.model)
 
         async def score() -> list[Score]:
-            options = self._options(body.model, overflow, body.instruction)
+            options = self._options(body.model, body.instruction)
             if not self.settings.telemetry:
-                return await self._reranker.ascore_pairs(pairs, **options)
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **options)
             texts = [passage for _, passage in pairs]
             with rerank_span(pairs[0][0], texts, model=model, top_n=None, content=False):
-                return await self._reranker.ascore_pairs(pairs, **options)
+                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **options)
 
         scores = await self._while_connected(score, pairs, request)
-        self._count_tokens(scores)
+        self._count_tokens(usage_of(scores))
         return write_score_reply(
             scores,
             unit=body.unit,
@@ -246,11 +252,10 @@ class Service:
                 task.cancel()
                 disconnected.cancel()
 
-    def _count_tokens(self, scores: Iterable[Score]) -> int:
-        tokens = sum(score.tokens for score in scores)
-        self.metrics.prompt_tokens.inc(tokens)
-        current_record().tokens = tokens
-        return tokens
+    def _count_tokens(self, usage: Usage) -> int:
+        self.metrics.prompt_tokens.inc(usage.tokens)
+        current_record().tokens = usage.tokens
+        return usage.tokens
 
     @property
     def model_ids(self) -> tuple[str, ...]:
@@ -261,11 +266,11 @@ class Service:
         """Give the name in replies of the model, or of the adapter that a request names."""
         return name if name is not None and name in self._reranker.adapters else self.model_id
 
-    def _options(self, model: str | None, overflow: Overflow | None, instruction: str | None) -> dict[str, Any]:
+    def _options(self, model: str | None, instruction: str | None) -> dict[str, Any]:
         """Give the options of a call; other rerankers may not know all of them."""
         adapter = model if model in self._reranker.adapters else None
         options = {"instruction": instruction, "adapter": adapter}
-        return {"overflow": overflow} | {name: value for name, value in options.items() if value is not None}
+        return {name: value for name, value in options.items() if value is not None}
 
     def check_model(self, name: str | None) -> None:
         """Refuse the name of a model that is not served.

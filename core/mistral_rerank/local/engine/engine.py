@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.errors import RerankError
     from mistral_rerank.local.engine.job import Choice, Item, QueuedBatch, Scorer
+    from mistral_rerank.local.engine.tokenizer import Cut
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 STATE_BYTES = 512 * 1024**2
@@ -106,7 +107,7 @@ class Engine:
     def submit(
         self,
         pairs: Sequence[Pair],
-        overflow: Overflow | None = None,
+        overflow: Overflow | Cut | None = None,
         *,
         instruction: str | None = None,
         choice: Choice | None = None,

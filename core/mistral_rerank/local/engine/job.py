@@ -7,7 +7,8 @@ import time
 from collections import deque
 from concurrent.futures import Future
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.local.batching.planning import Batch, join
@@ -16,10 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mistral_rerank.local.engine.batch_size import BatchSize
-    from mistral_rerank.local.engine.tokenizer import EncodedPair
+    from mistral_rerank.local.engine.tokenizer import Cut, EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
 logger = logging.getLogger(__name__)
+
+CUT = (
+    "%d of %d passages were over the limit and were cut: tokens_left_out of a score counts their unread tokens; "
+    "overflow='chunk' reads all of them"
+)
+"""A warning for the first such call of the process, information for the others."""
+_cut_calls = count()
 
 
 class Model(Protocol):
@@ -51,13 +59,14 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer."""
 
     def slices(
-        self, pairs: Sequence[Pair], overflow: Overflow | None, *, instruction: str | None, locate: bool
+        self, pairs: Sequence[Pair], overflow: Overflow | Cut | None, *, instruction: str | None, locate: bool
     ) -> Iterator[list[EncodedPair]]:
         """Tokenize pairs in input order, in steps of bounded work; a step yields some of them, or none yet.
 
         Args:
             pairs: questions with passages.
-            overflow: what happens to pairs over the limit; None for the checkpoint's default.
+            overflow: what happens to pairs over the limit, or also what is read of passages; None for the checkpoint's
+                default.
             instruction: to the model; None for the checkpoint's default.
             locate: whether to find the passages' tokens.
 
@@ -167,7 +176,7 @@ class Job:
     def __init__(
         self,
         pairs: Sequence[Pair],
-        overflow: Overflow | None,
+        overflow: Overflow | Cut | None,
         instruction: str | None,
         choice: Choice | None,
         adapter: str | None = None,
@@ -188,6 +197,7 @@ class Job:
         self._encoded: list[EncodedPair] = []
         self._logits: list[float] = []
         self._tokens: list[int] = []
+        self._left_out: list[int] = []
         self._room = 0
         self._state_bytes = 0
 
@@ -207,7 +217,8 @@ class Job:
         self.tokenizing += time.perf_counter() - start
         is_done = len(self._encoded) == len(self._pairs)
         if is_done and (truncated := sum(pair.tokens_left_out > 0 for pair in self._encoded)):
-            logger.info("%d of %d passages were over the limit and were cut", truncated, len(self._pairs))
+            level = logging.INFO if next(_cut_calls) else logging.WARNING
+            logger.log(level, CUT, truncated, len(self._pairs))
         return is_done
 
     def plan(self, loaded: Scorer, size: BatchSize) -> None:
@@ -236,6 +247,7 @@ class Job:
                 self.waiting += plan_batches(scorer.model, alike, size.tokens, size.turn, resumes=resumes)
         self._logits = [float("-inf")] * len(encoded)
         self._tokens = [sum(map(len, pair.sequences)) for pair in encoded]
+        self._left_out = [pair.tokens_left_out for pair in encoded]
 
     def grant(self, granted: int) -> None:
         """Allow the partial hidden states to take so many bytes."""
@@ -266,6 +278,10 @@ class Job:
         try:
             scores = [
                 scorer.score(logit, tokens=tokens) for logit, tokens in zip(self._logits, self._tokens, strict=True)
+            ]
+            scores = [
+                replace(score, tokens_left_out=left_out) if left_out else score
+                for score, left_out in zip(scores, self._left_out, strict=True)
             ]
             if self.estimating and self._choice is not None:
                 by_pair = dict(zip(self._pairs, self._encoded, strict=True))

@@ -10,7 +10,8 @@ word longer than the margin is safe too, since byte-pair merges depend on neighb
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,47 @@ SLICE_CHARACTERS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """What is read of a long passage.
+
+    Attributes:
+        overflow: what happens to pairs over the limit; None for the tokenizer's default.
+        tokens: most tokens of a passage; what is beyond is left out before `overflow` applies.
+        chunks: most chunks of a passage.
+
+    """
+
+    overflow: Overflow | None
+    tokens: int | None = None
+    chunks: int | None = None
+
+    @classmethod
+    def of(cls, overflow: Overflow | Cut | None, *, default: Overflow, max_length: int) -> Cut:
+        """Fill in the defaults; a limit of chunks asks for chunks, and implies one of tokens."""
+        cut = overflow if isinstance(overflow, Cut) else cls(overflow)
+        if cut.chunks is None:
+            return replace(cut, overflow=cut.overflow or default)
+        in_chunks = cut.chunks * max_length
+        return cls("chunk", in_chunks if cut.tokens is None else min(in_chunks, cut.tokens), cut.chunks)
+
+    @property
+    def reads_all(self) -> bool:
+        """Whether the whole passage is read, however long it is."""
+        return self.overflow == "chunk" and self.tokens is None
+
+    def within(self, room: int) -> int:
+        """Return the most tokens that a passage may have without being cut, in a text of `room` tokens."""
+        return room if self.tokens is None else min(room, self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPair:
     """The token ids of one pair.
 
     Attributes:
         sequences: one, or several if its passage was chunked.
         passages: the passage's tokens in each sequence; empty ranges if they were not located.
-        tokens_left_out: tokens of the passage in no sequence; a lower bound if its text was cut before tokenizing.
+        tokens_left_out: tokens of the passage in no sequence; an estimate if its text was cut before tokenizing.
 
     """
 
@@ -112,7 +147,7 @@ class PairTokenizer:
     def encode(
         self,
         pairs: Sequence[Pair],
-        overflow: Overflow | None = None,
+        overflow: Overflow | Cut | None = None,
         *,
         instruction: str | None = None,
         locate: bool = False,
@@ -121,7 +156,8 @@ class PairTokenizer:
 
         Args:
             pairs: questions with passages.
-            overflow: what happens to longer pairs in this call; None for the tokenizer's default.
+            overflow: what happens to longer pairs in this call, or also what is read of passages; None for the
+                tokenizer's default.
             instruction: of this call; None for the template's.
             locate: whether to find the passages' tokens.
 
@@ -136,13 +172,13 @@ class PairTokenizer:
     def slices(
         self,
         pairs: Sequence[Pair],
-        overflow: Overflow | None = None,
+        overflow: Overflow | Cut | None = None,
         *,
         instruction: str | None = None,
         locate: bool = False,
     ) -> Iterator[list[EncodedPair]]:
         """Tokenize like `encode` in steps of bounded work; a step yields some of the pairs, or none yet."""
-        overflow = overflow or self._overflow
+        rule = Cut.of(overflow, default=self._overflow, max_length=self._max_length)
         prompts: dict[str, Prompt] = {}
         batch: list[tuple[int, Prompt, str]] = []
         size = 0
@@ -153,24 +189,24 @@ class PairTokenizer:
                 self._check_length(position, query, instruction or "")
                 prompts[query] = self._layout.prompt(query, instruction)
             prompt = prompts[query]
-            if overflow == "chunk" and len(passage) > SECTION_CHARACTERS:
-                yield self._encode(batch, overflow, locate=locate)
+            if rule.reads_all and len(passage) > SECTION_CHARACTERS:
+                yield self._encode(batch, rule, locate=locate)
                 batch, size = [], 0
                 pieces = []
                 for start in range(0, len(passage) - SECTION_OVERLAP, SECTION_CHARACTERS - SECTION_OVERLAP):
                     section = passage[start : start + SECTION_CHARACTERS]
-                    pieces += self._encode([(position, prompt, section)], overflow, locate=True)
+                    pieces += self._encode([(position, prompt, section)], rule, locate=True)
                     yield []
                 yield [_join(pieces)]
                 continue
-            cut = len(passage) if overflow == "chunk" else self._first_cut + TAIL_CHARACTERS
+            cut = len(passage) if rule.reads_all else self._first_cut + TAIL_CHARACTERS
             length = len(prompt.head) + len(prompt.tail) + min(len(passage), cut)
             if batch and size + length > SLICE_CHARACTERS:
-                yield self._encode(batch, overflow, locate=locate)
+                yield self._encode(batch, rule, locate=locate)
                 batch, size = [], 0
             batch.append((position, prompt, passage))
             size += length
-        yield self._encode(batch, overflow, locate=locate)
+        yield self._encode(batch, rule, locate=locate)
 
     def _room(self, prompt: Prompt) -> int:
         """Return the most tokens of the text with the passage."""
@@ -189,15 +225,13 @@ class PairTokenizer:
                     )
                 cut *= 2
 
-    def _encode(
-        self, pairs: Sequence[tuple[int, Prompt, str]], overflow: Overflow, *, locate: bool
-    ) -> list[EncodedPair]:
+    def _encode(self, pairs: Sequence[tuple[int, Prompt, str]], rule: Cut, *, locate: bool) -> list[EncodedPair]:
         """Tokenize passages, given with their positions in the call and their prompts."""
         encoded: dict[int, EncodedPair] = {}
         rendered: list[tuple[int, Prompt, RenderedPair]] = []
         longer: list[tuple[int, Prompt, str]] = []
         for position, prompt, passage in pairs:
-            if overflow != "chunk" and len(passage) > self._first_cut + TAIL_CHARACTERS:
+            if not rule.reads_all and len(passage) > self._first_cut + TAIL_CHARACTERS:
                 longer.append((position, prompt, passage))
             else:
                 rendered.append((position, prompt, prompt.render(clean(passage))))
@@ -205,7 +239,7 @@ class PairTokenizer:
         encodings = encode([text.text for _, _, text in rendered], add_special_tokens=False)
         over_limit = []
         for (position, prompt, text), encoding in zip(rendered, encodings, strict=True):
-            if len(encoding) > self._room(prompt):
+            if len(encoding) > rule.within(self._room(prompt)):
                 over_limit.append((position, prompt, text, encoding))
             else:
                 encoded[position] = _whole(prompt, text, encoding, locate=locate)
@@ -214,12 +248,12 @@ class PairTokenizer:
             encodings = self._backend.encode_batch(texts, add_special_tokens=False)
             over_limit = [(*pair[:3], encoding) for pair, encoding in zip(over_limit, encodings, strict=True)]
         for position, prompt, text, encoding in over_limit:
-            encoded[position] = self._fit(position, prompt, _Tokens.of(prompt, text, encoding), overflow)
+            encoded[position] = self._fit(position, prompt, _Tokens.of(prompt, text, encoding), rule)
         for position, prompt, passage in longer:
-            encoded[position] = self._fit_cut(position, prompt, passage, overflow)
+            encoded[position] = self._fit_cut(position, prompt, passage, rule)
         return [encoded[position] for position, _, _ in pairs]
 
-    def _fit_cut(self, position: int, prompt: Prompt, passage: str, overflow: Overflow) -> EncodedPair:
+    def _fit_cut(self, position: int, prompt: Prompt, passage: str, rule: Cut) -> EncodedPair:
         """Fit a passage far over the limit, from the start and the end of its text."""
         cut = self._first_cut
         while True:
@@ -228,18 +262,20 @@ class PairTokenizer:
             text = prompt.render("".join(parts))
             (encoding,) = self._backend.encode_batch([text.text], add_special_tokens=False)
             tokens = _Tokens.of(prompt, text, encoding)
-            if not is_cut and len(encoding.ids) <= self._room(prompt):
+            room = self._room(prompt)
+            needed = rule.tokens if rule.overflow == "chunk" and rule.tokens is not None else rule.within(room)
+            if not is_cut and len(encoding.ids) <= rule.within(room):
                 return _whole(prompt, text, encoding, locate=True)
             end = text.passage_start + len(parts[0])
             before_cut = sum(1 for _, stop in encoding.offsets[tokens.first : tokens.last] if stop <= end)
-            if not is_cut or before_cut >= self._room(prompt) + MARGIN:
-                return self._fit(position, prompt, tokens, overflow, is_cut=is_cut)
+            if not is_cut or before_cut >= needed + MARGIN:
+                unread = len(passage) - sum(map(len, parts)) if is_cut else 0
+                density = (tokens.last - tokens.first) / sum(map(len, parts))
+                return self._fit(position, prompt, tokens, rule, beyond=math.ceil(unread * density))
             cut *= 2
 
-    def _fit(
-        self, position: int, prompt: Prompt, tokens: _Tokens, overflow: Overflow, *, is_cut: bool = False
-    ) -> EncodedPair:
-        """Truncate, chunk or reject one pair over the limit."""
+    def _fit(self, position: int, prompt: Prompt, tokens: _Tokens, rule: Cut, *, beyond: int = 0) -> EncodedPair:
+        """Truncate, chunk or reject one pair over the limit, whose passage has about `beyond` tokens more."""
         before, passage, after = tokens.parts
         window = self._room(prompt) - len(before) - len(after)
         if window < 1:
@@ -247,19 +283,21 @@ class PairTokenizer:
                 f"pair {position}: the question takes {self._max_length - window} of at most {self._max_length} tokens "
                 "and leaves none for the passage; shorten the question or raise max_length"
             )
-        if overflow == "error":
+        kept = passage[: rule.tokens]
+        if rule.overflow == "error" and len(kept) > window:
             length = len(tokens.ids) + self._max_length - self._room(prompt)
             raise InputTooLongError(
-                f"Input length {'of at least ' if is_cut else ''}{length} exceeds maximum allowed token size "
+                f"Input length {'of at least ' if beyond else ''}{length} exceeds maximum allowed token size "
                 f"{self._max_length} (pair {position}); shorten the passage, or set overflow to 'truncate' or 'chunk'"
             )
         head, tail = prompt.start + before, after + prompt.end
-        if overflow == "truncate":
-            pieces, left_out = [passage[:window]], len(passage) - window
-        else:
+        if rule.overflow == "chunk":
             step = window - min(CHUNK_OVERLAP, window // 4)
-            starts = range(0, max(1, len(passage) - window + step), step)
-            pieces, left_out = [passage[start : start + window] for start in starts], 0
+            starts = range(0, max(1, len(kept) - window + step), step)[: rule.chunks]
+        else:
+            starts = range(1)
+        pieces = [kept[start : start + window] for start in starts]
+        left_out = len(passage) - min(len(kept), starts[-1] + window) + beyond
         return EncodedPair(
             tuple(head + piece + tail for piece in pieces),
             tuple(range(len(head), len(head) + len(piece)) for piece in pieces),
