@@ -175,6 +175,16 @@ class RerankOptions(RerankerHolder):
             opened = self.use() if self._is_open else await asyncio.to_thread(self.use)  # it may have to import torch
             return report(await opened.arank(query, texts, **options, **self._adapter))
 
+    def prepare(self, items: Iterable[Any]) -> None:
+        """Compute documents or nodes ahead into the passage cache; see `Reranker.prepare`.
+
+        Raises:
+            InvalidInputError: an item is not of the framework's type or has no text.
+            SettingsError: there is no passage cache, or the model reads the question before the passage.
+
+        """
+        self.use().prepare(self._read("?", items))
+
     @abstractmethod
     def _text(self, item: Any) -> str:
         """Give the text of an item for the model."""
