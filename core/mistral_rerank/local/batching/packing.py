@@ -126,18 +126,15 @@ def pack(batch: Batch, *, causal: bool = True) -> Pack:
                 ids += batch.sequences[member][group.cached :]
                 positions += range(group.cached, group.cached + length)
                 last.append(len(ids) - 1)
-                is_alike = bool(spans) and start - spans[-1].start == length * spans[-1].sequences
+                before = spans[-1] if spans else None
                 if (
-                    is_alike
-                    and bool(spans[-1].cached) == bool(cached)
+                    before is not None
+                    and start - before.start == length * before.sequences
+                    and bool(before.cached) == bool(cached)
                     and longest_cached <= CACHED_PADDING * group.cached
                 ):
-                    spans[-1] = replace(
-                        spans[-1],
-                        stop=len(ids),
-                        sequences=spans[-1].sequences + 1,
-                        cached=(*spans[-1].cached, *cached),
-                    )
+                    sequences, all_cached = before.sequences + 1, (*before.cached, *cached)
+                    spans[-1] = replace(before, stop=len(ids), sequences=sequences, cached=all_cached)
                 else:
                     longest_cached = group.cached
                     spans.append(Span(start, len(ids), causal=causal, cached=cached))
