@@ -192,6 +192,7 @@ class Engine:
         if self._prefixes is not None:
             logger.info("passage cache: %s", self._prefixes.info())
             self._prefixes.clear()
+            self._prefixes.prepared = {}
         for job in chain(self._jobs, self._pending):
             job.fail(_closed_error())
         self._jobs.clear()
