@@ -6,8 +6,14 @@ import os
 from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
+from pydantic import ByteSize, TypeAdapter, ValidationError
+
+from mistral_rerank.errors import SettingsError
+
 if TYPE_CHECKING:
     from collections.abc import Collection
+
+_BYTES = TypeAdapter(ByteSize)
 
 PEER_NAMES = {
     "api_base": "base_url",
@@ -59,6 +65,21 @@ def suggest(name: str, known: Collection[str]) -> str:
     if meant in RANKING_OPTIONS:
         return f"; {meant} is an option of an adapter or an argument of rank()"
     return ""
+
+
+def parse_bytes(size: str | int) -> int:
+    """Return the bytes of a size such as "1GiB", "500MB" or 4096.
+
+    Raises:
+        SettingsError: it is none.
+
+    """
+    try:
+        return int(_BYTES.validate_python(size))
+    except ValidationError as error:
+        raise SettingsError(
+            f"the size {size!r} is not known; give bytes, or a number with a unit like '1GiB'"
+        ) from error
 
 
 def plain(value: object) -> object:

@@ -344,6 +344,16 @@ class RerankOptions(RerankerHolder):
             added[HIGHLIGHT] = list(ranked.highlight)
         return added
 
+    def prepare(self, items: Iterable[Any]) -> None:
+        """Compute documents or nodes ahead into the passage cache; see `Reranker.prepare`.
+
+        Raises:
+            InvalidInputError: an item is not of the framework's type or has no text.
+            SettingsError: there is no passage cache, or the model reads the question before the passage.
+
+        """
+        self.use().prepare(self._read("?", items)[1])
+
     @abstractmethod
     def _text(self, item: Any) -> str:
         """Give the text of an item for the model."""

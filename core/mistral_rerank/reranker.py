@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mistral_rerank._deadline import in_thread, result_within, within
-from mistral_rerank.errors import InvalidInputError, ScoringError
+from mistral_rerank.errors import InvalidInputError, ScoringError, SettingsError
 from mistral_rerank.sentences import SentencePairs, Span
 
 if TYPE_CHECKING:
@@ -205,6 +205,31 @@ class Observer:
 
     def ran_batch(self, sequences: int, tokens: int, seconds: float) -> None:
         """Note that a batch ran; `tokens` includes padding."""
+
+    def used_prefixes(self, hits: int, misses: int, tokens_saved: int, cache_bytes: int) -> None:
+        """Note the distinct passages of a batch, as `PassageCacheInfo` counts them, and the cache's size after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassageCacheInfo:
+    """The counts of a passage cache.
+
+    Attributes:
+        hits: passages, or instructions, whose keys and values were cached, counted once a batch.
+        misses: those whose keys and values were computed.
+        tokens_saved: tokens of the hits.
+        entries: number of cached passages.
+        bytes: the memory that they take.
+        limit: the most memory that they may take, in bytes.
+
+    """
+
+    hits: int
+    misses: int
+    tokens_saved: int
+    entries: int
+    bytes: int
+    limit: int
 
 
 class Reranker(ABC):
@@ -403,6 +428,19 @@ class Reranker(ABC):
         """`ascore_pairs` with a deadline, which cancels it."""
         async with within(seconds):
             return await self.ascore_pairs(pairs, **options)
+
+    def prepare(self, passages: Iterable[str], *, progress: Callable[[int], object] | None = None) -> None:  # noqa: ARG002
+        """Compute passages ahead into the passage cache, so that the first question about them is fast too.
+
+        Args:
+            passages: texts, which are read as needed; blank ones are skipped.
+            progress: receives the number of passages done, again and again.
+
+        Raises:
+            SettingsError: there is no passage cache, or the model reads the question before the passage.
+
+        """
+        raise SettingsError("only a model on this machine has a passage cache")
 
     def weights_checksum(self) -> str | None:
         """Return a checksum of the model's files; None if they are not on this machine."""

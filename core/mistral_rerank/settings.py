@@ -13,7 +13,16 @@ import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 
 from mistral_rerank._options import plain, suggest
 from mistral_rerank.errors import SettingsError
@@ -105,6 +114,12 @@ class RerankSettings(BaseModel):
         None, ge=1, description="passages of a question that reach the second pass; the lower layers select them"
     )
     cache_size: int = Field(0, ge=0, description="pairs whose scores are cached")
+    passage_cache: ByteSize = Field(
+        ByteSize(0), description="memory for keys and values of passages that come back, such as 1GiB; 0 for none"
+    )
+    prepared_passages: str | None = Field(
+        None, description="folder that `mistral-rerank prepare` wrote, whose passages are not computed"
+    )
     base_url: str | None = Field(None, description="URL of the endpoint; default: the vendor's")
     protocol: Literal["auto", ProtocolName] = Field("auto", description="protocol of the endpoint; auto detects it")
     api_key: SecretStr | None = Field(
@@ -211,6 +226,8 @@ LOCAL = (
     "share_batches",
     "cascade_depth",
     "cache_size",
+    "passage_cache",
+    "prepared_passages",
 )
 REMOTE = (
     "base_url",

@@ -152,3 +152,22 @@ def test_a_closed_reranker_is_replaced_on_the_next_use(options, backend):
     assert adapter.use() is not closed
     assert not adapter.use().is_closed
     adapter.unload()
+
+
+@pytest.mark.parametrize("adapter", [LANGCHAIN, LLAMA_INDEX])
+def test_both_adapters_prepare_passages(adapter, options, tiny, tmp_path):
+    for file in tiny.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "rerank.json").write_text('{"template": "Passage: {passage}\\nQuestion: {query}"}')
+    made = adapter(**options | {"model": str(tmp_path), "passage_cache": "1MiB"})
+    texts = ["The glacier moved slowly down the valley.", "Yeast makes dough rise."]
+    items = (
+        [Document(page_content=text) for text in texts]
+        if adapter is LANGCHAIN
+        else [NodeWithScore(node=TextNode(text=text)) for text in texts]
+    )
+    made.prepare(items)
+    assert made.use().passage_cache_info().misses == 2
+    made.rerank("What moved?", items)
+    assert made.use().passage_cache_info().hits == 2
+    made.unload()

@@ -3,6 +3,7 @@
 import pytest
 
 from mistral_rerank.server.backlog import Backlog
+from mistral_rerank.server.prometheus import Metrics
 
 
 def measured(**options) -> Backlog:
@@ -46,3 +47,17 @@ def test_the_speed_follows_the_last_batches():
         backlog.ran_batch(1000, 0.1)
     with backlog.holding(100_000):
         assert backlog.retry_after() == 11  # the slow first batch still counts a little
+
+
+def test_tokens_from_the_passage_cache_count_as_speed():
+    backlog = Backlog()
+    metrics = Metrics(backlog)
+    metrics.used_prefixes(3, 1, 900, 4096)
+    metrics.ran_batch(4, 100, 1.0)
+    with backlog.holding(2000):
+        assert backlog.seconds_until_answer(1000) == pytest.approx(2.0)
+    text = metrics.text().decode()
+    for name, value in (("hits_total", 3), ("misses_total", 1), ("saved_tokens_total", 900), ("bytes", 4096)):
+        assert f"mistral_rerank_passage_cache_{name} {float(value)}\n" in text
+    metrics.ran_batch(4, 100, 1.0)
+    assert backlog._computed < 2 * 1000

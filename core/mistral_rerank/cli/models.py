@@ -8,15 +8,20 @@ from pathlib import Path  # noqa: TC003 - typer reads it
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from pydantic import ByteSize
 from rich.table import Table
 
 from mistral_rerank._version import __version__
-from mistral_rerank.cli.options import MODEL_OPTIONS, app, stderr, with_settings
+from mistral_rerank.cli.options import MODEL_OPTIONS, app, progress_bar, stderr, with_settings
 from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
 if TYPE_CHECKING:
     from mistral_rerank.benchmark.bench import Report
+
+
+PREPARED_AT_ONCE = ByteSize(2**40)
+"""No limit for the passages of one step."""
 
 
 @app.command()
@@ -69,7 +74,27 @@ def convert(
 
 
 @app.command()
-@with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "rerank_config")
+@with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "rerank_config", "max_length")
+def prepare(
+    corpus: Annotated[Path, typer.Argument(help="passages, as `rank` reads them; - for stdin")],
+    out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
+    reranker: dict[str, Any],
+) -> None:
+    """Compute a corpus ahead for `prepared_passages`, so that questions about it cost their own tokens only."""
+    from mistral_rerank.data_files.passages import read_passages
+    from mistral_rerank.local.reranker import LocalReranker
+
+    settings = RerankSettings(**reranker, backend="local", passage_cache=PREPARED_AT_ONCE, prepared_passages=None)
+    passages = [passage.text for passage in read_passages(corpus)]
+    with settings.open() as opened, progress_bar() as progress:
+        assert isinstance(opened, LocalReranker)  # noqa: S101 - the backend is local
+        task = progress.add_task("passages", total=len(set(passages)))
+        opened.prepare(dict.fromkeys(passages), out=out, progress=lambda done: progress.advance(task, done))
+    stderr.print(f"wrote {out}; set prepared_passages to it")
+
+
+@app.command()
+@with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "rerank_config", "passage_cache")
 def info(reranker: dict[str, Any]) -> None:
     """Describe a model, and how it would run on this machine."""
     from mistral_rerank.local.checkpoints.summary import summary
@@ -83,6 +108,7 @@ def info(reranker: dict[str, Any]) -> None:
         device=settings.device,
         dtype=settings.dtype,
         quantization=settings.quantization,
+        passage_cache=settings.passage_cache,
     )
     for name, value in {"mistral-rerank": __version__, **facts}.items():
         table.add_row(name, repr(value) if "\n" in value else value)

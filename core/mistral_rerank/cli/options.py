@@ -9,6 +9,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
+from pydantic import ByteSize
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mistral_rerank.cli.terminal import Terminal, printable
@@ -73,6 +74,8 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     if NoneType in get_args(kind):
         kind = get_args(kind)[0]
     notes = []
+    if kind is ByteSize:
+        kind = str
     if get_origin(kind) is Literal:
         notes.append("|".join(get_args(kind)))
         kind = str

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from mistral_rerank.cli.options import app, progress_bar, recorded_settings, with_reranker, with_settings
+from mistral_rerank.cli.options import (
+    RERANKER_OPTIONS,
+    app,
+    progress_bar,
+    recorded_settings,
+    with_reranker,
+    with_settings,
+)
 from mistral_rerank.cli.terminal import Terminal, json_line
 from mistral_rerank.data_files.pairs import score_file, score_lines
 from mistral_rerank.data_files.passages import Passage, read_passages
@@ -102,7 +109,7 @@ def score(
 
 
 @app.command()
-@with_reranker
+@with_settings("reranker", RerankSettings, *RERANKER_OPTIONS, "passage_cache", "prepared_passages")
 @with_settings("server", ServerSettings, *SERVER_OPTIONS)
 def serve(
     server: dict[str, Any],

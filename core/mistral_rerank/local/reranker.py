@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import functools
 import weakref
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from mistral_rerank._deadline import result_within
-from mistral_rerank._options import plain
+from mistral_rerank._options import parse_bytes, plain
 from mistral_rerank.errors import MissingDependencyError, SettingsError
 from mistral_rerank.local.engine.engine import Engine
+from mistral_rerank.local.engine.prefix_cache import PrefixCache
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
 from mistral_rerank.reranker import (
     Observer,
     Overflow,
     Pair,
+    PassageCacheInfo,
     PassageLimits,
     Quantization,
     Reranker,
@@ -32,16 +36,20 @@ try:
     from mistral_rerank.local.engine.cascade import Cascade
     from mistral_rerank.local.engine.tokenizer import Cut
     from mistral_rerank.local.model.quantization import check_quantization
+    from mistral_rerank.local.prepared import manifest, read_prepared, write_prepared
     from mistral_rerank.local.scorer import LoadedCheckpoint
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
     from os import PathLike
 
     import torch
+
+PASSAGES_AT_ONCE = 16
+"""Passages that are prepared in one call."""
 
 BATCH_TOKENS = {"cpu": 1024, "mps": 8192, "cuda": 16384}
 """The default of `batch_tokens` for each type of device. On a CPU it is also the length of a turn: about
@@ -78,6 +86,10 @@ class LocalReranker(Reranker):
             the estimates of the first pass, which runs the lower layers only. The others rank below, with estimated
             scores. None for no cascade.
         cache_size: the number of pairs whose scores are cached; 0 for no cache.
+        passage_cache: the most memory for keys and values of passages, such as "1GiB" or a number of bytes; "0" for
+            none. A passage that comes back is then not computed again if the template has it before the question;
+            otherwise the instruction is not. Scores then depend on earlier calls, within rounding errors.
+        prepared_passages: a folder that `mistral-rerank prepare` wrote, whose passages are not computed.
 
     Raises:
         SettingsError: the device is not available, the dtype is unknown, or the quantization does not work here, or
@@ -103,9 +115,12 @@ class LocalReranker(Reranker):
         share_batches: bool | None = None,
         cascade_depth: int | None = None,
         cache_size: int = 0,
+        passage_cache: str | int = 0,
+        prepared_passages: str | PathLike[str] | None = None,
     ) -> None:
         model, device, dtype = str(plain(model)), str(plain(device)), str(plain(dtype))
         base = None if base is None else str(plain(base))
+        prepared_passages = None if prepared_passages is None else str(plain(prepared_passages))
         rerank_config = None if rerank_config is None else str(plain(rerank_config))
         folders = {name: str(plain(folder)) for name, folder in (adapters or {}).items()}
         self._model_name = model
@@ -123,12 +138,17 @@ class LocalReranker(Reranker):
             "share_batches": share_batches,
             "cascade_depth": cascade_depth,
             "cache_size": cache_size,
+            "passage_cache": passage_cache,
+            "prepared_passages": prepared_passages,
         }
         if cascade_depth is not None and cascade_depth < 1:
             raise SettingsError(f"cascade_depth is {cascade_depth}; give at least 1, or leave it out")
-        self._base, self.max_length, self.adapters = base, max_length, tuple(folders)
-        self._cascade_depth, self._instruction = cascade_depth, instruction
+        self._base, self._rerank_config, self.max_length = base, rerank_config, max_length
+        self._cascade_depth, self._instruction, self._quantization = cascade_depth, instruction, quantization
+        self.adapters = tuple(folders)
         self._cache = ScoreCache(cache_size) if cache_size else None
+        passage_bytes = parse_bytes(passage_cache)
+        self._prefixes = PrefixCache(passage_bytes) if passage_bytes or prepared_passages is not None else None
         self.device, *further_devices = pick_devices(device)
         self.dtype = pick_dtype(dtype, self.device)
         check_quantization(quantization, self.device, self.dtype)
@@ -139,7 +159,9 @@ class LocalReranker(Reranker):
             )
         self._engine = Engine(
             functools.partial(
-                LoadedCheckpoint,
+                _load,
+                self._prefixes,
+                None if prepared_passages is None else Path(prepared_passages),
                 model,
                 base=base,
                 adapters=folders,
@@ -160,6 +182,7 @@ class LocalReranker(Reranker):
                 f"a model on {str(self.device)!r} cannot be used in a forked process; start workers with 'spawn' "
                 "instead of 'fork', or open the reranker after the fork and use no such device before it"
             ),
+            prefixes=self._prefixes,
         )
         weakref.finalize(self, self._engine.close)  # garbage collection frees threads and weights
 
@@ -236,6 +259,51 @@ class LocalReranker(Reranker):
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
         self._engine.observer = observer
+        if self._prefixes is not None:
+            self._prefixes.observer = observer
+
+    def prepare(
+        self,
+        passages: Iterable[str],
+        *,
+        out: str | PathLike[str] | None = None,
+        progress: Callable[[int], object] | None = None,
+    ) -> None:
+        """See `Reranker.prepare`.
+
+        With `out` they are written to that folder instead, for `prepared_passages`; so is what else the cache holds.
+        """
+        if out is None:
+            for _ in self._prepared(passages, progress):
+                pass
+            return
+        used = manifest(self.weights_checksum(), self.dtype, self._quantization)
+        write_prepared(Path(out), (prefixes.take() for prefixes in self._prepared(passages, progress)), used)
+
+    def _prepared(self, passages: Iterable[str], progress: Callable[[int], object] | None) -> Iterator[PrefixCache]:
+        """Compute passages, and yield the cache again and again."""
+        if self._prefixes is None:
+            raise SettingsError("there is no passage cache; set passage_cache, such as '1GiB'")
+        config = open_checkpoint(self._model_name, base=self._base, rerank_config=self._rerank_config).config
+        if config.template is None or not config.prompt.passage_first:
+            raise SettingsError(
+                f"{self._model_name} reads the question before the passage, so a passage cannot be computed ahead; "
+                "use a model whose template has the passage first, such as mini"
+            )
+        remaining = iter(passages)
+        while texts := list(islice(remaining, PASSAGES_AT_ONCE)):
+            pairs = TextPairs([("?", text) for text in texts]).pairs
+            if pairs:
+                self._engine.submit(pairs).result()
+                if not self._engine.caches_prefixes:
+                    raise SettingsError(f"{self._model_name} works without a passage cache on {self.device}")
+            yield self._prefixes
+            if progress is not None:
+                progress(len(texts))
+
+    def passage_cache_info(self) -> PassageCacheInfo | None:
+        """Return the counts of the passage cache; None without one."""
+        return None if self._prefixes is None else self._prefixes.info()
 
     def warmup(self) -> None:
         """Load the model and score a short pair, so that the first real call does not wait."""
@@ -293,3 +361,13 @@ class _Call(TextPairs):
         if self._cascade is not None:
             scores = self._cascade.complete(scores)
         return super().complete(scores)
+
+
+def _load(prefixes: PrefixCache | None, prepared: Path | None, model: str, **options: Any) -> LoadedCheckpoint:
+    """Load a checkpoint and the passages that were prepared for it."""
+    loaded = LoadedCheckpoint(model, **options)
+    if prefixes is not None and prepared is not None:
+        weights = open_checkpoint(model, base=options["base"]).weights_checksum()
+        expected = manifest(weights, options["dtype"], options["quantization"])
+        prefixes.prepared = read_prepared(prepared, expected)
+    return loaded

@@ -40,6 +40,7 @@ class Metrics(Observer):
 
     def __init__(self, backlog: Backlog) -> None:
         self._backlog = backlog
+        self._saved = 0
         self._registry = registry = CollectorRegistry()
 
         def histogram(name: str, text: str, buckets: tuple[float, ...], labels: tuple[str, ...] = ()) -> Histogram:
@@ -60,6 +61,10 @@ class Metrics(Observer):
         self._tokenization_seconds = histogram("tokenization_duration_seconds", "the texts of one call", SECONDS)
         self._batch_size = histogram("batch_size", "sequences of a forward", SEQUENCES)
         self._batch_tokens = histogram("batch_tokens", "padded tokens of a forward", TOKENS)
+        self._cache_hits = counter("passage_cache_hits", "passages of a batch that were in the passage cache")
+        self._cache_misses = counter("passage_cache_misses", "passages of a batch that were not")
+        self._cache_tokens = counter("passage_cache_saved_tokens", "tokens of the hits, which were not computed")
+        self._cache_bytes = Gauge("mistral_rerank_passage_cache_bytes", "size of the passage cache", registry=registry)
         build = {"version": __version__, "python": platform.python_version()}
         Info("mistral_rerank_build", "versions of the software", registry=registry).info(build)
         ProcessCollector(registry=registry)
@@ -89,7 +94,16 @@ class Metrics(Observer):
         self._batch_size.observe(sequences)
         self._batch_tokens.observe(tokens)
         self._inference_seconds.observe(seconds)
-        self._backlog.ran_batch(tokens, seconds)
+        self._backlog.ran_batch(tokens + self._saved, seconds)  # it estimates the tokens of texts, cached or not
+        self._saved = 0
+
+    def used_prefixes(self, hits: int, misses: int, tokens_saved: int, cache_bytes: int) -> None:
+        """See `Observer`."""
+        self._cache_hits.inc(hits)
+        self._cache_misses.inc(misses)
+        self._cache_tokens.inc(tokens_saved)
+        self._cache_bytes.set(cache_bytes)
+        self._saved += tokens_saved
 
     def text(self) -> bytes:
         """Give all metrics in Prometheus' text format."""

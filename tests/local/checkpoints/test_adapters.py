@@ -202,3 +202,23 @@ def test_quantized_weights_are_not_shared(tiny, adapters, monkeypatch):
     for quantization in ("int8", "nf4"):
         with pytest.raises(SettingsError, match="rounds weights after an adapter is merged"):
             LocalReranker(tiny, adapters=adapters, quantization=quantization, **OPTIONS)
+
+
+def test_adapters_share_a_passage_cache_and_none_of_its_entries(tiny, pairs, tmp_path):
+    template = {"template": "Passage: {passage}\nQuestion: {query}"}
+    base = shutil.copytree(tiny, tmp_path / "base")
+    (base / "rerank.json").write_text(json.dumps(template))
+    folders = {
+        name: str(make_adapter(tmp_path / name, tiny, number, target_modules=ALL_LINEARS, rerank=template))
+        for number, name in enumerate(["one", "two"])
+    }
+    calls = [pairs[:3], [("who?", passage) for _, passage in pairs[:3]]]
+    fresh = {name: fresh_scores(folder, calls, base=base) for name, folder in folders.items()}
+    fresh[None] = fresh_scores(base, calls)
+    with LocalReranker(base, adapters=folders, passage_cache="1MiB", **OPTIONS) as reranker:
+        for number, call in enumerate(calls):
+            for name, expected in fresh.items():
+                logits = [score.logit for score in reranker.score_pairs(call, adapter=name)]
+                assert logits == pytest.approx([score.logit for score in expected[number]], abs=1e-4)
+        info = reranker.passage_cache_info()
+    assert (info.hits, info.misses) == (9, 9)

@@ -3,6 +3,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from mistral_rerank import InputTooLongError
+from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkpoint
 from mistral_rerank.local.engine.tokenizer import CHUNK_OVERLAP, PairTokenizer
 from mistral_rerank.templates import Template
 
@@ -121,3 +122,33 @@ def test_a_word_among_the_added_tokens_is_found_in_texts_too(tokenizer):
     ids = only(make(words, template="yes or no? {query} {passage}", append_eos=False).encode([("know", "not")]))
     assert ids == words("yes or no? know not").input_ids
     assert ids.count(words.get_vocab()["no"]) == 3
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Passage: {passage}\nQuestion: {query}",
+        "{passage}\n\n{query}\n",
+        "question:{query} \n \n passage:{passage}",
+        "Judge {instruction}: {query} {passage}",
+    ],
+)
+@pytest.mark.parametrize("overflow", ["truncate", "chunk"])
+def test_the_tokens_before_the_question_do_not_depend_on_it(template, overflow):
+    layout = Template(template, instruction="relevance" if "{instruction}" in template else None)
+    encoder = PairTokenizer(load_tokenizer(open_checkpoint("mini")), layout, max_length=40)
+    passages = ["The glacier moved.", "Ice, 3 m thick. " * 30]
+    prefixes = {}
+    for question in ("who moved?", "3 days?", "?", "¿y", "日", "Who"):
+        for passage, pair in zip(
+            passages, encoder.encode([(question, each) for each in passages], overflow, locate=True), strict=True
+        ):
+            assert len(pair.sequences) == len(pair.questions) == len(pair.passages)
+            for ids, first, tokens in zip(pair.sequences, pair.questions, pair.passages, strict=True):
+                assert (first >= tokens.stop) if layout.passage_first else (first <= tokens.start)
+                before = tuple(ids[:first])
+                prefixes.setdefault((passage, len(ids) == 40), set()).add(before)
+    if layout.passage_first:
+        assert len(prefixes[passages[0], False]) == 1
+    else:
+        assert len(set.union(*prefixes.values())) == 1

@@ -2,7 +2,8 @@
 
 All tokens of a batch lie in one row, so the linear layers multiply one large matrix of real tokens. A prefix group has
 its prefix in the row once, and each member's suffix attends to the prefix and to itself. A causal model computes the
-same hidden states either way. With bidirectional attention or mean pooling no prefix is shared.
+same hidden states either way. With bidirectional attention or mean pooling no prefix is shared. Tokens whose keys and
+values are cached are not in the row; the others attend to the cached ones too.
 
 This module knows lengths and positions only. `model.attention` computes the attention between them.
 """
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 SPAN_TOKENS = 256
 """The most suffix tokens of a prefix group that attend in one call."""
+
+CACHED_PADDING = 4 / 3
+"""In one call, the longest cached prefix may be longer than the shortest by this factor."""
 
 
 def copy_to(device: torch.device, tensor: torch.Tensor) -> torch.Tensor:
@@ -45,6 +49,8 @@ class Span:
         prefix: (start, stop) of the prefix that suffixes attend to; None for the other spans.
         suffixes: tokens of each suffix; empty for the other spans.
         causal: whether attention is causal.
+        cached: the cached prefixes that its tokens attend to as well, as positions in those of the batch: one for each
+            sequence, or none.
 
     """
 
@@ -54,6 +60,7 @@ class Span:
     prefix: tuple[int, int] | None = None
     suffixes: tuple[int, ...] = ()
     causal: bool = True
+    cached: tuple[int, ...] = ()
 
     def select_keys(self, states: torch.Tensor) -> torch.Tensor:
         """Select the keys or values that the span attends to, its prefix included, as `unpack` returns them."""
@@ -101,39 +108,53 @@ class Pack:
 
 
 def pack(batch: Batch, *, causal: bool = True) -> Pack:
-    """Lay out the prefix groups of a packed batch in one row; without `causal` attention no group has a prefix."""
+    """Lay out the prefix groups of a packed batch in one row; without `causal` attention no group has a prefix.
+
+    The cached prefixes of the batch are those of its groups, in order.
+    """
     ids: list[int] = []
     positions: list[int] = []
     last: list[int] = []
     spans: list[Span] = []
+    longest_cached = number = 0
     for group in batch.groups or ():
-        if not group.prefix:
+        cached = (number,) if group.cached else ()
+        number += len(cached)
+        if group.prefix == group.cached:
             for member in group.members:
-                start, length = len(ids), len(batch.sequences[member])
-                ids += batch.sequences[member]
-                positions += range(length)
+                start, length = len(ids), len(batch.sequences[member]) - group.cached
+                ids += batch.sequences[member][group.cached :]
+                positions += range(group.cached, group.cached + length)
                 last.append(len(ids) - 1)
-                if spans and start - spans[-1].start == length * spans[-1].sequences:
-                    spans[-1] = replace(spans[-1], stop=len(ids), sequences=spans[-1].sequences + 1)
+                before = spans[-1] if spans else None
+                if (
+                    before is not None
+                    and start - before.start == length * before.sequences
+                    and bool(before.cached) == bool(cached)
+                    and longest_cached <= CACHED_PADDING * group.cached
+                ):
+                    sequences, all_cached = before.sequences + 1, (*before.cached, *cached)
+                    spans[-1] = replace(before, stop=len(ids), sequences=sequences, cached=all_cached)
                 else:
-                    spans.append(Span(start, len(ids), causal=causal))
+                    longest_cached = group.cached
+                    spans.append(Span(start, len(ids), causal=causal, cached=cached))
             continue
-        prefix = (len(ids), len(ids) + group.prefix)
-        ids += batch.sequences[group.members[0]][: group.prefix]
-        positions += range(group.prefix)
-        spans.append(Span(*prefix))
+        prefix = (len(ids), len(ids) + group.prefix - group.cached)
+        ids += batch.sequences[group.members[0]][group.cached : group.prefix]
+        positions += range(group.cached, group.prefix)
+        spans.append(Span(*prefix, cached=cached))
         start = len(ids)
         suffixes: list[int] = []
         for member in group.members:
             suffix = batch.sequences[member][group.prefix :]
             if suffixes and len(ids) - start + len(suffix) > SPAN_TOKENS:
-                spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes)))
+                spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes), cached=cached))
                 start, suffixes = len(ids), []
             ids += suffix
             positions += range(group.prefix, group.prefix + len(suffix))
             last.append(len(ids) - 1)
             suffixes.append(len(suffix))
-        spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes)))
+        spans.append(Span(start, len(ids), prefix=prefix, suffixes=tuple(suffixes), cached=cached))
     return Pack(torch.tensor([ids]), torch.tensor([positions]), batch.members, torch.tensor(last), tuple(spans))
 
 

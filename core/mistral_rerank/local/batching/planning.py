@@ -20,15 +20,19 @@ SHORTEST_PREFIX = 8
 
 @dataclass(frozen=True, slots=True)
 class PrefixGroup:
-    """Sequences that share their first `prefix` ids; `members` are their positions."""
+    """Sequences that share their first `prefix` ids; `members` are their positions.
+
+    The first `cached` ids are not computed: their keys and values are cached.
+    """
 
     prefix: int
     members: tuple[int, ...]
+    cached: int = 0
 
     @property
     def saved(self) -> int:
-        """Tokens that sharing the prefix saves."""
-        return self.prefix * (len(self.members) - 1)
+        """Tokens that the cache, and sharing the rest of the prefix, save."""
+        return self.cached * len(self.members) + (self.prefix - self.cached) * (len(self.members) - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,9 @@ class Batch:
             selected = set(positions)
             kept = [tuple(member for member in group.members if member in selected) for group in self.groups]
             groups = [
-                _group(group.prefix, members) for group, members in zip(self.groups, kept, strict=True) if members
+                _group(group.prefix, members, group.cached)
+                for group, members in zip(self.groups, kept, strict=True)
+                if members
             ]
             batch = _packed(self.sequences, groups)
         return replace(batch, frequencies=self.frequencies)
@@ -74,7 +80,7 @@ def join(batches: Sequence[Batch]) -> Batch:
     else:
         starts = accumulate((len(batch.sequences) for batch in batches), initial=0)
         groups = [
-            PrefixGroup(group.prefix, tuple(start + member for member in group.members))
+            PrefixGroup(group.prefix, tuple(start + member for member in group.members), group.cached)
             for start, batch in zip(starts, batches, strict=False)
             for group in batch.groups or ()
         ]
@@ -89,15 +95,31 @@ def joined_tokens(batches: Sequence[Batch]) -> int:
     return bucket_length(sum(batch.real_tokens for batch in batches))
 
 
-def plan_packed(sequences: Sequence[Sequence[int]], budget: int, *, share: bool = True) -> list[Batch]:
+def plan_packed(
+    sequences: Sequence[Sequence[int]], budget: int, *, share: bool = True, cached: Sequence[int] = ()
+) -> list[Batch]:
     """Put sequences into rows of at most `budget` tokens, the largest prefix groups first.
 
     A prefix group over the budget is split, and each part repeats the prefix. A single sequence over the budget gets
     a row of its own. Without `share` no prefix is shared.
+
+    Args:
+        sequences: token ids, at least one each.
+        budget: the most tokens of a row.
+        share: whether prefixes are shared.
+        cached: the number of each sequence's first tokens that are not computed, fewer than all; empty for none.
+
     """
     groups = [PrefixGroup(0, (member,)) for member in range(len(sequences))]
     if share:
-        groups = [part for group in find_prefix_groups(sequences) for part in _split(group, sequences, budget)]
+        by_cached: dict[tuple[int, ...], list[int]] = {}
+        for member, tokens in enumerate(cached or [0] * len(sequences)):
+            by_cached.setdefault(tuple(sequences[member][:tokens]), []).append(member)
+        groups = [
+            PrefixGroup(len(ids) + part.prefix, tuple(members[rest] for rest in part.members), len(ids))
+            for ids, members in by_cached.items()
+            for part in _find_and_split([sequences[member][len(ids) :] for member in members], budget)
+        ]
     sizes = [sum(len(sequences[member]) for member in group.members) - group.saved for group in groups]
     rows: list[list[int]] = []
     room = 0
@@ -190,6 +212,11 @@ def _merge(prefix: int, groups: list[PrefixGroup]) -> list[PrefixGroup]:
     return [group for group in groups if prefix * len(group.members) <= group.saved] + [merged]
 
 
+def _find_and_split(sequences: Sequence[Sequence[int]], budget: int) -> list[PrefixGroup]:
+    """Find prefix groups, and split those over the budget."""
+    return [part for group in find_prefix_groups(sequences) for part in _split(group, sequences, budget)]
+
+
 def _split(group: PrefixGroup, sequences: Sequence[Sequence[int]], budget: int) -> list[PrefixGroup]:
     """Split a prefix group into parts of at most `budget` tokens; a part may have a longer prefix than the group."""
     parts: list[list[int]] = []
@@ -212,19 +239,27 @@ def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     return next((position for position in range(limit) if a[position] != b[position]), limit)
 
 
-def _group(prefix: int, members: tuple[int, ...]) -> PrefixGroup:
-    """Make a group; a single sequence has no prefix."""
-    return PrefixGroup(prefix if len(members) > 1 else 0, members)
+def _group(prefix: int, members: tuple[int, ...], cached: int = 0) -> PrefixGroup:
+    """Make a group; a single sequence has no prefix but the cached one."""
+    return PrefixGroup(prefix if len(members) > 1 else cached, members, cached)
 
 
 def _packed(sequences: Sequence[Sequence[int]], groups: Iterable[PrefixGroup]) -> Batch:
-    """Make a batch of prefix groups: longest first, so that single sequences of one length are neighbours."""
-    ordered = sorted(groups, key=lambda group: (group.prefix > 0, -len(sequences[group.members[0]])))
+    """Make a batch of prefix groups: longest first, so that single sequences of one length are neighbours.
+
+    Those with a cached prefix come last, by the length of the rest.
+    """
+
+    def order(group: PrefixGroup) -> tuple[bool, bool, int, int]:
+        rest = len(sequences[group.members[0]]) - group.cached
+        return group.cached > 0, group.prefix > group.cached, -rest, -group.cached
+
+    ordered = sorted(groups, key=order)
     members = tuple(member for group in ordered for member in group.members)
     chosen = tuple(sequences[member] for member in members)
     starts = accumulate((len(group.members) for group in ordered), initial=0)
     positions = [
-        PrefixGroup(group.prefix, tuple(range(start, start + len(group.members))))
+        PrefixGroup(group.prefix, tuple(range(start, start + len(group.members))), group.cached)
         for start, group in zip(starts, ordered, strict=False)
     ]
     real_tokens = sum(map(len, chosen)) - sum(group.saved for group in ordered)

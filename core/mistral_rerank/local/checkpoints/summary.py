@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from pydantic import ByteSize
+
 from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.local.checkpoints.loading import length_limit, open_checkpoint
 from mistral_rerank.local.checkpoints.model_config import read_lora_config, read_model_config
@@ -15,7 +17,8 @@ try:
     from mistral_rerank.local.device import pick_devices, pick_dtype
     from mistral_rerank.local.model.early_exit import read_early_exit_config
     from mistral_rerank.local.model.quantization import check_quantization
-    from mistral_rerank.local.model.transformer import KNOWN_LAYERS
+    from mistral_rerank.local.model.rotary import depends_on_length
+    from mistral_rerank.local.model.transformer import KNOWN_LAYERS, key_value_bytes
 except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
@@ -35,6 +38,7 @@ def summary(
     quantization: str | None = None,
     base: str | None = None,
     rerank_config: str | None = None,
+    passage_cache: int = 0,
 ) -> dict[str, str]:
     """Describe a checkpoint, how it is read and why, and how it runs on this machine, for display."""
     checkpoint = open_checkpoint(model, base=base, rerank_config=rerank_config)
@@ -68,6 +72,16 @@ def summary(
         "threshold": config.calibration.described_threshold,
         "early exit": str(read_early_exit_config(checkpoint.folder) or "none"),
         "batches": "packed rows, shared prefixes, int8, nf4" if is_packed else _why_padded(model_config),
+        "passage cache": _described_cache(
+            passage_cache,
+            key_value_bytes(model_config, torch_dtype.itemsize)
+            if is_packed
+            and torch_device.type == "cpu"
+            and config.pooling_config.shares
+            and not depends_on_length(model_config)
+            else 0,
+            passage_first=config.template is not None and config.prompt.passage_first,
+        ),
         "memory": f"{_weight_count(folder, model_config) * torch_dtype.itemsize / 1e9:.2f} GB of weights, unquantized",
         "runs on": f"{', '.join(map(str, [torch_device, *further_devices]))} in {' and '.join(number_formats)}",
     }
@@ -84,6 +98,14 @@ def _described_template(config: CheckpointConfig) -> str:
         return "the tokenizer's format of a pair"
     text = config.template if isinstance(config.template, str) else "|".join(config.template)
     return text + ("<end token>" if config.append_eos else "")
+
+
+def _described_cache(limit: int, token_bytes: int, *, passage_first: bool) -> str:
+    if not token_bytes:
+        return "not with this model on this device"
+    cached = "passages" if passage_first else "the instruction; the passage comes after the question"
+    size = f"{limit // token_bytes} tokens in {ByteSize(limit).human_readable()}" if limit else "off"
+    return f"{size}, {token_bytes} bytes a token: {cached}"
 
 
 def _described_head(config: CheckpointConfig) -> str:

@@ -14,13 +14,14 @@ a job's batches depend on the job alone, and its scores are reproducible to the 
 
 A call with a cascade takes two passes. The partial hidden states between them, and the keys and values of long
 sequences, have one memory limit for all calls: what does not fit waits until others are done. One long sequence may
-always run.
+always run. The prefix cache has a limit of its own, and is cleared first if memory runs out.
 
 The engine knows no checkpoint, tokenizer or device. It is given a function that loads a `Scorer`.
 """
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -39,12 +40,15 @@ from mistral_rerank.local.engine.turns import Turns
 from mistral_rerank.reranker import Observer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from mistral_rerank.errors import RerankError
-    from mistral_rerank.local.engine.job import Choice, Item, QueuedBatch, Scorer
+    from mistral_rerank.local.engine.job import Choice, Item, Model, QueuedBatch, Scorer
+    from mistral_rerank.local.engine.prefix_cache import PrefixCache
     from mistral_rerank.local.engine.tokenizer import Cut
     from mistral_rerank.reranker import Overflow, Pair, Score
+
+logger = logging.getLogger(__name__)
 
 STATE_BYTES = 512 * 1024**2
 """The memory for partial hidden states (230,000 tokens of mini, 32,768 of a Mistral-7B), and for the keys and values of
@@ -67,6 +71,7 @@ class Engine:
         batch_tokens: the most tokens that a batch computes.
         share_batches: whether sequences of several jobs may share a batch.
         in_child: the error of calls in a forked child, if the model does not work there; None if it does.
+        prefixes: the prefix cache; None for none.
 
     """
 
@@ -77,8 +82,10 @@ class Engine:
         batch_tokens: int,
         share_batches: bool,
         in_child: RerankError | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
         self.observer = Observer()
+        self._prefixes = prefixes
         self._size = BatchSize(batch_tokens, SHARED_TURN if share_batches else None)
         self._share = share_batches
         self._in_child = in_child
@@ -104,6 +111,12 @@ class Engine:
         self._make_queues()
         self._refusal = self._refusal or self._in_child
 
+    @property
+    def caches_prefixes(self) -> bool:
+        """Whether the loaded model works with the prefix cache."""
+        scorer = self._stage.scorer
+        return self._prefixes is not None and scorer is not None and scorer.model.prefix_bytes > 0
+
     def submit(
         self,
         pairs: Sequence[Pair],
@@ -126,7 +139,7 @@ class Engine:
             RerankerClosedError: the engine was closed.
 
         """
-        job = Job(pairs, overflow, instruction, choice, adapter)
+        job = Job(pairs, overflow, instruction, choice, adapter, self._prefixes)
         with self._lock:
             if self._refusal is not None:
                 raise type(self._refusal)(*self._refusal.args)
@@ -177,6 +190,10 @@ class Engine:
                 if self._jobs and self._stage.scorer is not None:
                     self._step(self._stage.scorer)
         self._stage.scorer = None
+        if self._prefixes is not None:
+            logger.info("passage cache: %s", self._prefixes.info())
+            self._prefixes.clear()
+            self._prefixes.prepared = {}
         for job in chain(self._jobs, self._pending):
             job.fail(_closed_error())
         self._jobs.clear()
@@ -292,12 +309,23 @@ class Engine:
         return join_batches(batches)
 
     def _cut(self, scorer: Scorer, job: Job, limit: int, turn: int) -> None:
-        """Divide a job's next batch into batches of at most `limit` tokens, as far as its sequences allow."""
+        """Divide a job's next batch into batches of at most `limit` tokens, as far as its sequences allow.
+
+        Batches that were planned with other prefixes than are cached now are planned again, together.
+        """
         queued = job.waiting[0]
-        if len(queued.items) > 1 and queued.batch.tokens > limit:
-            job.waiting.popleft()
-            parts = plan_batches(job.scorer(scorer).model, queued.items, limit, turn, resumes=queued.resumes)
-            job.waiting.extendleft(reversed(parts))
+        if job.chunks is not None:
+            return
+        if queued.is_current:
+            if len(queued.items) == 1 or queued.batch.tokens <= limit:
+                return
+            items = job.waiting.popleft().items
+        else:
+            items = []
+            while job.waiting and not job.waiting[0].is_current:
+                items += job.waiting.popleft().items
+        parts = plan_batches(job.scorer(scorer).model, items, limit, turn, resumes=queued.resumes)
+        job.waiting.extendleft(reversed(parts))
 
     def _take(self, scorer: Scorer, job: Job, limit: int, turn: int) -> QueuedBatch:
         """Take a job's next batch, of at most `limit` tokens, and count it as the job's turn."""
@@ -310,53 +338,78 @@ class Engine:
     def _run_chunk(self, scorer: Scorer, queued: QueuedBatch, turn: int) -> bool:
         """Run a chunk of a long sequence; True if it was the last."""
         (item,) = queued.items
-        job = item.job
+        job, model = item.job, item.job.scorer(scorer).model
         if job.chunks is None:
-            model = job.scorer(scorer).model
-            job.chunks = model.chunks(item.ids, turn)
             job.chunk_bytes = model.key_value_bytes * len(item.ids)
         try:
+            if job.chunks is None:
+                job.chunks = self._chunks(model, job, item, turn)
             logit = next(job.chunks)
         except MemoryError as error:
             job.end_chunks()
-            if not self._free_states():
+            if not self._clear_prefixes() and not self._free_states():
                 raise _too_long(item) from error
             logit = None  # begins again
         if logit is None:
             job.waiting.appendleft(queued)
             return False
+        if self._prefixes is not None and item.key is not None and job.new_prefix is not None:
+            self._prefixes.put(model, item.key, job.new_prefix)
         job.end_chunks()
         job.record(item, logit)
         return True
 
+    def _chunks(self, model: Model, job: Job, item: Item, turn: int) -> Iterator[float | None]:
+        """Begin a long sequence, after its cached prefix if it has one."""
+        if self._prefixes is None or item.key is None:
+            return model.chunks(item.ids, turn)
+        cached, job.new_prefix = self._prefixes.begin(model, item.key)
+        return model.chunks(item.ids, turn, cached, job.new_prefix)
+
     def _forward(self, scorer: Scorer, queued: QueuedBatch, *, resumes: bool) -> None:
-        """Run a batch. If memory runs out, all partial hidden states are freed; after that the batch is halved."""
+        """Run a batch.
+
+        If memory runs out, first the prefix cache is cleared, then all partial hidden states are freed; after that the
+        batch is halved.
+        """
         items, number = queued.items, len(queued.items)
         adapted = items[0].job.scorer(scorer)
+        logits: list[float] | None
         try:
             if items[0].job.estimating:
                 logits, states = adapted.estimates(queued.batch, [item.passage for item in items])
                 for item, partial in zip(items, states, strict=True):
                     item.job.keep(item, partial)
+            elif self._prefixes is not None and not resumes and any(item.key for item in items):
+                logits = self._prefixes.score(adapted.model, queued.batch, [item.key for item in items])
             else:
                 states = [item.job.states.get(item.ids) for item in items] if resumes else []
                 logits = adapted.model.logits(queued.batch, [] if None in states else states)
         except MemoryError as error:
-            has_freed = self._free_states()
-            if number == 1 and not has_freed:
+            has_cleared = self._clear_prefixes()
+            has_freed = not has_cleared and self._free_states()
+            if number == 1 and not has_cleared and not has_freed:
                 raise _too_long(items[0]) from error
         else:
+            if logits is None:  # a cached prefix of the plan has been evicted
+                for part in plan_batches(adapted.model, items, self._size.tokens, self._size.turn, resumes=resumes):
+                    self._forward(scorer, part, resumes=resumes)
+                return
             for item, logit in zip(items, logits, strict=True):
                 item.job.record(item, logit)
             return
-        if has_freed:
-            self._forward(scorer, queued, resumes=False)
+        if has_cleared or has_freed:
+            self._forward(scorer, queued, resumes=resumes and not has_freed)
             return
         half = (number + 1) // 2
         halves = [queued.select(range(half)), queued.select(range(half, number))]
         self._size.out_of_memory(halves[0].batch.tokens)
         for part in halves:
             self._forward(scorer, part, resumes=resumes)
+
+    def _clear_prefixes(self) -> bool:
+        """Clear the prefix cache; True if it held any."""
+        return self._prefixes is not None and self._prefixes.clear()
 
     def _free_states(self) -> bool:
         """Free the partial hidden states of all jobs, which are then recomputed; True if there were any."""

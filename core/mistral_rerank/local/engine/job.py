@@ -12,11 +12,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mistral_rerank.local.batching.planning import Batch, join
+from mistral_rerank.local.engine.prefix_cache import PrefixModel, prefix_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mistral_rerank.local.engine.batch_size import BatchSize
+    from mistral_rerank.local.engine.prefix_cache import Key, PrefixCache
     from mistral_rerank.local.engine.tokenizer import Cut, EncodedPair
     from mistral_rerank.reranker import Overflow, Pair, Score
 
@@ -30,15 +32,15 @@ CUT = (
 _cut_calls = count()
 
 
-class Model(Protocol):
+class Model(PrefixModel, Protocol):
     """What the engine needs of a model."""
 
     @property
     def key_value_bytes(self) -> int:
         """Bytes that `chunks` keeps for a token of a sequence; 0 for a model that computes sequences whole."""
 
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
-        """Put sequences into batches of at most `budget` computed tokens."""
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int, cached: Sequence[int] = ()) -> list[Batch]:
+        """Put sequences into batches of at most `budget` computed tokens; `cached` are lengths of cached prefixes."""
 
     def logits(self, batch: Batch, partial_states: Sequence[Any]) -> list[float]:
         """Score one batch, resuming from `partial_states` if there are any.
@@ -48,10 +50,12 @@ class Model(Protocol):
 
         """
 
-    def chunks(self, sequence: Sequence[int], tokens: int) -> Iterator[float | None]:
+    def chunks(
+        self, sequence: Sequence[int], tokens: int, cached: Any | None = None, new: Any | None = None
+    ) -> Iterator[float | None]:
         """Score one sequence in chunks that cost as much as `tokens` tokens; the last yields the logit, others None.
 
-        Raises MemoryError like `logits`.
+        It begins after a cached prefix, and fills a new one with the last chunk. Raises MemoryError like `logits`.
         """
 
 
@@ -68,7 +72,7 @@ class Tokenizer(Protocol):
             overflow: what happens to pairs over the limit, or also what is read of passages; None for the checkpoint's
                 default.
             instruction: to the model; None for the checkpoint's default.
-            locate: whether to find the passages' tokens.
+            locate: whether to find the passages' tokens and the questions'.
 
         """
 
@@ -115,12 +119,16 @@ class Choice(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sequence of a job, and the positions of its pairs: equal pairs are scored once."""
+    """One sequence of a job, and the positions of its pairs: equal pairs are scored once.
+
+    `key` is that of its prefix in the prefix cache; None for none.
+    """
 
     job: Job
     pairs: tuple[int, ...]
     ids: tuple[int, ...]
     passage: range
+    key: Key | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +147,18 @@ class QueuedBatch:
     batch: Batch
     resumes: bool = False
     is_long: bool = False
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the batch was planned with the prefixes that are cached now."""
+        prefixes = self.items[0].job.prefixes
+        if prefixes is None or self.resumes:
+            return True
+        planned = [0] * len(self.items)
+        for group in self.batch.groups or ():
+            for member in group.members:
+                planned[member] = group.cached
+        return planned == prefixes.cached_tokens([item.key for item in self.items])
 
     @property
     def kind(self) -> tuple[object, ...]:
@@ -165,11 +185,13 @@ class Job:
         granted: bytes that the partial hidden states may take.
         chunks: of the first waiting batch, a long sequence that has begun; None if it has not.
         chunk_bytes: bytes that its keys and values take in the end.
+        new_prefix: receives its prefix, for the prefix cache; None if it is not cached.
         chunk_seconds: seconds that its chunks have run.
         virtual_time: when its next batch begins, as a fair scheduler counts time; see `turns`.
         submitted: when the call was submitted; None after its first batch has started.
         tokenizing: seconds of tokenizing.
         context: of the caller, in which the events of the call are observed.
+        prefixes: the prefix cache; None for none.
 
     """
 
@@ -180,7 +202,9 @@ class Job:
         instruction: str | None,
         choice: Choice | None,
         adapter: str | None = None,
+        prefixes: PrefixCache | None = None,
     ) -> None:
+        self.prefixes = prefixes
         self.future: Future[list[Score]] = Future()
         self.adapter = adapter
         self.estimating = choice is not None
@@ -188,6 +212,7 @@ class Job:
         self.states: dict[tuple[int, ...], Any] = {}
         self.need = self.granted = self.chunk_bytes = 0
         self.chunks: Iterator[float | None] | None = None
+        self.new_prefix: Any = None
         self.chunk_seconds = self.virtual_time = 0.0
         self.submitted: float | None = time.perf_counter()
         self.tokenizing = 0.0
@@ -210,7 +235,10 @@ class Job:
         start = time.perf_counter()
         if self._steps is None:
             self._steps = self.scorer(loaded).tokenizer.slices(
-                self._pairs, self._overflow, instruction=self._instruction, locate=self.estimating
+                self._pairs,
+                self._overflow,
+                instruction=self._instruction,
+                locate=self.estimating or self.prefixes is not None,
             )
         if len(self._encoded) < len(self._pairs):
             self._encoded += next(self._steps)
@@ -235,11 +263,15 @@ class Job:
     def _plan(self, scorer: Scorer, size: BatchSize, encoded: Sequence[EncodedPair]) -> None:
         owners: dict[tuple[int, ...], list[int]] = {}
         passages: dict[tuple[int, ...], range] = {}
+        keys: dict[tuple[int, ...], Key | None] = {}
+        has_prefixes = self.prefixes is not None and not self.estimating and scorer.model.prefix_bytes > 0
         for position, pair in enumerate(encoded):
-            for ids, passage in zip(map(tuple, pair.sequences), pair.passages, strict=True):
+            questions = pair.questions if has_prefixes else (0,) * len(pair.sequences)
+            for ids, passage, question in zip(map(tuple, pair.sequences), pair.passages, questions, strict=True):
                 owners.setdefault(ids, []).append(position)
                 passages.setdefault(ids, passage)
-        items = [Item(self, tuple(pairs), ids, passages[ids]) for ids, pairs in owners.items()]
+                keys.setdefault(ids, prefix_key(ids, question, self.adapter))
+        items = [Item(self, tuple(pairs), ids, passages[ids], keys[ids]) for ids, pairs in owners.items()]
         self.states = {ids: states for ids, states in self.states.items() if ids in owners}
         for resumes in (False, True):
             alike = [item for item in items if (item.ids in self.states) == resumes]
@@ -298,7 +330,7 @@ class Job:
 
     def end_chunks(self) -> None:
         """Free the keys and values of a long sequence."""
-        self.chunks, self.chunk_bytes = None, 0
+        self.chunks, self.new_prefix, self.chunk_bytes = None, None, 0
 
     def fail(self, error: BaseException) -> None:
         """Fail the call with `error`."""
@@ -310,16 +342,22 @@ class Job:
 
 
 def plan_batches(model: Model, items: Sequence[Item], budget: int, turn: int, *, resumes: bool) -> list[QueuedBatch]:
-    """Put items of one job into batches of at most `budget` tokens; a sequence over a turn is computed in chunks."""
-    runs_chunks = model.key_value_bytes > 0 and not resumes and not items[0].job.estimating
+    """Put items of one job into batches of at most `budget` tokens, with the prefixes that are cached now.
+
+    A sequence with more than a turn to compute is computed in chunks.
+    """
+    prefixes, runs_chunks = items[0].job.prefixes, model.key_value_bytes > 0 and not items[0].job.estimating
+    cached = [0] * len(items) if prefixes is None or resumes else prefixes.cached_tokens([item.key for item in items])
+    sequences = [item.ids for item in items]
+    planned = model.plan(sequences, budget, cached) if any(cached) else model.plan(sequences, budget)
     return [
         QueuedBatch(
             [items[member] for member in batch.members],
             batch,
             resumes,
-            is_long=runs_chunks and len(batch.members) == 1 and len(batch.sequences[0]) > turn,
+            is_long=runs_chunks and not resumes and len(batch.members) == 1 and batch.real_tokens > turn,
         )
-        for batch in model.plan([item.ids for item in items], budget)
+        for batch in planned
     ]
 
 

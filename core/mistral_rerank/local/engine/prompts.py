@@ -11,7 +11,7 @@ import re
 import secrets
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import Unigram
@@ -54,6 +54,8 @@ class Prompt:
         tail: text after it.
         end: ids after that text.
         special: id of the first token of that text, if a boundary stands for a special token there.
+        question: where the question begins, white space before it included: a number of ids of `start` or of `end`,
+            or of characters of `head` or `tail`.
 
     """
 
@@ -62,6 +64,7 @@ class Prompt:
     tail: str
     end: list[int]
     special: int | None
+    question: tuple[Literal["start", "head", "tail", "end"], int]
 
     def render(self, passage: str) -> RenderedPair:
         """Put a passage into the text."""
@@ -71,6 +74,19 @@ class Prompt:
         """Return the ids of an encoded text."""
         ids: list[int] = encoding.ids
         return ids if self.special is None else [self.special, *ids[1:]]
+
+    def question_token(self, text: RenderedPair, encoding: Encoding) -> int:
+        """Return the first token of the question, as an index in the ids of an encoded text.
+
+        It is negative for a question before the text, and at least the number of ids for one after it.
+        """
+        part, position = self.question
+        if part == "start":
+            return position - len(self.start)
+        if part == "end":
+            return len(encoding.ids) + position
+        character = position + (text.passage_end if part == "tail" else 0)
+        return next((token for token, (_, end) in enumerate(encoding.offsets) if end > character), len(encoding.ids))
 
 
 class PromptLayout:
@@ -130,16 +146,24 @@ class PromptLayout:
         start: list[int] = []
         end: list[int] = []
         segment: _Segment | None = None
+        question: tuple[Literal["start", "head", "tail", "end"], int] = "start", 0
         for part in self._layouts[template]:
             if isinstance(part, _Segment) and "{passage}" in part.parts:
                 segment = part
             else:
+                if isinstance(part, _Segment) and "{query}" in part.parts:
+                    question = ("start", len(start)) if segment is None else ("end", len(end))
                 ids = self._ids(part, texts) if isinstance(part, _Segment) else part
                 (start if segment is None else end).extend(ids)
         assert segment is not None, "a template holds {passage}"  # noqa: S101
         parts, position = [texts.get(part, part) for part in segment.parts], segment.parts.index("{passage}")
-        head = self._boundary * (segment.special is not None) + "".join(parts[:position])
-        return Prompt(start, head, "".join(parts[position + 1 :]), end, segment.special)
+        boundary = self._boundary * (segment.special is not None)
+        if "{query}" in segment.parts:
+            at = segment.parts.index("{query}")
+            before = boundary + "".join(parts[:at]) if at < position else "".join(parts[position + 1 : at])
+            question = "head" if at < position else "tail", len(before.rstrip())  # a space joins the first word or not
+        head = boundary + "".join(parts[:position])
+        return Prompt(start, head, "".join(parts[position + 1 :]), end, segment.special, question)
 
     def _layout(self, template: TemplateText, special: dict[str, int]) -> Iterator[list[int] | _Segment]:
         """Yield the ids of a template's special tokens and constant text, and its segments with placeholders."""

@@ -94,12 +94,14 @@ class EncodedPair:
         sequences: one, or several if its passage was chunked.
         passages: the passage's tokens in each sequence; empty ranges if they were not located.
         tokens_left_out: tokens of the passage in no sequence; an estimate if its text was cut before tokenizing.
+        questions: the first token of the question in each sequence; empty if it was not located.
 
     """
 
     sequences: tuple[list[int], ...]
     passages: tuple[range, ...]
     tokens_left_out: int = 0
+    questions: tuple[int, ...] = ()
 
 
 class PairTokenizer:
@@ -159,7 +161,7 @@ class PairTokenizer:
             overflow: what happens to longer pairs in this call, or also what is read of passages; None for the
                 tokenizer's default.
             instruction: of this call; None for the template's.
-            locate: whether to find the passages' tokens.
+            locate: whether to find the passages' tokens and the questions'.
 
         Raises:
             InvalidInputError: an instruction is given, and the template has no place for one.
@@ -291,6 +293,7 @@ class PairTokenizer:
                 f"{self._max_length} (pair {position}); shorten the passage, or set overflow to 'truncate' or 'chunk'"
             )
         head, tail = prompt.start + before, after + prompt.end
+        question = tokens.question
         if rule.overflow == "chunk":
             step = window - min(CHUNK_OVERLAP, window // 4)
             starts = range(0, max(1, len(kept) - window + step), step)[: rule.chunks]
@@ -302,6 +305,10 @@ class PairTokenizer:
             tuple(head + piece + tail for piece in pieces),
             tuple(range(len(head), len(head) + len(piece)) for piece in pieces),
             left_out,
+            tuple(
+                len(prompt.start) + question - (len(passage) - len(piece) if question >= tokens.last else 0)
+                for piece in pieces
+            ),
         )
 
 
@@ -309,20 +316,22 @@ def _whole(prompt: Prompt, text: RenderedPair, encoding: Encoding, *, locate: bo
     """Return the ids of a pair within the limit."""
     first, last = _passage_tokens(encoding, text) if locate else (0, 0)
     passage = range(len(prompt.start) + first, len(prompt.start) + last) if locate else range(0)
-    return EncodedPair((prompt.start + prompt.ids(encoding) + prompt.end,), (passage,))
+    questions = (len(prompt.start) + prompt.question_token(text, encoding),) if locate else ()
+    return EncodedPair((prompt.start + prompt.ids(encoding) + prompt.end,), (passage,), questions=questions)
 
 
 @dataclass(frozen=True, slots=True)
 class _Tokens:
-    """The ids of a pair's text; the passage is `ids[first:last]`."""
+    """The ids of a pair's text; the passage is `ids[first:last]`, and the question begins at `question`."""
 
     ids: list[int]
     first: int
     last: int
+    question: int
 
     @classmethod
     def of(cls, prompt: Prompt, text: RenderedPair, encoding: Encoding) -> _Tokens:
-        return cls(prompt.ids(encoding), *_passage_tokens(encoding, text))
+        return cls(prompt.ids(encoding), *_passage_tokens(encoding, text), prompt.question_token(text, encoding))
 
     @property
     def parts(self) -> tuple[list[int], list[int], list[int]]:
@@ -335,6 +344,7 @@ def _join(pieces: Sequence[EncodedPair]) -> EncodedPair:
     return EncodedPair(
         tuple(chain.from_iterable(piece.sequences for piece in pieces)),
         tuple(chain.from_iterable(piece.passages for piece in pieces)),
+        questions=tuple(chain.from_iterable(piece.questions for piece in pieces)),
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from mistral_rerank.local.batching.packing import Pack, Span
 
@@ -50,21 +50,26 @@ class SpanAttention:
 
     def all_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `RowAttention.all_tokens`."""
-        return attend_spans(query, key, value, self._spans, self._masks, scaling)
+        return attend_spans(query, self._select(key, value), self._spans, self._masks, scaling)
 
     def last_tokens(self, query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """See `RowAttention.last_tokens`."""
         done, outputs = 0, []
-        for span, mask in zip(self._spans, self._masks, strict=True):
+        selected = self._select(key, value)
+        for span, mask, (keys, values) in zip(self._spans, self._masks, selected, strict=True):
             last = [index - span.start for index in self._last[done:] if index < span.stop]
             if not last:
                 continue  # a prefix: no sequence ends in it
             queries = span.unpack(query[:, :, done : done + len(last)])
-            last_mask = None if mask is None else mask[last[: queries.shape[2]]]
-            output = attend(queries, span.select_keys(key), span.select_keys(value), last_mask, scaling)
+            last_mask = None if mask is None else mask[..., last[: queries.shape[2]], :]
+            output = attend(queries, keys, values, last_mask, scaling)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
             done += len(last)
         return torch.cat(outputs)
+
+    def _select(self, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the keys and values that each span attends to, as `Span.unpack` returns them."""
+        return _select(self._spans, key, value)
 
 
 def window_of(backbone: Any) -> int | None:
@@ -81,7 +86,8 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[Tensor | None
     """Make the attention mask of every span: (queries, keys) bool, on the row's device.
 
     For whole sequences it is the mask of one of them; for suffixes the keys are the prefix and then the suffixes. It is
-    None where causal or full attention, as `Span.causal` says, needs no mask.
+    None where causal or full attention, as `Span.causal` says, needs no mask. For a span with cached prefixes it is
+    (sequences, 1, queries, keys), and the keys begin with the cached ones, padded to the longest.
     """
     positions = packed.positions[0]
     masks: list[Tensor | None] = []
@@ -89,7 +95,7 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[Tensor | None
         queries = positions[span.start : span.stop]
         if span.prefix is None:
             queries = queries[: len(queries) // span.sequences]
-            if window is None or len(queries) <= window:
+            if not span.cached and (window is None or len(queries) <= window):
                 masks.append(None)
                 continue
             keys = queries
@@ -103,8 +109,19 @@ def span_masks(packed: Pack, *, window: int | None = None) -> list[Tensor | None
             mask = torch.cat([prefix, same_suffix], 1)
         if window is not None:
             mask = mask & (keys > queries[:, None] - window) & (keys < queries[:, None] + window)
+        if span.cached:
+            mask = torch.cat([_cached_mask(positions, span, window), mask.expand(span.sequences, 1, *mask.shape)], -1)
         masks.append(mask)
     return masks
+
+
+def _cached_mask(positions: Tensor, span: Span, window: int | None) -> Tensor:
+    """Make the mask of a span's cached keys: (sequences, 1, queries, keys) bool."""
+    queries = positions[span.start : span.stop].view(span.sequences, 1, -1, 1)
+    lengths = queries[:, :, :1] if span.prefix is None else positions[span.prefix[0]].view(1, 1, 1, 1)
+    keys = torch.arange(int(lengths.max()), device=positions.device)
+    mask = (keys < lengths).expand(-1, -1, queries.shape[2], -1)
+    return mask if window is None else mask & (keys > queries - window)
 
 
 def packed_attention(
@@ -120,23 +137,30 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """`attend_spans` with the signature of transformers' attention functions; returns (1, tokens, heads, width)."""
-    return attend_spans(query, key, value, spans, masks, scaling)[None], None
+    return attend_spans(query, _select(spans, key, value), spans, masks, scaling)[None], None
+
+
+def _select(spans: Sequence[Span], key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    return ((span.select_keys(key), span.select_keys(value)) for span in spans)
 
 
 def attend_spans(
     query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    selected: Iterable[tuple[Tensor, Tensor]],
     spans: Sequence[Span],
     masks: Sequence[Tensor | None],
     scaling: float | None,
 ) -> Tensor:
-    """Attention of all tokens of a packed row, with shapes as in `RowAttention`; masks are those of `span_masks`."""
+    """Attention of all tokens of a packed row, with shapes as in `RowAttention`.
+
+    `selected` are the keys and values of each span, as `Span.select_keys` returns them; masks are those of
+    `span_masks`.
+    """
     outputs = []
-    for span, mask in zip(spans, masks, strict=True):
+    for span, mask, (keys, values) in zip(spans, masks, selected, strict=True):
         queries = span.unpack(query[:, :, span.start : span.stop])
         causal = span.causal and mask is None
-        output = attend(queries, span.select_keys(key), span.select_keys(value), mask, scaling, is_causal=causal)
+        output = attend(queries, keys, values, mask, scaling, is_causal=causal)
         outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)
 

@@ -6,10 +6,15 @@ Between two chunks other sequences can run. With a sliding window only the keys 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from mistral_rerank.local.model.attention import attend
+
+if TYPE_CHECKING:
+    from mistral_rerank.local.model.cached_prefixes import CachedPrefix
 
 
 class KeyValues:
@@ -20,17 +25,43 @@ class KeyValues:
         window: the sliding window, in tokens, the token itself included; None for no window.
         cos: (1, length of the sequence, head width), of the rotary embedding: its frequencies depend on the length.
         sin: likewise.
+        cached: keys and values of the first tokens, which do not run again.
+        keeps_all: whether keys that no later token reaches are kept too.
 
     Attributes:
         tokens: the number of tokens that have run.
 
     """
 
-    def __init__(self, layers: int, window: int | None, cos: Tensor, sin: Tensor) -> None:
-        self.tokens = 0
-        self.window, self.layers = window, range(layers)
+    def __init__(
+        self,
+        layers: int,
+        window: int | None,
+        cos: Tensor,
+        sin: Tensor,
+        *,
+        cached: CachedPrefix | None = None,
+        keeps_all: bool = False,
+    ) -> None:
+        self.tokens = 0 if cached is None else cached.tokens
+        self.window, self.layers, self._keeps_all = window, range(layers), keeps_all
         self._cos, self._sin = cos, sin
         self._kept: list[tuple[Tensor, Tensor]] = []
+        if cached is not None:
+            reached = slice(self.first_kept(self.tokens), None)
+            self._kept = [
+                (key[None, :, reached], value[None, :, reached])
+                for key, value in zip(cached.keys, cached.values, strict=True)
+            ]
+
+    def first_kept(self, tokens: int) -> int:
+        """Return the first of so many tokens whose keys are kept."""
+        return 0 if self.window is None or self._keeps_all else max(0, tokens - self.window + 1)
+
+    def copy_to(self, prefix: CachedPrefix) -> None:
+        """Copy the keys and values of the first tokens, if all are kept."""
+        for layer, (key, value) in enumerate(self._kept):
+            prefix.keys[layer], prefix.values[layer] = key[0, :, : prefix.tokens], value[0, :, : prefix.tokens]
 
     def rotary(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return `cos` and `sin` of the next tokens; those beyond the sequence, the padding, get zeros."""
@@ -50,7 +81,7 @@ class KeyValues:
         else:
             self._kept.append((key, value))
         stop = key.shape[2] - padding
-        start = 0 if self.window is None else max(0, stop - self.window + 1)
+        start = self.first_kept(stop)
         self._kept[layer] = (key, value)
         if start or padding:  # a slice would hold the memory of the whole
             self._kept[layer] = key[:, :, start:stop].clone(), value[:, :, start:stop].clone()
@@ -70,8 +101,7 @@ class ChunkAttention:
     def __init__(self, kept: KeyValues, tokens: int, last: Tensor) -> None:
         self._kept, self._layers = kept, iter(kept.layers)
         self._last, self._tokens = last, int(last) + 1
-        first = 0 if kept.window is None else max(0, kept.tokens - kept.window + 1)
-        keys = torch.arange(first, kept.tokens + tokens, device=last.device)
+        keys = torch.arange(kept.first_kept(kept.tokens), kept.tokens + tokens, device=last.device)
         queries = keys[-tokens:, None]
         self._mask = keys <= queries
         if kept.window is not None:

@@ -22,6 +22,7 @@ from mistral_rerank.errors import CheckpointError
 from mistral_rerank.local.batching.packing import copy_to, pack, sequence_segments
 from mistral_rerank.local.batching.planning import bucket_capacity, plan_by_frequencies, plan_packed, plan_padded
 from mistral_rerank.local.model.attention import SpanAttention
+from mistral_rerank.local.model.cached_prefixes import CachedPrefix, RowPrefixes
 from mistral_rerank.local.model.flash_attention import FlashAttention, passes_self_check
 from mistral_rerank.local.model.placement import place
 from mistral_rerank.local.model.pooling import (
@@ -32,7 +33,7 @@ from mistral_rerank.local.model.pooling import (
     is_encoder,
     pooled_logits,
 )
-from mistral_rerank.local.model.rotary import forget_lengths, same_frequencies
+from mistral_rerank.local.model.rotary import depends_on_length, forget_lengths, same_frequencies
 from mistral_rerank.local.model.transformer import KNOWN_NAMES, PackedBackbone, is_known
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class RerankModel:
         self._device = device
         self._pooling = pooling
         self._packed: PackedBackbone | None = None
+        self._caches_prefixes = device.type == "cpu" and not depends_on_length(backbone.config)
         attention = row_attention(backbone, device) if packed is None else SpanAttention if packed else None
         if attention is None and (quantization is not None or resumable) and is_known(backbone):
             attention = SpanAttention  # slower than padded batches, but it works on every device
@@ -179,8 +181,13 @@ class RerankModel:
         model._adapter, model._head, model._pooling = name, _on_device(head, self._device), pooling
         return model
 
-    def plan(self, sequences: Sequence[Sequence[int]], budget: int) -> list[Batch]:
-        """Put sequences into batches of at most `budget` computed tokens."""
+    def plan(self, sequences: Sequence[Sequence[int]], budget: int, cached: Sequence[int] = ()) -> list[Batch]:
+        """Put sequences into batches of at most `budget` computed tokens.
+
+        `cached` are the lengths of their cached prefixes, of a model with `prefix_bytes`.
+        """
+        if any(cached):
+            return plan_packed(sequences, bucket_capacity(budget), cached=cached)
 
         def plan(same: Sequence[Sequence[int]]) -> list[Batch]:
             if self._packed is None:
@@ -222,10 +229,66 @@ class RerankModel:
         """
         return self._packed.key_value_bytes if self._packed is not None and self._pooling.shares else 0
 
-    def chunks(self, sequence: Sequence[int], tokens: int) -> Iterator[float | None]:
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of a cached prefix, for one token; 0 for a model without cached prefixes.
+
+        They need what `chunks` needs, a CPU, and rotary frequencies that do not depend on the length of a sequence.
+        """
+        return self.key_value_bytes if self._caches_prefixes else 0
+
+    @_within_memory
+    def new_prefix(self, tokens: int) -> CachedPrefix:
+        """Allocate a cached prefix, whose content is not set.
+
+        Raises:
+            CheckpointError: the model has no packed rows.
+            MemoryError: it does not fit into memory.
+
+        """
+        if self._packed is None:
+            raise CheckpointError("this model has no cached prefixes")
+        return self._packed.new_prefix(tokens)
+
+    @_within_memory
+    def logits_with_prefixes(
+        self, batch: Batch, cached: Sequence[CachedPrefix], new: Sequence[tuple[int, CachedPrefix]]
+    ) -> list[float]:
+        """Score one batch with cached prefixes.
+
+        Args:
+            batch: of `plan`.
+            cached: the prefixes of its groups with cached tokens, in order.
+            new: (sequence, prefix): the first keys and values of a sequence without cached tokens are copied into the
+                prefix.
+
+        Raises:
+            CheckpointError: the model has no packed rows.
+            MemoryError: as in `logits`.
+
+        """
+        if self._packed is None:
+            raise CheckpointError("this model has no cached prefixes")
+        pooled = self._packed(pack(batch), prefixes=RowPrefixes(cached, new))
+        logits: list[float] = apply_head(self._head, pooled).tolist()
+        return logits
+
+    def chunks(
+        self,
+        sequence: Sequence[int],
+        tokens: int,
+        cached: CachedPrefix | None = None,
+        new: CachedPrefix | None = None,
+    ) -> Iterator[float | None]:
         """Score one sequence in chunks that cost as much as `tokens` tokens; the last one yields the logit.
 
         The other chunks yield None. Keys and values are kept between them, so the logit is that of `logits`.
+
+        Args:
+            sequence: token ids.
+            tokens: of a chunk.
+            cached: the sequence's cached prefix, if it has one.
+            new: receives the sequence's first keys and values with the last chunk.
 
         Raises:
             CheckpointError: the model computes sequences whole.
@@ -234,22 +297,33 @@ class RerankModel:
         """
         if self._packed is None:
             raise CheckpointError("this model computes a sequence whole")
-        kept = self._begin(self._packed, len(sequence))
+        kept = self._begin(self._packed, len(sequence), cached, keeps_all=new is not None)
         while True:
-            logit = self._extend(self._packed, kept, sequence, tokens)
+            logit = self._extend(self._packed, kept, sequence, tokens, new)
             if kept.tokens == len(sequence):
                 yield logit
                 return
             yield None
 
     @_within_memory
-    def _begin(self, backbone: PackedBackbone, length: int) -> KeyValues:
-        return backbone.begin(length)
+    def _begin(
+        self, backbone: PackedBackbone, length: int, cached: CachedPrefix | None, *, keeps_all: bool
+    ) -> KeyValues:
+        return backbone.begin(length, cached=cached, keeps_all=keeps_all)
 
     @_within_memory
-    def _extend(self, backbone: PackedBackbone, kept: KeyValues, sequence: Sequence[int], tokens: int) -> float:
+    def _extend(
+        self,
+        backbone: PackedBackbone,
+        kept: KeyValues,
+        sequence: Sequence[int],
+        tokens: int,
+        new: CachedPrefix | None,
+    ) -> float:
         stop = kept.tokens + backbone.chunk_length(kept.tokens, tokens)
         logit: float = apply_head(self._head, backbone.extend(kept, sequence[kept.tokens : stop])).item()
+        if new is not None and kept.tokens == len(sequence):
+            kept.copy_to(new)
         return logit
 
     @_within_memory

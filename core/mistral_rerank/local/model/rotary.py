@@ -47,6 +47,11 @@ def same_frequencies(config: Any, lengths: Sequence[int]) -> dict[tuple[int, ...
     return groups
 
 
+def depends_on_length(config: Any) -> bool:
+    """Tell whether the frequencies depend on a sequence's length; `config` as in `same_frequencies`."""
+    return any(_length_dependent_scalings(config))
+
+
 def forget_lengths(backbone: nn.Module) -> None:
     """Make dynamic NTK scaling depend on the current sequence only, not on earlier ones."""
     for module in backbone.modules():

@@ -22,6 +22,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mistral_rerank.local.batching.planning import bucket_capacity, bucket_length
 from mistral_rerank.local.model.attention import SpanAttention, window_of
+from mistral_rerank.local.model.cached_prefixes import CachedAttention, CachedPrefix
 from mistral_rerank.local.model.key_values import ChunkAttention, KeyValues
 from mistral_rerank.local.model.placement import layer_devices
 from mistral_rerank.local.model.pooling import sequence_means
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
     from mistral_rerank.local.batching.packing import Pack
     from mistral_rerank.local.model.attention import RowAttention
+    from mistral_rerank.local.model.cached_prefixes import RowPrefixes
     from mistral_rerank.local.model.quantization import Linear
     from mistral_rerank.reranker import Quantization
 
@@ -66,6 +68,12 @@ def linear_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
     return [*attention, (inner, width), (inner, width), (width, inner)]
 
 
+def key_value_bytes(config: PreTrainedConfig, number_bytes: int) -> int:
+    """Give the bytes of a token's keys and values in all layers."""
+    layers: int = config.num_hidden_layers
+    return 2 * linear_shapes(config)[1][0] * layers * number_bytes
+
+
 class PackedBackbone:
     """A backbone for packed rows, made of one that `is_known`.
 
@@ -91,8 +99,9 @@ class PackedBackbone:
         self._intermediate_size: int = backbone.config.intermediate_size
         shapes = linear_shapes(backbone.config)
         self._score_cost = 2 * shapes[0][0] / sum(outputs * inputs for outputs, inputs in shapes)
-        keys = 2 * shapes[1][0] * backbone.config.num_hidden_layers
-        self.key_value_bytes: int = keys * backbone.embed_tokens.weight.element_size()
+        self._head_width: int = backbone.layers[0].self_attn.head_dim
+        self._key_heads = shapes[1][0] // self._head_width
+        self.key_value_bytes = key_value_bytes(backbone.config, backbone.embed_tokens.weight.element_size())
         self._layers: list[_Layer] = []
         for layer_device in layer_devices(len(backbone.layers), [device, *further_devices]):
             self._layers.append(_Layer(backbone.layers.pop(0).to(layer_device), quantization))
@@ -104,6 +113,7 @@ class PackedBackbone:
         mean: bool = False,
         partial_states: Sequence[tuple[Tensor, Tensor]] = (),
         layer: int = 0,
+        prefixes: RowPrefixes | None = None,
     ) -> Tensor:
         """Run one row.
 
@@ -113,12 +123,14 @@ class PackedBackbone:
             partial_states: to resume all sequences after `layer`: token indices in the row, int64, and their hidden
                 states there. Empty to run all layers.
             layer: the layer after which to resume.
+            prefixes: cached ones, of all layers; None for none.
 
         Returns:
             (members, hidden): the pooled final hidden state of each sequence.
 
         """
-        hidden, row, packed = self._run(packed, range(layer, len(self._layers) - (not mean)), partial_states)
+        layers = range(layer, len(self._layers) - (not mean))
+        hidden, row, packed = self._run(packed, layers, partial_states, prefixes)
         if mean:
             return sequence_means(self._norm(hidden, row), packed)[: len(packed.last)]
         return self._last_tokens(hidden, row)
@@ -127,11 +139,17 @@ class PackedBackbone:
         """Run one row through the first layers: (tokens, hidden) float32, with the padding to a bucket."""
         return self._run(packed, range(layers), ())[0]
 
-    def begin(self, length: int) -> KeyValues:
-        """Begin a sequence of so many tokens, of which `extend` runs the first."""
+    def new_prefix(self, tokens: int) -> CachedPrefix:
+        """Allocate a cached prefix."""
+        shape = len(self._layers), self._key_heads, tokens, self._head_width
+        keys, values = (self._embed.weight.new_empty(shape) for _ in range(2))
+        return CachedPrefix(keys, values)
+
+    def begin(self, length: int, *, cached: CachedPrefix | None = None, keeps_all: bool = False) -> KeyValues:
+        """Begin a sequence of so many tokens, of which `extend` runs the first ones that are not cached."""
         embedded = self._embed(torch.zeros(1, 1, dtype=torch.int64, device=self._embed.weight.device))
         cos, sin = self._rotary(embedded, torch.arange(length, device=embedded.device)[None])
-        return KeyValues(len(self._layers), self._window, cos, sin)
+        return KeyValues(len(self._layers), self._window, cos, sin, cached=cached, keeps_all=keeps_all)
 
     def chunk_length(self, start: int, tokens: int) -> int:
         """Return the length of a chunk from `start` that costs about as much as the first `tokens` of a sequence."""
@@ -159,11 +177,19 @@ class PackedBackbone:
         return output
 
     def _run(
-        self, packed: Pack, layers: range, partial_states: Sequence[tuple[Tensor, Tensor]]
+        self,
+        packed: Pack,
+        layers: range,
+        partial_states: Sequence[tuple[Tensor, Tensor]],
+        prefixes: RowPrefixes | None = None,
     ) -> tuple[Tensor, _Row, Pack]:
         """Pad a row to a bucket and run it through a range of layers."""
         packed, device = packed.padded_to_bucket(), self._embed.weight.device
-        attention = self._attention(packed, self._window, device)
+        attention = (
+            self._attention(packed, self._window, device)
+            if prefixes is None
+            else CachedAttention(packed, self._window, device, prefixes)
+        )
         packed = packed.to(device)
         embedded: Tensor = self._embed(packed.ids)[0]
         row = _Row(packed.last, attention, self._rotary(embedded, packed.positions), embedded, self._intermediate_size)
