@@ -36,7 +36,7 @@ from mistral_rerank.cli.models import print_report
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.model.quantization import multiplies_bytes
 from mistral_rerank.local.reranker import LocalReranker
-from mistral_rerank.reranker import Pair
+from mistral_rerank.scores import Pair
 
 SHAPES = {
     "question-first": {

@@ -24,7 +24,7 @@ from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.reranker import LocalReranker
-from mistral_rerank.reranker import Pair
+from mistral_rerank.scores import Pair
 
 
 def load(folder: Path, questions: int, passages: int) -> tuple[list[str], dict[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from langchain_core.cross_encoders import BaseCrossEncoder
 from typing_extensions import override
 
-from mistral_rerank.adapters import RerankerHolder
+from mistral_rerank._holder import RerankerHolder
 
 
 class MistralCrossEncoder(RerankerHolder, BaseCrossEncoder):

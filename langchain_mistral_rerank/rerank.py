@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from langchain_core.callbacks import Callbacks
     from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 
-    from mistral_rerank.reranker import RankedPassage, Ranking
+    from mistral_rerank.scores import RankedPassage, Ranking
 
 
 class MistralRerank(RerankOptions, Serializable, BaseDocumentCompressor):

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict, override
 from mistral_rerank._telemetry import request_attributes, result_attributes
 from mistral_rerank.adapters import RERANK_ERROR
 from mistral_rerank.errors import InvalidInputError
-from mistral_rerank.reranker import Ranking
+from mistral_rerank.scores import Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from mistral_rerank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from mistral_rerank.reranker import Ranking
+    from mistral_rerank.scores import Ranking
 
 RETRIEVAL_SCORE = "retrieval_score"
 

@@ -6,7 +6,7 @@ import pytest
 
 from mistral_rerank import Score
 from mistral_rerank.blending import blend, blended_order
-from mistral_rerank.reranker import BLANK_SCORE, Usage, order
+from mistral_rerank.scores import BLANK_SCORE, Usage, order
 
 LOGITS = [1.0, 3.0, 2.0, -4.0]
 RETRIEVER = [0.2, 0.1, 0.9, 0.8]

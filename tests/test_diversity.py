@@ -4,7 +4,7 @@ import pytest
 
 from mistral_rerank import Score
 from mistral_rerank.diversity import diversify
-from mistral_rerank.reranker import Ranking, Usage, order
+from mistral_rerank.scores import Ranking, Usage, order
 
 PASSAGES = ["the glacier moved slowly", "the glacier moved slowly again", "a river in the valley", "sun"]
 SCORES = [Score(3.0, 0.95), Score(2.0, 0.9), Score(1.0, 0.7), Score(-3.0, 0.05)]

@@ -11,7 +11,7 @@ from server.running import running
 from support import LengthReranker
 
 from mistral_rerank import InvalidInputError, Score
-from mistral_rerank.reranker import Usage
+from mistral_rerank.scores import Usage
 from mistral_rerank.sentences import sentence_spans
 
 TEXT = "  The first one. The second is longer! Third? "

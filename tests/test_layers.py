@@ -10,11 +10,11 @@ import mistral_rerank
 ROOT = Path(mistral_rerank.__file__).parent
 LAYERS = (
     {"_deadline", "_forks", "_options", "_version", "errors", "sentences"},
-    {"_telemetry", "blending", "data_files", "diversity", "reranker", "templates"},
+    {"_telemetry", "blending", "data_files", "diversity", "inputs", "reranker", "scores", "templates"},
     {"protocols"},
     {"local", "remote"},
     {"settings"},
-    {"_sharing", "evaluation"},
+    {"_holder", "_sharing", "evaluation"},
     {"calibration"},
     {"benchmark", "training"},
     {"adapters", "server"},

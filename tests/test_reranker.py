@@ -4,7 +4,7 @@ import math
 import pytest
 
 from mistral_rerank import InvalidInputError, Score, ScoringError
-from mistral_rerank.reranker import order, sigmoid
+from mistral_rerank.scores import order, sigmoid
 
 
 def test_rank_puts_the_best_first_and_keeps_input_positions(length_reranker):

@@ -13,7 +13,7 @@ import langchain_mistral_rerank
 import llama_index_mistral_rerank
 from mistral_rerank import RemoteReranker
 from mistral_rerank._telemetry import result_attributes
-from mistral_rerank.reranker import Usage
+from mistral_rerank.scores import Usage
 
 PASSAGES = ["one", "two", "three"]
 

@@ -24,7 +24,8 @@ from mistral_rerank.local.checkpoints.loading import load_tokenizer, open_checkp
 from mistral_rerank.local.model import rerank_model
 from mistral_rerank.local.model.rerank_model import RerankModel
 from mistral_rerank.local.reranker import BATCH_TOKENS, LocalReranker
-from mistral_rerank.reranker import Observer, Pair
+from mistral_rerank.reranker import Observer
+from mistral_rerank.scores import Pair
 
 SECONDS = {"4b": 100, "llama-1b": 35, "qwen3-0.6b": 35, "mini": 20}
 """The time that each shape needs on an H100, by estimate; a shape with less left is skipped."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mistral_rerank.benchmark.bench import WORDS
-from mistral_rerank.reranker import Pair
+from mistral_rerank.scores import Pair
 
 FACTS = Path(__file__).parent.parent.parent / "examples" / "facts"
 

@@ -20,7 +20,8 @@ from mistral_rerank.errors import (
     ScoringError,
     SettingsError,
 )
-from mistral_rerank.reranker import Pair, PassageLimits, RankedPassage, Reranker, Score
+from mistral_rerank.reranker import PassageLimits, Reranker
+from mistral_rerank.scores import Pair, RankedPassage, Score
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:

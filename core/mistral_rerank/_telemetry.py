@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from opentelemetry.trace import Tracer
 
-    from mistral_rerank.reranker import Ranking
+    from mistral_rerank.scores import Ranking
 
     Report = Callable[[Ranking], Ranking]
     Answered = Callable[[str, int], None]

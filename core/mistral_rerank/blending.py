@@ -11,7 +11,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
-from mistral_rerank.reranker import BLANK_SCORE, Ranking
+from mistral_rerank.scores import BLANK_SCORE, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

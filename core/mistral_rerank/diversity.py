@@ -10,7 +10,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from mistral_rerank.reranker import Ranking
+from mistral_rerank.scores import Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

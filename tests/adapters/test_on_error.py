@@ -17,7 +17,7 @@ import llama_index_mistral_rerank
 import mistral_rerank.adapters
 from mistral_rerank import InputTooLongError, RerankerClosedError, ScoringError, SettingsError
 from mistral_rerank.errors import DeadlineExceededError, RemoteInputTooLongError, ServerError
-from mistral_rerank.reranker import UNSCORED
+from mistral_rerank.scores import UNSCORED
 
 LANGCHAIN, LLAMA_INDEX = langchain_mistral_rerank.MistralRerank, llama_index_mistral_rerank.MistralRerank
 BOTH = pytest.mark.parametrize("adapter", [LANGCHAIN, LLAMA_INDEX], ids=["langchain", "llama_index"])

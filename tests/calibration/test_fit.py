@@ -13,7 +13,7 @@ from mistral_rerank.calibration.fit import (
 )
 from mistral_rerank.evaluation.metrics import reliability
 from mistral_rerank.local.checkpoints.config import Calibration
-from mistral_rerank.reranker import Score
+from mistral_rerank.scores import Score
 
 SCALE, BIAS = 0.4, -1.3
 

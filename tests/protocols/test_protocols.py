@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mistral_rerank import InvalidInputError, Score
 from mistral_rerank.protocols import PROTOCOLS, RerankReply, RerankRequest
 from mistral_rerank.protocols.replies import read_scores
-from mistral_rerank.reranker import ProtocolName, order
+from mistral_rerank.reranker import ProtocolName
+from mistral_rerank.scores import order
 
 texts = st.text(max_size=30)
 every_protocol = pytest.mark.parametrize("protocol", PROTOCOLS.values(), ids=PROTOCOLS)

@@ -4,7 +4,7 @@ import pytest
 
 from mistral_rerank.errors import InvalidReplyError
 from mistral_rerank.protocols.replies import read_scores
-from mistral_rerank.reranker import sigmoid
+from mistral_rerank.scores import sigmoid
 
 
 def read(body, *, count=2, unit="logit"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from mistral_rerank import InvalidInputError, RankedPassage, Score
 from mistral_rerank.protocols import PROTOCOLS, RerankReply
-from mistral_rerank.reranker import order
+from mistral_rerank.scores import order
 
 
 def logit_of(passage: str) -> float:

@@ -9,7 +9,7 @@ from remote.endpoint import Endpoint, expected, gives, logit_of, speaks
 from mistral_rerank import RemoteReranker, errors
 from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.remote import endpoint as endpoint_module
-from mistral_rerank.reranker import sigmoid
+from mistral_rerank.scores import sigmoid
 
 PASSAGES = [f"passage {number}" for number in range(100)]
 

@@ -19,7 +19,7 @@ from mistral_rerank.protocols.cohere import CohereReply
 from mistral_rerank.protocols.nvidia import RankingReply
 from mistral_rerank.protocols.tei import TeiRank
 from mistral_rerank.protocols.voyage import VoyageReply
-from mistral_rerank.reranker import BLANK_SCORE, sigmoid
+from mistral_rerank.scores import BLANK_SCORE, sigmoid
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.errors import ErrorBody
 

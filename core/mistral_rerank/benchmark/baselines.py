@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mistral_rerank.reranker import Pair, Reranker
+    from mistral_rerank.reranker import Reranker
+    from mistral_rerank.scores import Pair
 
 
 class Baseline(Protocol):

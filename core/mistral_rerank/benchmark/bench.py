@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from mistral_rerank.benchmark.baselines import Baseline
     from mistral_rerank.benchmark.timing import Timing
-    from mistral_rerank.reranker import Pair, Quantization
+    from mistral_rerank.reranker import Quantization
+    from mistral_rerank.scores import Pair
 
 PACKAGES = ("mistral-rerank", "torch", "transformers", "sentence-transformers")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from mistral_rerank.benchmark.baselines import Baseline
-    from mistral_rerank.reranker import Pair
+    from mistral_rerank.scores import Pair
 
 
 @dataclass(frozen=True, slots=True)

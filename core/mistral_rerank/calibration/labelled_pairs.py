@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.evaluate import Notify
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.evaluation.workspace import EvaluationSettings
-    from mistral_rerank.reranker import Pair, Reranker
+    from mistral_rerank.reranker import Reranker
+    from mistral_rerank.scores import Pair
 
 BLOCK = 256
 """Pairs of a file that are scored in one call."""

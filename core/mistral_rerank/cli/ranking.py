@@ -28,7 +28,7 @@ from mistral_rerank.settings import RerankSettings, open_reranker
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.reranker import Ranking
+    from mistral_rerank.scores import Ranking
 
 SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
 SERVED_LENGTH = 2048

@@ -27,11 +27,13 @@ from mistral_rerank.errors import (
     MissingDependencyError,
     RequestTooLargeError,
 )
+from mistral_rerank.inputs import check_adapter, check_pairs
 from mistral_rerank.protocols.urls import clean_url
 from mistral_rerank.remote.error_mapping import redact, to_error
 from mistral_rerank.remote.retries import Retries, with_retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import Overflow, Pair, PassageLimits, Reranker, Score, check_adapter, check_pairs
+from mistral_rerank.reranker import Overflow, PassageLimits, Reranker
+from mistral_rerank.scores import Pair, Score
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

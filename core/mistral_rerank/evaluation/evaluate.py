@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from mistral_rerank.evaluation.first_stage import FirstStage
     from mistral_rerank.evaluation.run_files import Run
     from mistral_rerank.evaluation.workspace import EvaluationSettings
-    from mistral_rerank.reranker import Reranker, Score
+    from mistral_rerank.reranker import Reranker
+    from mistral_rerank.scores import Score
 
     Notify = Callable[[str, int, int], None]
 

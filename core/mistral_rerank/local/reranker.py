@@ -14,21 +14,11 @@ from typing_extensions import override
 from mistral_rerank._deadline import result_within
 from mistral_rerank._options import parse_bytes, plain
 from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.inputs import TextPairs, check_adapter
 from mistral_rerank.local.engine.engine import Engine
 from mistral_rerank.local.engine.prefix_cache import PrefixCache
 from mistral_rerank.local.engine.score_cache import Lookup, ScoreCache
-from mistral_rerank.reranker import (
-    Observer,
-    Overflow,
-    Pair,
-    PassageCacheInfo,
-    PassageLimits,
-    Quantization,
-    Reranker,
-    Score,
-    TextPairs,
-    check_adapter,
-)
+from mistral_rerank.reranker import Observer, Overflow, PassageCacheInfo, PassageLimits, Quantization, Reranker
 
 try:
     from mistral_rerank.local.checkpoints.loading import MINI, open_checkpoint
@@ -47,6 +37,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
     import torch
+
+    from mistral_rerank.scores import Pair, Score
 
 PASSAGES_AT_ONCE = 16
 """Passages that are prepared in one call."""

@@ -14,7 +14,7 @@ from mistral_rerank.local.checkpoints.loading import length_limit, load_model, l
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
 from mistral_rerank.local.model.rerank_model import RerankModel
-from mistral_rerank.reranker import Score
+from mistral_rerank.scores import Score
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

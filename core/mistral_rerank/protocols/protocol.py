@@ -27,7 +27,8 @@ from mistral_rerank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from mistral_rerank.reranker import PassageLimits, ProtocolName, RankedPassage, Score, Unit
+    from mistral_rerank.reranker import PassageLimits, ProtocolName, Unit
+    from mistral_rerank.scores import RankedPassage, Score
 
 
 def _flag(value: object) -> object:

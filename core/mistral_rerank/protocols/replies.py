@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import InvalidReplyError
-from mistral_rerank.reranker import Score, Usage, sigmoid
+from mistral_rerank.scores import Score, Usage, sigmoid
 
 if TYPE_CHECKING:
     from mistral_rerank.reranker import Unit

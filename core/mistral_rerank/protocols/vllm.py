@@ -31,7 +31,8 @@ from mistral_rerank.protocols.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.reranker import Pair, Score, Unit
+    from mistral_rerank.reranker import Unit
+    from mistral_rerank.scores import Pair, Score
 
 
 class VllmBody(cohere.CohereBody):

@@ -30,14 +30,15 @@ from mistral_rerank.protocols.replies import from_probability, is_probability, r
 from mistral_rerank.protocols.urls import HOSTED_NVIDIA, shown_url, sibling_url
 from mistral_rerank.remote.error_mapping import is_error_body, passage_limit, redact, says_unknown_model, to_error
 from mistral_rerank.remote.retries import with_retries
-from mistral_rerank.reranker import Scores
+from mistral_rerank.scores import Scores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mistral_rerank.remote.retries import RateLimit, Retries
     from mistral_rerank.remote.transport import Response, Transport
-    from mistral_rerank.reranker import PassageLimits, Score, Unit
+    from mistral_rerank.reranker import PassageLimits, Unit
+    from mistral_rerank.scores import Score
 
 logger = logging.getLogger(__name__)
 

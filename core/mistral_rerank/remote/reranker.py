@@ -15,22 +15,13 @@ from pydantic import SecretStr
 from typing_extensions import override
 
 from mistral_rerank.errors import SettingsError
+from mistral_rerank.inputs import TextPairs
 from mistral_rerank.protocols.urls import candidates, vendor_of
 from mistral_rerank.remote.endpoint import Batch, Endpoint
 from mistral_rerank.remote.retries import RateLimit, Retries
 from mistral_rerank.remote.transport import Transport
-from mistral_rerank.reranker import (
-    Overflow,
-    Pair,
-    PassageLimits,
-    ProtocolName,
-    Reranker,
-    Score,
-    Scores,
-    TextPairs,
-    Unit,
-    Usage,
-)
+from mistral_rerank.reranker import Overflow, PassageLimits, ProtocolName, Reranker, Unit
+from mistral_rerank.scores import Pair, Score, Scores, Usage
 
 if TYPE_CHECKING:
     import ssl

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from mistral_rerank.reranker import Pair
+    from mistral_rerank.scores import Pair
 
 CHARACTERS = 4
 """Characters of a token, on average."""

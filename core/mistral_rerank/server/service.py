@@ -20,7 +20,7 @@ from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.remote.reranker import RemoteReranker
-from mistral_rerank.reranker import usage_of
+from mistral_rerank.scores import usage_of
 from mistral_rerank.server.backlog import Backlog
 from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
 from mistral_rerank.server.keys import ApiKeys
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
     from mistral_rerank.protocols.protocol import RerankRequest
     from mistral_rerank.protocols.vllm import ScoreBody, ScoreReply
-    from mistral_rerank.reranker import Overflow, Pair, Ranking, Reranker, Score, Usage
+    from mistral_rerank.reranker import Overflow, Reranker
+    from mistral_rerank.scores import Pair, Ranking, Score, Usage
     from mistral_rerank.server.keys import ApiKey
     from mistral_rerank.server.settings import ServerSettings
 

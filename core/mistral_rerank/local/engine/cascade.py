@@ -6,12 +6,12 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from mistral_rerank.reranker import Score
+from mistral_rerank.scores import Score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mistral_rerank.reranker import Pair
+    from mistral_rerank.scores import Pair
 
 
 class Cascade:

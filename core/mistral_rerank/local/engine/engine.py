@@ -46,7 +46,8 @@ if TYPE_CHECKING:
     from mistral_rerank.local.engine.job import Choice, Item, Model, QueuedBatch, Scorer
     from mistral_rerank.local.engine.prefix_cache import PrefixCache
     from mistral_rerank.local.engine.tokenizer import Cut
-    from mistral_rerank.reranker import Overflow, Pair, Score
+    from mistral_rerank.reranker import Overflow
+    from mistral_rerank.scores import Pair, Score
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from mistral_rerank.local.engine.batch_size import BatchSize
     from mistral_rerank.local.engine.prefix_cache import Key, PrefixCache
     from mistral_rerank.local.engine.tokenizer import Cut, EncodedPair
-    from mistral_rerank.reranker import Overflow, Pair, Score
+    from mistral_rerank.reranker import Overflow
+    from mistral_rerank.scores import Pair, Score
 
 logger = logging.getLogger(__name__)
 

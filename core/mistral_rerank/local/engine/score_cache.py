@@ -12,7 +12,7 @@ from mistral_rerank._forks import after_fork
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from mistral_rerank.reranker import Pair, Score
+    from mistral_rerank.scores import Pair, Score
 
 
 class ScoreCache:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mistral_rerank.local.engine.prompts import Prompt
-    from mistral_rerank.reranker import Overflow, Pair
+    from mistral_rerank.reranker import Overflow
+    from mistral_rerank.scores import Pair
     from mistral_rerank.templates import RenderedPair, Template
 
 CHUNK_OVERLAP = 64
