@@ -75,6 +75,7 @@ def measure(variants: Sequence[Baseline], calls: Sequence[Sequence[Pair]], round
                 start = time.perf_counter()
                 variant.score(call)
                 seconds[variant.name][-1].append(time.perf_counter() - start)
+        print(f"round {number + 1}:", *(f"{name} {sum(rounds[-1]):.2f} s" for name, rounds in seconds.items()))
     return seconds
 
 
