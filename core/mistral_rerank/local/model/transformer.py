@@ -105,6 +105,10 @@ class PackedBackbone:
         self._layers: list[_Layer] = []
         for layer_device in layer_devices(len(backbone.layers), [device, *further_devices]):
             self._layers.append(_Layer(backbone.layers.pop(0).to(layer_device), quantization))
+        if quantization is not None:
+            # one parameter that is a part of larger memory, such as a mapped file, would keep all of it
+            for parameter in backbone.parameters():
+                parameter.data = parameter.data.clone()
 
     def __call__(
         self,
