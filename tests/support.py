@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mistral_rerank import Pair, Reranker, Score
+from mistral_rerank import Pair, PassageLimits, Reranker, Score
 from mistral_rerank.reranker import Overflow
 
 if TYPE_CHECKING:  # replicas on Ray import this module, and need no torch
@@ -27,13 +27,23 @@ class LengthReranker(Reranker):
         return "length"
 
     def score_pairs(
-        self, pairs: list[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: list[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         self.calls += 1
         return [Score.from_logit(len(passage)) for _, passage in pairs]
 
     async def ascore_pairs(
-        self, pairs: list[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: list[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         return self.score_pairs(pairs)
 
@@ -46,7 +56,12 @@ class FailingReranker(LengthReranker):
         self.error = error
 
     async def ascore_pairs(
-        self, pairs: list[Pair], *, overflow: Overflow | None = None, instruction: str | None = None
+        self,
+        pairs: list[Pair],
+        *,
+        overflow: Overflow | None = None,
+        instruction: str | None = None,
+        limits: PassageLimits | None = None,
     ) -> list[Score]:
         if pairs == [("warm", "up")]:
             return self.score_pairs(pairs)
