@@ -273,7 +273,7 @@ def test_openinference_shows_the_kept_order_in_langchain(provider, exporter):
     assert "reranker.output_documents.0.document.score" not in span.attributes
 
 
-def test_openinference_shows_the_kept_order_in_llama_index(provider, exporter):
+def test_llama_index_shows_the_kept_order_in_openinference(provider, exporter):
     LlamaIndexInstrumentor().instrument(tracer_provider=provider)
     try:
         engine(reranker=Broken(), on_error="keep_order").query("q")
