@@ -145,6 +145,9 @@ def load_model(checkpoint: Checkpoint, *, dtype: torch.dtype) -> PreTrainedModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = load_lora(model, checkpoint)
+    embeddings = model.get_input_embeddings()
+    if not isinstance(embeddings, BaseTunerLayer):
+        cast_parameters(embeddings, dtype)  # first: the largest tensor would be twice in memory beside all others
     for module in adapted.modules():
         if isinstance(module, BaseTunerLayer) and hasattr(module, "merge"):
             _merge(module, dtype, checkpoint.folder)
@@ -202,7 +205,7 @@ def _merge(module: Any, dtype: torch.dtype, folder: Path) -> None:
         module.merge(safe_merge=True)
     else:
         layer.weight.data = low_rank.merge(layer.weight, torch.empty(layer.weight.shape, dtype=dtype))
-        if not layer.weight.isfinite().all():
+        if not torch.linalg.vector_norm(layer.weight, float("inf")).isfinite():  # needs no memory for each weight
             raise CheckpointError(f"the adapter in {folder} makes weights of its base infinite or NaN")
     layer.to(dtype)
 
