@@ -71,14 +71,14 @@ def measure(name: str, calls: dict[str, Rerank], number: int, texts: list[str]) 
     """Print one line for each way."""
     for way, call in calls.items():
         call()  # opens what there is to open
-        seconds, kept = [], 0
+        seconds, in_order = [], 0
         for _ in range(number):
             start = time.perf_counter()
             result = call()
             seconds.append(time.perf_counter() - start)
-            kept += result == texts
+            in_order += result == texts
         cuts = statistics.quantiles(seconds, n=100)
-        print(f"| {name} | {way} | {number} | {kept} | {cuts[49]:.3f} | {cuts[98]:.3f} | {max(seconds):.3f} |")
+        print(f"| {name} | {way} | {number} | {in_order} | {cuts[49]:.3f} | {cuts[98]:.3f} | {max(seconds):.3f} |")
 
 
 def main() -> None:

@@ -40,6 +40,7 @@ class RerankerHolder(RerankSettings):
 
     _held: Reranker | None = PrivateAttr(default=None)
     _not_compared: ClassVar[frozenset[str]] = frozenset()
+    _shown: ClassVar[tuple[str, ...]] = ()
 
     def use(self) -> Reranker:
         """Give the reranker, opened on first use; the first scoring loads its model."""
@@ -83,11 +84,11 @@ class RerankerHolder(RerankSettings):
         else:
             yield "backend", self.backend
             yield location, getattr(self, location)
-        if "top_n" in type(self).model_fields:
-            yield "top_n", vars(self)["top_n"]
+        for name in self._shown:
+            yield name, getattr(self, name)
         for name, field in type(self).model_fields.items():
             value = getattr(self, name)
-            shown = name in {"model", "backend", location, "top_n", "reranker", *self._not_compared}
+            shown = name in {"model", "backend", location, "reranker", *self._shown, *self._not_compared}
             if not shown and field.repr and value != field.default:
                 yield name, value
 

@@ -121,6 +121,7 @@ class RerankOptions(RerankerHolder):
         default="off", description="OpenTelemetry spans: none, without texts, or with texts"
     )
 
+    _shown: ClassVar[tuple[str, ...]] = ("top_n",)
     _item: ClassVar[type]
     _how_to_wrap: ClassVar[str]
     _kept_orders: Counter[str] = PrivateAttr(default_factory=Counter)
@@ -311,8 +312,8 @@ class RerankOptions(RerankerHolder):
                 raise SettingsError(f"{name}: no option of a single call{suggest(name, Overrides.__annotations__)}")
         values = {name: plain(value) for name, value in overrides.items()}
         newer = {"max_gap": self.max_gap, "deadline": self.deadline}  # rerankers of users may not know these
-        own = {name: value for name, value in newer.items() if value is not None}
-        options: Overrides = {"top_n": self.top_n, "min_score": self.min_score, **own, **values}  # type: ignore[typeddict-item]
+        defaults = {name: value for name, value in newer.items() if value is not None}
+        options: Overrides = {"top_n": self.top_n, "min_score": self.min_score, **defaults, **values}  # type: ignore[typeddict-item]
         top_n, min_score = options["top_n"], options["min_score"]
         max_gap, deadline = options.get("max_gap"), options.get("deadline")
         check_ranking((), top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline)

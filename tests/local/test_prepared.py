@@ -49,6 +49,18 @@ def test_prepared_passages_are_not_computed_and_have_their_scores(checkpoint, pa
     assert len(list(prepared.glob("*.safetensors"))) > 1
 
 
+def test_a_checkpoint_that_needs_a_rerank_config_has_a_checksum_and_prepared_passages(tiny, passages, tmp_path):
+    folder, how = shutil.copytree(tiny, tmp_path / "unknown"), tmp_path / "how.json"
+    (folder / "rerank.json").unlink(missing_ok=True)
+    how.write_text(TEMPLATE)
+    with local(folder, rerank_config=how, passage_cache="1GiB") as reranker:
+        assert len(reranker.weights_checksum()) > 0
+        reranker.prepare(passages[:2], out=tmp_path / "prepared")
+    with local(folder, rerank_config=how, prepared_passages=tmp_path / "prepared") as reranker:
+        reranker.rank("who?", passages[:2])
+        assert reranker.passage_cache_info().hits == 2
+
+
 def test_prepared_passages_go_with_a_cache_for_others(checkpoint, passages, prepared):
     with local(checkpoint, prepared_passages=prepared, passage_cache="1MiB") as reranker:
         for _ in range(2):

@@ -109,18 +109,18 @@ def read_prepared(folder: Path, expected: Manifest) -> dict[Key, CachedPrefix]:
 
     """
     try:
-        found = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        stored = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise CheckpointError(
             f"{folder} has no usable {MANIFEST}; give a folder of prepared passages, or {AGAIN}"
         ) from error
-    if found.weights != expected.weights:
+    if stored.weights != expected.weights:
         raise CheckpointError(f"{folder} was prepared with other weights or another tokenizer; {AGAIN} with this model")
-    if (found.dtype, found.quantization) != (expected.dtype, expected.quantization):
-        formats = [" and ".join(filter(None, (each.quantization, each.dtype))) for each in (found, expected)]
+    if (stored.dtype, stored.quantization) != (expected.dtype, expected.quantization):
+        formats = [" and ".join(filter(None, (each.quantization, each.dtype))) for each in (stored, expected)]
         raise CheckpointError(f"{folder} was prepared in {formats[0]}, and the model runs in {formats[1]}; {AGAIN}")
     prefixes: dict[Key, CachedPrefix] = {}
-    for shard in found.shards:
+    for shard in stored.shards:
         file = folder / shard.file
         try:
             if file.stat().st_size != shard.bytes:

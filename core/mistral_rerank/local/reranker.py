@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from mistral_rerank.local.checkpoints.loading import Checkpoint
     from mistral_rerank.scores import Pair, Score
 
 PASSAGES_AT_ONCE = 16
@@ -246,7 +247,10 @@ class LocalReranker(Reranker):
 
     def weights_checksum(self) -> str:
         """See `Reranker.weights_checksum`; it reads all weights."""
-        return open_checkpoint(self._model_name, base=self._base).weights_checksum()
+        return self._open_checkpoint().weights_checksum()
+
+    def _open_checkpoint(self) -> Checkpoint:
+        return open_checkpoint(self._model_name, base=self._base, rerank_config=self._rerank_config)
 
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
@@ -276,7 +280,7 @@ class LocalReranker(Reranker):
         """Compute passages, and yield the cache again and again."""
         if self._prefixes is None:
             raise SettingsError("there is no passage cache; set passage_cache, such as '1GiB'")
-        config = open_checkpoint(self._model_name, base=self._base, rerank_config=self._rerank_config).config
+        config = self._open_checkpoint().config
         if config.template is None or not config.prompt.passage_first:
             raise SettingsError(
                 f"{self._model_name} reads the question before the passage, so a passage cannot be computed ahead; "
@@ -359,7 +363,7 @@ def _load(prefixes: PrefixCache | None, prepared: Path | None, model: str, **opt
     """Load a checkpoint and the passages that were prepared for it."""
     loaded = LoadedCheckpoint(model, **options)
     if prefixes is not None and prepared is not None:
-        weights = open_checkpoint(model, base=options["base"]).weights_checksum()
-        expected = manifest(weights, options["dtype"], options["quantization"])
+        checkpoint = open_checkpoint(model, base=options["base"], rerank_config=options["rerank_config"])
+        expected = manifest(checkpoint.weights_checksum(), options["dtype"], options["quantization"])
         prefixes.prepared = read_prepared(prepared, expected)
     return loaded
