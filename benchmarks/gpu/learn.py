@@ -33,7 +33,7 @@ SAVED = "adapter-0.safetensors", "adapter-1.safetensors", "training.json"
 
 
 class Training:
-    """The steps of the recipe.
+    """The steps of the recipe. Inputs, base and embeddings of an earlier try on the machine are used again.
 
     Args:
         stage: where results go, and the time.
@@ -62,11 +62,16 @@ class Training:
         base = cache_dir() / "bases" / packed.folder
         if not base.exists():
             self._start("base", weights, "base", self._inputs / GGUF, base, packed.sha256, log="data.log")
-        texts = self._inputs / DATA / "train", self._inputs / TEACHERS, self._work / "embeddings"
-        self._start("embed", RECIPE / "embed.py", *texts, self._stage.device, log="data.log")
+        embeddings = self._work / "embeddings"
+        partial = self._work / "embeddings.partial"
+        if not embeddings.exists():
+            texts = self._inputs / DATA / "train", self._inputs / TEACHERS, partial
+            self._start("embed", RECIPE / "embed.py", *texts, self._stage.device, log="data.log")
         limit = time.monotonic() + EMBED_SECONDS * self._factor
         for job in self._jobs:
             job.wait(min(limit - time.monotonic(), self._stage.seconds_left - LAST_SECONDS))
+        if not embeddings.exists():
+            partial.rename(embeddings)
         return base
 
     def train(self, base: Path) -> None:

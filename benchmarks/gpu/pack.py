@@ -24,7 +24,17 @@ LIMIT = 64 * 2**20
 """The most bytes of one transfer."""
 SLACK = 2**19
 """Bytes that stay free, for what the transfer adds."""
-REQUIREMENTS = ["pydantic", "fastapi", "uvicorn", "platformdirs", "pytest-asyncio", "bm25s", "PyStemmer", "gguf"]
+REQUIREMENTS = [
+    "pydantic",
+    "fastapi",
+    "uvicorn",
+    "platformdirs",
+    "pytest-asyncio",
+    "bm25s",
+    "PyStemmer",
+    "gguf",
+    "pytrec-eval-terrier",
+]
 """What the stages need besides `machine.txt`; these bring what they need themselves."""
 PLATFORMS = "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux1_x86_64"
 

@@ -4,9 +4,9 @@ import re
 
 STOP_WORDS = (
     "a an the of in on at to for by with from as is are was were be been being do does did has have had what which "
-    "who whom whose when where why how many much it its this that these those and or not can could should would will may "
-    "might there their they he she his her him i you your my we our one s t than then also into about after before over "
-    "under between during"
+    "who whom whose when where why how many much it its this that these those and or not can could should would "
+    "will may might there their they he she his her him i you your my we our one s t than then also into about "
+    "after before over under between during"
 )
 STOP = frozenset(STOP_WORDS.split())
 TIME = re.compile(
