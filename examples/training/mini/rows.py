@@ -91,8 +91,8 @@ class Collator:
         if self._tokenizer is None:
             self._tokenizer = Tokenizer.from_file(str(self._file))
             self._tokenizer.encode_special_tokens = True
-        labelled = [label + text.strip() for text in texts]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(labelled, add_special_tokens=False)]
+        encodings = self._tokenizer.encode_batch([label + text for text in texts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
     def _divide(self, lengths: list[int]) -> Iterator[list[int]]:
         """Divide the rows, by length, into micro-batches."""
