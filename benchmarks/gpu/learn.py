@@ -13,7 +13,7 @@ from pathlib import Path
 
 import archive
 from inputs import DATA, GGUF, INIT, TEACHERS, Base
-from jobs import Job
+from jobs import STOP_SECONDS, Job
 from results import Stage
 from stages import PACKED, REPOSITORY, TIMES_OFF_CUDA
 
@@ -27,8 +27,8 @@ GROUPS_SECONDS = 120
 """For the groups of the first pass, by estimate a third of it."""
 STALL_SECONDS = 60
 """Training prints a line every five seconds."""
-LAST_SECONDS = 20
-"""Time to save the last weights and to end."""
+LAST_SECONDS = 25
+"""Time after training: for its last step, to save the weights and to end. A part of it is there to stop it."""
 SAVED = "adapter-0.safetensors", "adapter-1.safetensors", "training.json"
 
 
@@ -44,6 +44,7 @@ class Training:
     def __init__(self, stage: Stage, work: Path) -> None:
         self._stage, self._work, self._inputs = stage, work, work / "inputs"
         self._factor = 1 if stage.full else TIMES_OFF_CUDA
+        self._last = LAST_SECONDS * self._factor
         self._jobs: list[Job] = []
         self._groups = [work / "groups" / f"pass-{number}.jsonl" for number in range(PASSES if stage.full else 2)]
 
@@ -69,7 +70,7 @@ class Training:
             self._start("embed", RECIPE / "embed.py", *texts, self._stage.device, log="data.log")
         limit = time.monotonic() + EMBED_SECONDS * self._factor
         for job in self._jobs:
-            job.wait(min(limit - time.monotonic(), self._stage.seconds_left - LAST_SECONDS))
+            job.wait(min(limit - time.monotonic(), self._stage.seconds_left - self._last))
         if not embeddings.exists():
             partial.rename(embeddings)
         return base
@@ -88,7 +89,7 @@ class Training:
         )
         options: list[object] = ["--base", base, "--init", self._inputs / INIT, "--out", self._stage.out]
         options += [part for file in self._groups for part in ("--groups", file)]
-        options += ["--seconds", round(self._stage.seconds_left - LAST_SECONDS), "--device", self._stage.device]
+        options += ["--seconds", round(self._stage.seconds_left - self._last), "--device", self._stage.device]
         if not self._stage.full:
             options += ["--groups-per-step", 1, "--micro-tokens", 2048, "--workers", 1]
         training = self._start("train", RECIPE / "train.py", *options, log="train.log")
@@ -104,7 +105,7 @@ class Training:
                 grown, size = time.monotonic(), training.log.stat().st_size
             if time.monotonic() - grown > STALL_SECONDS * self._factor:
                 raise training.error(f"no progress for {time.monotonic() - grown:.0f} s")
-            if self._stage.seconds_left < LAST_SECONDS / 2:
+            if self._stage.seconds_left < STOP_SECONDS + 5:
                 raise training.error("not done in time")
             time.sleep(0.25)
         training.check()
