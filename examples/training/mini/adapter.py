@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 
 
 def make_checkpoint(trained: Path, init: Path, out: Path) -> None:
-    """Write the adapter with its config and `rerank.json`."""
+    """Write the adapter with its config and `rerank.json`; FileNotFoundError if no weights were saved."""
     tensors = {}
     for file in sorted(trained.glob("adapter-?.safetensors")):
         tensors |= load_file(file)
+    if not tensors:
+        raise FileNotFoundError(f"{trained} has no adapter-0.safetensors and adapter-1.safetensors of train.py")
     downs = {name: tensor for name, tensor in tensors.items() if "lora_A" in name}
     rank = next(iter(downs.values())).shape[0]
     settings = {
