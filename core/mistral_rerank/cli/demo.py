@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 ROWS = 3
 """Passages of each question that are printed."""
+MARK = "#000000 on #ffd75f"
 
 
 @app.command()
@@ -35,7 +36,7 @@ def print_demo(reranker: Reranker, console: Terminal) -> None:
     questions = demo_questions()
     console.print(
         f"The first {len(questions)} of 40 questions whose answer BM25 does not rank first. {name} reranks BM25's ten "
-        "passages. * marks the passage that answers.\n"
+        "passages. A star marks the passage that answers, and a mark in the best passage its best sentence.\n"
     )
     for query, candidates in questions.items():
         ranking = reranker.rank(query, [candidate.text for candidate in candidates], top_n=ROWS)
@@ -66,4 +67,4 @@ def _marked(text: str, sentence: Span | None, *, plain: bool) -> Text:
     """Mark a sentence of a passage: by colour, or in plain text by brackets."""
     start, end = sentence or (0, len(text))
     left, right = ("[", "]") if plain else ("", "")
-    return Text.assemble(text[:start], left, (text[start:end], "black on yellow"), right, text[end:])
+    return Text.assemble(text[:start], left, (text[start:end], MARK), right, text[end:])
