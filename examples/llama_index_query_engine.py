@@ -10,29 +10,28 @@ from llama_index.retrievers.bm25 import BM25Retriever
 
 from llama_index_mistral_rerank import MistralRerank
 
+QUERY = "Why does ice float on water?"
 TEXTS = [
-    "The router's light is red while it has no connection to the provider. Wait five minutes, then restart it.",
-    "Hold the reset button for ten seconds to restore the factory settings of the router.",
-    "The light of the router can be turned off at night in the settings, under Display.",
-    "A mesh repeater extends the wireless network to rooms that the router does not reach.",
-    "The router is connected to the socket in the wall with the grey cable.",
-    "Guests get a wireless network of their own, with another password.",
+    "Warm water freezes into ice more slowly than cold water.",
+    "Ice on the road melts when salt water is sprayed on it. It then freezes only at lower temperatures.",
+    "Lakes freeze from the top. Water expands as it freezes, so ice is less dense than the liquid around it.",
+    "Icebergs break off glaciers and drift with the current.",
+    "Ice skates have blades of steel.",
 ]
 
 
 def main() -> None:
     """Print the nodes that the LLM reads, and where BM25 had them."""
     nodes = [TextNode(text=text, id_=str(number)) for number, text in enumerate(TEXTS, start=1)]
-    retriever = BM25Retriever.from_defaults(nodes=nodes, similarity_top_k=6)
+    retriever = BM25Retriever.from_defaults(nodes=nodes, similarity_top_k=5)
     engine = RetrieverQueryEngine.from_args(
         retriever,
         llm=MockLLM(),  # repeats its prompt: replace it with your LLM
         node_postprocessors=[MistralRerank(top_n=2, highlight=True)],
     )
-    query = "Why is the light of my router red?"
-    before = [result.node_id for result in retriever.retrieve(query)]
-    response = engine.query(query)
-    print(query)
+    before = [result.node_id for result in retriever.retrieve(QUERY)]
+    response = engine.query(QUERY)
+    print(QUERY)
     for result in response.source_nodes:
         text = result.node.get_content(MetadataMode.NONE)
         start, end = result.metadata["rerank_highlight"]

@@ -51,8 +51,9 @@ def test_the_rag_chain_cites_the_answer_or_says_that_there_is_none():
 
 def test_the_query_engine_gives_the_llm_the_answer_first():
     query, first, second = output("llama_index_query_engine").splitlines()
-    assert query == "Why is the light of my router red?"
-    assert "The router's light is red while it has no connection to the provider." in first
+    assert query == "Why does ice float on water?"
+    assert first.endswith("Water expands as it freezes, so ice is less dense than the liquid around it.")
+    assert "was 1" not in first
     assert float(first.split()[0]) >= float(second.split()[0])
 
 
