@@ -18,15 +18,15 @@ $(VENV)/bin/python:
 	$(BIN)/pip install $(TORCH)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
-	$(BIN)/pip install -e '.[local,eval]'
+	$(BIN)/pip install -e '.[local]'
 	touch $@
 
 $(VENV)/.all: $(VENV)/bin/python pyproject.toml
 	$(BIN)/pip install -e '.[dev]'
 	touch $@
 
-demo: $(VENV)/.demo  ## rerank real passages with mini
-	$(BIN)/python examples/plain_rerank.py
+demo: $(VENV)/.demo  ## rerank the passages of the package with mini
+	$(BIN)/mistral-rerank demo
 
 test: setup  ## run all tests, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

@@ -13,7 +13,7 @@ from mistral_rerank.settings import RerankSettings
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "mistral_rerank"
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md"), CORE / "mini" / "README.md"]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/**/*.md"), CORE / "mini" / "README.md"]
 )
 OTHER_VARIABLES = {"API_KEY", "CACHE", "EMBEDDINGS_API_KEY", "CLUSTER_MAX_REPLICAS"}
 OPTIONS = {

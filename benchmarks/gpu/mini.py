@@ -1,15 +1,13 @@
 """Stage: mini as a user opens it, on this device in the default dtype, beside a CPU in float32."""
 
-from pathlib import Path
-
 from results import Stage
 
 from mistral_rerank import open_reranker
 from mistral_rerank.benchmark.timing import kendall_tau
+from mistral_rerank.demo import FACTS
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.local.model import rerank_model
 
-FACTS = Path(__file__).parent.parent.parent / "examples" / "facts"
 LARGEST_DIFFERENCE = 0.25
 """Between two logits: twice what a plain loop in bfloat16 differs from float32 by on a CPU."""
 
