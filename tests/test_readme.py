@@ -55,7 +55,8 @@ def test_the_variables_send_the_same_block_to_an_endpoint(module, capsys, monkey
 
 
 def test_the_demo_of_the_first_screen_puts_answers_first():
-    assert SHELL[1] == "mistral-rerank demo"
+    assert [line.split("#")[0].strip() for line in SHELL[:2]] == ["make demo", "make test"]
+    assert "$(BIN)/mistral-rerank demo" in (ROOT / "Makefile").read_text("utf-8")
     found = run("demo")
     assert found.returncode == 0, found.stderr
     firsts = [line for line in found.stdout.splitlines() if line.startswith("1 ")]
@@ -73,7 +74,7 @@ def test_the_command_line_block_ranks_a_file(tmp_path, monkeypatch):
 
 def test_every_block_is_run_here():
     assert len(PYTHON) == 3
-    run_here = ("pip install", "mistral-rerank demo", "export ", "printf", "mistral-rerank rank")
+    run_here = ("make ", "pip install", "export ", "printf", "mistral-rerank rank")
     assert [line for line in SHELL if not line.startswith(run_here)] == []
 
 
