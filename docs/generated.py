@@ -48,7 +48,7 @@ def _default(field: FieldInfo) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     words = (field.description or "").split("`")  # every second one is code
-    words[::2] = [re.sub(r"([\[\]*_|])", r"\\\1", word).replace("<", "&lt;") for word in words[::2]]
+    words[::2] = [re.sub(r"([\[\]{}*_|])", r"\\\1", word).replace("<", "&lt;") for word in words[::2]]
     choices = [f"`{choice}`" for choice in _choices(field.annotation)]
     return "`".join(words) + (f" ({', '.join(choices)})" if choices else "")
 
