@@ -1,13 +1,13 @@
 """Load the server with many clients, some of which leave, and compare shared batches with one request per forward.
 
 python benchmarks/server_load.py [--model mini] [--clients 64] [--requests 2000] [--leaving 0.05] [--forward-ms 0]
-    [--device cpu] [--tolerance 1e-4] [--packed]
+    [--device cpu] [--tolerance 1e-4]
 
 The server is another process on one thread; both kinds run in turn, on the same requests of 1 to 40 passages. Every
 reply is compared with the scores of the same model in this process; the script fails where one is wrong or missing.
 `--model random` is a small Mistral with random weights; `--forward-ms` adds a fixed wait to each forward, as the
 launches of an accelerator do. On a CPU the dtype is float32, elsewhere the default one, whose rounding depends on the
-batch: give `--tolerance`. `--packed` packs rows on CUDA too.
+batch: give `--tolerance`.
 """
 
 import argparse
@@ -84,9 +84,7 @@ def write_random_model(folder: str) -> None:
 def open_local(options: argparse.Namespace, **settings: Any) -> Any:
     """Open the reranker of the options."""
     from mistral_rerank import LocalReranker
-    from mistral_rerank.local.model import rerank_model
 
-    rerank_model.PACKED_ON_CUDA = options.packed
     dtype = "float32" if options.device == "cpu" else "auto"
     return LocalReranker(options.model, device=options.device, dtype=dtype, **settings)
 
@@ -220,7 +218,6 @@ def main() -> None:
     parser.add_argument("--forward-ms", type=float, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tolerance", type=float, default=1e-4)
-    parser.add_argument("--packed", action="store_true")
     options = parser.parse_args()
 
     names = ("torch", "transformers", "uvicorn", "fastapi", "mistral-rerank")

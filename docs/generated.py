@@ -34,9 +34,11 @@ def settings_table(name: str) -> list[str]:
 
 
 def command_line() -> list[str]:
-    """Give the help of all commands as Markdown, without its first heading."""
+    """Give the help of all commands as Markdown; each has a heading, so their list, which is shortened, is left out."""
     command = typer.main.get_command(app)
-    return get_docs_for_click(obj=command, ctx=typer.Context(command), name="mistral-rerank").splitlines()[1:]
+    help_text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="mistral-rerank")
+    general, _, commands = help_text.partition("**Commands**")
+    return [*general.splitlines()[1:], *commands[commands.index("## ") :].splitlines()]
 
 
 def _default(field: FieldInfo) -> str:

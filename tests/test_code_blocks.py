@@ -16,7 +16,6 @@ DOCS = Path(__file__).parents[1] / "docs"
 BLOCK = re.compile(
     r"^(?:<!-- not run: (?P<reason>.+) -->\n)?```(?P<language>\w+)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE
 )
-NEEDS_A_CARD = {DOCS / "gpu.md"}
 PASSAGES = ["Warm water freezes more slowly than cold water.", "Ice is less dense than water, so it floats."]
 """What pages of the reference take as known."""
 
@@ -28,9 +27,7 @@ def blocks(page):
 
 
 PAGES = [
-    page
-    for page in sorted(DOCS.glob("**/*.md"))
-    if page not in NEEDS_A_CARD and any(language in ("python", "diff") for language, _ in blocks(page))
+    page for page in sorted(DOCS.glob("**/*.md")) if any(language in ("python", "diff") for language, _ in blocks(page))
 ]
 
 

@@ -18,10 +18,8 @@ SEQUENCES = [[5], [6] * 3, [7] * 90, [*QUESTION, 1], [*QUESTION, *[2] * 50], [*Q
 
 
 @pytest.fixture(params=[False, True], ids=["padded", "packed"])
-def packed(request, monkeypatch, device):
-    if device.type == "cuda":
-        monkeypatch.setattr(rerank_model, "PACKED_ON_CUDA", request.param)
-    elif not request.param:
+def packed(request, monkeypatch):
+    if not request.param:
         monkeypatch.setattr(rerank_model, "row_attention", lambda *_: None)
 
 

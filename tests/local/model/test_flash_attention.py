@@ -163,19 +163,12 @@ def test_without_a_kernel_for_the_device_batches_are_padded(caplog):
 def test_cuda_gets_it_where_the_kernel_agrees_for_the_models_heads(monkeypatch, right, expected):
     asked = []
     monkeypatch.setattr(models, "passes_self_check", lambda *shape: asked.append(shape) or right)
-    monkeypatch.setattr(models, "PACKED_ON_CUDA", True)
     backbone = MistralForSequenceClassification(tiny_config(100, head_dim=32)).to(torch.bfloat16).base_model
     cuda = torch.device("cuda")
     assert row_attention(backbone, cuda) is expected
     config = backbone.config
     assert asked == [(config.num_attention_heads, config.num_key_value_heads, 32, cuda, torch.bfloat16)]
     assert row_attention(backbone, CPU) is SpanAttention
-
-
-def test_cuda_runs_padded_rows_until_a_card_has_passed_the_checks(monkeypatch):
-    monkeypatch.setattr(models, "passes_self_check", lambda *shape: True)
-    backbone = MistralForSequenceClassification(tiny_config(100)).base_model
-    assert row_attention(backbone, torch.device("cuda")) is None
 
 
 def test_rows_without_a_shared_prefix_copy_no_keys():

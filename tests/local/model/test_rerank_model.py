@@ -4,11 +4,12 @@ import random
 
 import pytest
 import torch
-from support import plain_logits
+from support import model_logits, plain_logits
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from mistral_rerank import LocalReranker
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
+from mistral_rerank.local.model.rerank_model import RerankModel, pad
 from mistral_rerank.templates import Template
 
 TOLERANCE = 1e-4
@@ -39,6 +40,18 @@ def test_batches_equal_the_plain_loop(tiny_reranker, pairs, expected):
 def test_scores_do_not_depend_on_the_batch_size(tiny, pairs, expected, batch_tokens):
     with LocalReranker(str(tiny), device="cpu", dtype="float32", batch_tokens=batch_tokens) as reranker:
         assert logits(reranker.score_pairs(pairs)) == pytest.approx(expected, abs=TOLERANCE)
+
+
+def test_scores_do_not_depend_on_the_width_of_padded_rows(tiny, monkeypatch):
+    sequences = [[5], [6] * 3, [7] * 129]
+    assert pad(sequences)[0].shape == (3, 129)
+    assert pad(sequences, 8)[0].shape == (3, 136)
+    classifier = AutoModelForSequenceClassification.from_pretrained(tiny, dtype=torch.float32).eval()
+    model = RerankModel(classifier.base_model, classifier.score, torch.device("cpu"), packed=False)
+    expected = plain_logits(classifier, sequences)
+    assert model_logits(model, sequences) == pytest.approx(expected, abs=TOLERANCE)
+    monkeypatch.setattr(model, "_width", 8)
+    assert model_logits(model, sequences) == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_scores_do_not_depend_on_the_input_order(tiny_reranker, pairs, expected):

@@ -2,8 +2,8 @@
 
 There are two forwards with equal scores:
 
-- Mistral, Llama, Qwen2, Qwen3 and Gemma run on packed rows on a CPU, and on CUDA with `PACKED_ON_CUDA`, if flash
-  attention passes its self-check. A batch is one row without padding, and shared prefixes are computed once.
+- Mistral, Llama, Qwen2, Qwen3 and Gemma run on packed rows on a CPU, and on CUDA if flash attention passes its
+  self-check. A batch is one row without padding, and shared prefixes are computed once.
 - All other models run on rows of similar length that are padded on the right. Causal attention never reaches the
   padding, so decoders get no attention mask; encoders get one.
 """
@@ -47,8 +47,12 @@ if TYPE_CHECKING:
     from mistral_rerank.local.model.lora import ActiveAdapter
     from mistral_rerank.reranker import Quantization
 
-PACKED_ON_CUDA = False
-"""Whether CUDA may run packed rows. Padded rows run there until `benchmarks/gpu` has passed on a card."""
+WIDTH_ON_CUDA = 8
+"""The width of a decoder's padded rows is a multiple of it.
+
+In float32 on an H200 (PyTorch 2.11), the last of 129 tokens got a wrong score under a sliding window; rows with padding
+after that token were right.
+"""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -68,10 +72,14 @@ class PartialStates:
     layer: int
 
 
-def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad sequences with zeros on the right: ids (rows, longest) and lengths (rows,), int64 on the CPU."""
+def pad(sequences: Sequence[Sequence[int]], multiple: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pad sequences with zeros on the right: ids (rows, width) and lengths (rows,), int64 on the CPU.
+
+    The width is the longest length, rounded up to a multiple.
+    """
     lengths = torch.tensor([len(sequence) for sequence in sequences])
-    ids = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+    width = -(-int(lengths.max()) // multiple) * multiple
+    ids = torch.zeros(len(sequences), width, dtype=torch.int64)
     for row, sequence in zip(ids, sequences, strict=True):
         row[: len(sequence)] = torch.tensor(sequence)
     return ids, lengths
@@ -79,7 +87,7 @@ def pad(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]
 
 def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | None:
     """Choose the attention implementation for packed rows; None if batches are padded instead."""
-    if not is_known(backbone) or (device.type == "cuda" and not PACKED_ON_CUDA):
+    if not is_known(backbone):
         return None
     if device.type == "cuda":
         attention, heads = backbone.layers[0].self_attn, backbone.config.num_attention_heads
@@ -160,7 +168,9 @@ class RerankModel:
         self._device = device
         self._pooling = pooling
         self._packed: PackedBackbone | None = None
-        self._caches_prefixes = device.type == "cpu" and not depends_on_length(backbone.config)
+        by_length = depends_on_length(backbone.config)
+        self._caches_prefixes = device.type == "cpu" and not by_length
+        self._width = WIDTH_ON_CUDA if device.type == "cuda" and not (self._encoder or by_length) else 1
         attention = row_attention(backbone, device) if packed is None else SpanAttention if packed else None
         if attention is None and (quantization is not None or resumable) and is_known(backbone):
             attention = SpanAttention  # slower than padded batches, but it works on every device
@@ -207,7 +217,7 @@ class RerankModel:
         """
         logits: torch.Tensor
         if self._packed is None:
-            ids, lengths = pad(batch.sequences)
+            ids, lengths = pad(batch.sequences, self._width)
             on_device = copy_to(self._device, ids), copy_to(self._device, lengths)
             if self._encoder:
                 logits = encoder_logits(self._backbone, self._head, *on_device, self._pooling, self._separator)
