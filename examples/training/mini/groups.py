@@ -87,9 +87,7 @@ def retrieved(index: bm25s.BM25, questions: list[str], k: int) -> np.ndarray:
     return index.retrieve(tokens, k=k, show_progress=False, n_threads=1)[0]
 
 
-def retrieved_groups(
-    data: Path, embeddings: Embeddings, name: str, part: int, seed: int, share: float
-) -> list[dict[str, Any]]:
+def retrieved_groups(data: Path, embeddings: Embeddings, name: str, part: int, seed: int, share: float) -> list[dict[str, Any]]:
     """Build groups of four questions of a set, each with its answer and passages that BM25 or a teacher finds."""
     draw = random.Random(f"{name} {seed}")
     texts = dataset(data, name)
@@ -120,24 +118,18 @@ def retrieved_groups(
     unused, groups = dict.fromkeys(range(len(chosen))), []
     while len(unused) >= 2:
         first = next(iter(unused))
-        near = [
-            n for p in [*found[first][:15], *nearest[first][0]] for n in asked.get(p, ()) if n in unused and n != first
-        ]
+        near = [n for p in [*found[first][:15], *nearest[first][0]] for n in asked.get(p, ()) if n in unused and n != first]
         near = list(dict.fromkeys(near))
         members = [first, *draw.sample(near, min(len(near), QUESTIONS - 1))]
         others = [number for number in unused if number not in members][:50] if len(members) < QUESTIONS else []
         members += draw.sample(others, min(len(others), QUESTIONS - len(members)))
         for number in members:
             del unused[number]
-        groups.append(
-            _retrieved_group(name, members, questions, answers, found, nearest, passages, of_passages, embeddings, draw)
-        )
+        groups.append(_retrieved_group(name, members, questions, answers, found, nearest, passages, of_passages, embeddings, draw))
     return groups
 
 
-def _retrieved_group(
-    name, members, questions, answers, found, nearest, passages, of_passages, embeddings, draw
-) -> dict[str, Any]:
+def _retrieved_group(name, members, questions, answers, found, nearest, passages, of_passages, embeddings, draw) -> dict[str, Any]:
     taken: dict[int, None] = {}
     for number in members:
         relevant = list(answers[number])
@@ -155,9 +147,7 @@ def _retrieved_group(
     taken |= dict.fromkeys(negatives[: LARGEST - len(taken)])
     rows = list(taken)
     draw.shuffle(rows)
-    cosines = embeddings.of("questions", [questions[number] for number in members]) @ of_passages[:, rows].transpose(
-        0, 2, 1
-    )
+    cosines = embeddings.of("questions", [questions[number] for number in members]) @ of_passages[:, rows].transpose(0, 2, 1)
     sums = standardized_sum(cosines)
     margin = 0.0 if name in ("squad_du", "squadshifts_wiki", "selqa", "tatqa_text") else 0.15
     grades: list[Row] = []
@@ -166,17 +156,11 @@ def _retrieved_group(
         own = [row in answers[number] for row in rows]
         lowest = min(score for score, is_answer in zip(scores, own, strict=True) if is_answer)
         grades.append(
-            [
-                1.0 if is_answer else None if score >= lowest - margin else 0.0
-                for score, is_answer in zip(scores, own, strict=True)
-            ]
+            [1.0 if is_answer else None if score >= lowest - margin else 0.0 for score, is_answer in zip(scores, own, strict=True)]
         )
         best = float(scores.max())
         teacher.append(
-            [
-                round(TEACHER_SCALE * (best if is_answer else float(score)), 3)
-                for score, is_answer in zip(scores, own, strict=True)
-            ]
+            [round(TEACHER_SCALE * (best if is_answer else float(score)), 3) for score, is_answer in zip(scores, own, strict=True)]
         )
     asked = [rewritten(name, questions[number], draw) for number in members]
     if name in DOUBLES and len(members) > 1 and draw.random() < 0.35:
@@ -198,10 +182,11 @@ TIME = re.compile(
     r"\d|century|January|February|March|April|May|June|July|August|September|October|November|December|during|after|before"
 )
 NUMBER = re.compile(
-    r"\d|\b(one|two|three|four|five|six|seven|eight|nine|ten|dozen|hundred|thousand|million|billion|half|third|quarter)\b",
-    re.I,
+    r"\d|\b(one|two|three|four|five|six|seven|eight|nine|ten|dozen|hundred|thousand|million|billion|half|third|quarter)\b", re.I
 )
-ASKS = re.compile(r"^\W*(who|when|where|how many|how much|what year|which year|in what year|in which year)\b", re.I)
+ASKS = re.compile(
+    r"^\W*(who|when|where|how many|how much|what year|which year|in what year|in which year)\b", re.I
+)
 
 
 def shared_words(question: str, text: str) -> float:
@@ -242,9 +227,7 @@ def articles(data: Path) -> tuple[dict[str, tuple[str, str]], dict[str, list[str
     return docs, questions, of_article
 
 
-def sentence_groups(
-    data: Path, embeddings: Embeddings, part: int, parts: int, seed: int, share: float
-) -> list[dict[str, Any]]:
+def sentence_groups(data: Path, embeddings: Embeddings, part: int, parts: int, seed: int, share: float) -> list[dict[str, Any]]:
     """Build groups whose passages are sentences: words that mislead, and answers that share few words."""
     draw = random.Random(f"sentences {seed}")
     docs, questions, of_article = articles(data)
@@ -261,9 +244,7 @@ def sentence_groups(
     return groups
 
 
-def _sentence_groups(
-    key, docs, questions, of_article, everywhere, index, titles, embeddings, draw
-) -> list[dict[str, Any]]:
+def _sentence_groups(key, docs, questions, of_article, everywhere, index, titles, embeddings, draw) -> list[dict[str, Any]]:
     title, text = docs[key]
     own = sentences(text)
     asked = [question for question in dict.fromkeys(questions[key]) if 15 < len(question) < 160]
@@ -289,9 +270,7 @@ def _sentence_groups(
         if sums[number, best] - np.delete(sums[number], best).max() < 0.35:
             continue
         shared = [shared_words(question, sentence) for sentence in every]
-        usable.append(
-            (shared[best] - max(v for j, v in enumerate(shared) if j != best) + draw.random() / 3, number, best)
-        )
+        usable.append((shared[best] - max(v for j, v in enumerate(shared) if j != best) + draw.random() / 3, number, best))
     if len(usable) < 2:
         return []
     usable = sorted(usable)[:4]
@@ -333,9 +312,9 @@ def _sentence_groups(
             order = list(rows)
             add(
                 f"{other} {sentence}" if with_title else sentence,
-                lambda n, near=near, order=order: (
-                    0.0 if (near[:, order.index(n), 0] < cosines[:, n, answer[n]]).all() else None
-                ),
+                lambda n, near=near, order=order: 0.0
+                if (near[:, order.index(n), 0] < cosines[:, n, answer[n]]).all()
+                else None,
             )
     number = draw.choice(list(rows))
     sentence = every[answer[number]]
@@ -392,9 +371,7 @@ def contrast_groups(seed: int, turn: int) -> list[dict[str, Any]]:
         if (scene := key.rsplit("-", 1)[0]) in scenes:
             scenes[scene][1].append(key)
     names = list(scenes)
-    whole = [
-        " ".join([texts.queries[q] for q in scenes[n][0]] + [texts.corpus[p] for p in scenes[n][1]]) for n in names
-    ]
+    whole = [" ".join([texts.queries[q] for q in scenes[n][0]] + [texts.corpus[p] for p in scenes[n][1]]) for n in names]
     alike = retrieved(index_of(whole), whole, 6)
     groups = []
     for number, name in enumerate(names):
@@ -455,10 +432,7 @@ def main() -> None:
                 partial = out / f"pass-{seed}.partial"
                 partial.write_text("\n".join(lines) + "\n", "utf-8")
                 partial.replace(out / f"pass-{seed}.jsonl")
-                print(
-                    f"{time.monotonic() - start:.0f} s: pass {seed} has {len(lines)} groups; so far {counts}",
-                    flush=True,
-                )
+                print(f"{time.monotonic() - start:.0f} s: pass {seed} has {len(lines)} groups; so far {counts}", flush=True)
                 lines = []
 
 

@@ -59,9 +59,7 @@ class Collator:
         for group in groups:
             prefixes = [f"Passage: {text.strip()}" for text in group["passages"]]
             suffixes = [f"\nQuestion: {text.strip()}" for text in group["queries"]]
-            passages = [
-                e.ids[:MOST_PASSAGE_TOKENS] for e in self._tokenizer.encode_batch(prefixes, add_special_tokens=False)
-            ]
+            passages = [e.ids[:MOST_PASSAGE_TOKENS] for e in self._tokenizer.encode_batch(prefixes, add_special_tokens=False)]
             questions = [[*e.ids, END] for e in self._tokenizer.encode_batch(suffixes, add_special_tokens=False)]
             first = len(rows)
             rows += [(passage, questions) for passage in passages]
@@ -110,11 +108,7 @@ class Collator:
                     teacher.append(group["teacher"][number] + [FAR_BELOW] * (widest - count))
                     taught.append(question)
                 question += 1
-        real = [
-            [1.0] * len(group["passages"]) + [0.0] * (widest - len(group["passages"]))
-            for group in groups
-            for _ in group["queries"]
-        ]
+        real = [[1.0] * len(group["passages"]) + [0.0] * (widest - len(group["passages"])) for group in groups for _ in group["queries"]]
         return {
             "micro": micro,
             "index": torch.tensor(index),
@@ -148,9 +142,7 @@ class Steps(torch.utils.data.IterableDataset[list[str]]):
 class Model(torch.nn.Module):
     """The lower layers of a Mistral with LoRA and a head; `forward` takes one micro-batch."""
 
-    def __init__(
-        self, base: Path, layers: int, rank: int, init: Path | None, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, base: Path, layers: int, rank: int, init: Path | None, device: torch.device, dtype: torch.dtype) -> None:
         super().__init__()
         config = json.loads((base / "config.json").read_text("utf-8"))
         self.heads, self.key_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -188,17 +180,13 @@ class Model(torch.nn.Module):
                 name = f"layers.{layer}.{linear}"
                 key = name.replace(".", "/")
                 update = self.adapters[key + "/B"] @ self.adapters[key + "/A"]
-                self.merged[name] = torch.add(self.weights[f"model.{name}.weight"].float(), update, alpha=SCALING).to(
-                    self.dtype
-                )
+                self.merged[name] = torch.add(self.weights[f"model.{name}.weight"].float(), update, alpha=SCALING).to(self.dtype)
 
     def _norm(self, hidden: torch.Tensor, name: str) -> torch.Tensor:
         weight = self.weights[f"model.{name}.weight"].to(self.dtype)
         return functional.rms_norm(hidden, (hidden.shape[-1],), weight, self.eps)
 
-    def forward(
-        self, ids: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor, last: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, ids: torch.Tensor, positions: torch.Tensor, segments: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         """Return the logits at the `last` tokens, float32."""
         rows, length = ids.shape
         order = torch.arange(length, device=ids.device)
@@ -339,13 +327,7 @@ def main() -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        kept.append(
-            torch.stack([term.detach() for term in (*terms, loss)][:3] + [loss.detach()])
-            if len(terms) == 3
-            else torch.cat(
-                [torch.stack([t.detach() for t in terms]), torch.zeros(1, device=device), loss.detach()[None]]
-            )
-        )
+        kept.append(torch.stack([term.detach() for term in (*terms, loss)][:3] + [loss.detach()]) if len(terms) == 3 else torch.cat([torch.stack([t.detach() for t in terms]), torch.zeros(1, device=device), loss.detach()[None]]))
         tokens, pairs, step = tokens + batch["tokens"], pairs + batch["pairs"], step + 1
         if step % 25 == 0 or step == 5:
             recent = torch.stack(kept[-25:]).mean(0).tolist()
@@ -360,13 +342,7 @@ def main() -> None:
             model.save(options.out)
             saved = time.monotonic()
     model.save(options.out)
-    record = {
-        "tokens": tokens,
-        "pairs": pairs,
-        "steps": step,
-        "seconds": round(time.monotonic() - begin, 1),
-        "losses": losses,
-    }
+    record = {"tokens": tokens, "pairs": pairs, "steps": step, "seconds": round(time.monotonic() - begin, 1), "losses": losses}
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     settings["groups"] = [file.name for file in options.groups]
     (options.out / "training.json").write_text(json.dumps({"settings": settings, **record}, default=str), "utf-8")
