@@ -1,6 +1,7 @@
 """The documentation names what exists: links, files, commands, options, settings and environment variables."""
 
 import re
+import shlex
 from inspect import signature
 from pathlib import Path
 
@@ -22,9 +23,9 @@ PAGES = sorted(
 )
 SITE = sorted(ROOT.glob("docs/**/*.md"))
 OTHER_VARIABLES = {"API_KEY", "CACHE", "EMBEDDINGS_API_KEY", "CLUSTER_MAX_REPLICAS"}
+COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {
-    name: {option for parameter in command.params for option in parameter.opts}
-    for name, command in typer.main.get_command(app).commands.items()
+    name: {option for parameter in command.params for option in parameter.opts} for name, command in COMMANDS.items()
 }
 
 
@@ -90,6 +91,19 @@ def test_commands_have_their_options(page):
             command, rest = words[0], " ".join(words[1:])
             assert command in OPTIONS, text
             assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) <= OPTIONS[command] | {"--help"}, text
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_id)
+def test_command_lines_of_blocks_parse(page, tmp_path, monkeypatch):
+    """Required arguments are there and values valid, as the command itself reads them."""
+    (tmp_path / "wheels").mkdir()  # of air-gapped.md: the one path that must exist
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        match = re.search(r"(?:^|[ /])mistral-rerank ([a-z][a-z-]*)(.*)", line)
+        if match and match[1] in COMMANDS:
+            arguments = shlex.split(match[2].replace("$'", "'"), comments=True)
+            COMMANDS[match[1]].make_context(match[1], arguments)
 
 
 @every_page
