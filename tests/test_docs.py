@@ -122,17 +122,18 @@ def test_the_table_of_settings_is_complete():
     assert set(RerankSettings.model_fields) <= first_column("README.md", "Settings")
 
 
-@pytest.mark.parametrize(
-    ("page", "known"),
-    [
-        ("docs/reference/remote.md", RerankSettings.model_fields),
-        ("docs/reference/settings.md", RerankSettings.model_fields),
-    ],
-)
-def test_notes_on_settings_name_settings(page, known):
+def test_the_table_of_the_adapters_options_is_complete():
+    own = (
+        LangChainRerank.model_fields.keys() | LlamaIndexRerank.model_fields.keys()
+    ) - RerankSettings.model_fields.keys()
+    assert first_column("docs/reference/adapters.md", "Options") == own - {"callback_manager"}  # which engines set
+
+
+@pytest.mark.parametrize("page", ["docs/reference/remote.md", "docs/reference/settings.md"])
+def test_notes_on_settings_name_settings(page):
     notes = re.findall(r"^- ((?:`\w+`(?:, )?)+):", prose(ROOT / page), flags=re.MULTILINE)
     assert notes
-    assert {name for note in notes for name in re.findall(r"`(\w+)`", note)} <= set(known)
+    assert {name for note in notes for name in re.findall(r"`(\w+)`", note)} <= RerankSettings.model_fields.keys()
 
 
 @pytest.mark.parametrize("page", SITE, ids=page_id)
