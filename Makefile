@@ -29,7 +29,7 @@ demo: $(VENV)/.demo  ## rerank real passages with mini
 	$(BIN)/python examples/plain_rerank.py
 
 test: setup  ## run all tests, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 $(VENV)/lowest: pyproject.toml $(VENV)/.all
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $@ $(LOWEST)

@@ -231,17 +231,29 @@ def twice(tmp_path_factory):
     return FACTS, again
 
 
-@pytest.fixture(scope="module", params=[1, 8])
+AT_ONCE = (1, 8)
+
+
+@pytest.fixture(scope="module", params=AT_ONCE)
 def at_once(request):
     return request.param
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, twice, at_once, tmp_path_factory):
-    out = tmp_path_factory.mktemp("whole") / "out"
-    command = [sys.executable, "-c", EVALUATE, tiny, out, str(at_once), "never", *twice]  # with hashes of its own
-    subprocess.run(command, capture_output=True, check=True, timeout=300)
-    return files_of(out)
+def wholes(tiny, twice, tmp_path_factory):
+    """Both runs without a stop, in a new interpreter with hashes of its own."""
+    outs = {number: tmp_path_factory.mktemp("whole") / "out" for number in AT_ONCE}
+    code = "import sys"
+    for number, out in outs.items():
+        arguments = [str(argument) for argument in (tiny, out, number, "never", *twice)]
+        code += f"\nsys.argv[1:] = {arguments}\n{EVALUATE}"
+    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300)
+    return {number: files_of(out) for number, out in outs.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(wholes, at_once):
+    return wholes[at_once]
 
 
 @pytest.mark.parametrize("stop", ["facts: reranking 5", "again: first stage", "again: reranking 12"])

@@ -18,7 +18,8 @@ from mistral_rerank.templates import Template
 
 @pytest.fixture(scope="module")
 def mini():
-    with LocalReranker("mini", device="cpu", dtype="float32") as reranker:
+    """Keeps scores, since tests share pairs."""
+    with LocalReranker("mini", device="cpu", dtype="float32", cache_size=10_000) as reranker:
         yield reranker
 
 

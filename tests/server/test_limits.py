@@ -3,14 +3,13 @@
 import asyncio
 import platform
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
-from command import COMMAND
+from command import run
 from pydantic import ValidationError
 from server.running import commanded, running
 from support import LengthReranker
@@ -338,10 +337,10 @@ def test_sigterm_answers_what_was_begun_and_ends(process):
     assert process.wait(20) == 0
 
 
-def test_a_taken_port_is_one_clear_line(process, tiny: Path):
-    port = process.url.rsplit(":", 1)[1]
-    command = [COMMAND, "serve", "--model", str(tiny), "--port", port]
-    second = subprocess.run(command, capture_output=True, text=True, timeout=60)
+def test_a_taken_port_is_one_clear_line(tiny: Path):
+    with running(LengthReranker()) as url:
+        port = url.rsplit(":", 1)[1]
+        second = run("serve", "--model", tiny, "--port", port)
     assert second.returncode == 1
     assert second.stderr.splitlines()[-1].startswith(f"mistral-rerank: cannot serve at 127.0.0.1:{port}")
     assert "Traceback" not in second.stderr

@@ -1,22 +1,20 @@
 import json
 import math
-import os
 import random
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, repeat
-from pathlib import Path
 from xml.etree import ElementTree
 
 import families
 import pytest
 import torch
 import transformers
-from command import run
+from command import MAIN, run, run_code
 from peft import PeftModel
 from safetensors.torch import load_file
+from server.running import free_port
 from support import FACTS, plain_logits
 from transformers import AutoModelForSequenceClassification
 
@@ -429,14 +427,18 @@ def test_two_processes_train_what_one_does(settings, tmp_path):
     """Both start from one seed and see half of every step's groups: the mean gradient is the same."""
     command = ["train", "--base", settings.base, "--layers", "2", "--data", str(FACTS), "--device", "cpu"]
     command += ["--negatives", "2", "--max-length", "160", "--groups-per-forward", "4", "--learning-rate", "3e-3"]
-    program = str(Path(sys.executable).with_name("mistral-rerank"))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    alone = run(*command, "--groups-per-step", "8", "--out", tmp_path / "one")
+    command += ["--groups-per-step", "8", "--out"]
+    alone = run(*command, tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
-    subprocess.run(
-        [*launch, program, *command, "--groups-per-step", "8", "--out", tmp_path / "two"], check=True, env=environment
-    )
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def train(rank):
+        variables = common | {"RANK": rank, "LOCAL_RANK": rank}  # as torchrun sets them
+        return run_code(f"import os; os.environ.update({variables}); {MAIN}", *command, tmp_path / "two")
+
+    with ThreadPoolExecutor(2) as pool:
+        for process in pool.map(train, "01"):
+            assert process.returncode == 0, process.stderr
     one, two = (json.loads((tmp_path / name / "training.json").read_text()) for name in ("one", "two"))
     assert (one["steps"], two["steps"]) == (5, 5)
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)

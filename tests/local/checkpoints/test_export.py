@@ -8,7 +8,7 @@ import jinja2
 import jinja2.sandbox
 import pytest
 import torch
-from command import run, run_installed
+from command import run
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
 from torch import nn
@@ -223,7 +223,7 @@ def test_a_tokenizer_that_would_score_other_texts_is_refused(tiny, tmp_path, mon
 
 def test_the_command_exports_and_its_errors_are_one_line(tiny, tmp_path):
     out = tmp_path / "out"
-    done = run_installed("export", "--model", tiny, "--out", out, "--dtype", "float32")
+    done = run("export", "--model", tiny, "--out", out, "--dtype", "float32")
     assert (done.returncode, done.stdout) == (0, "")
     assert (out / "model.safetensors").is_file()
     for arguments, hint in (

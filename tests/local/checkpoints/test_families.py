@@ -6,6 +6,7 @@ and encoders, are compared with its CrossEncoder.
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import families
@@ -114,9 +115,19 @@ def rankllama_ids(tokenizer, query, passage, instruction, limit):
     return tokenizer(*pair, truncation="only_second", max_length=limit).input_ids
 
 
+@cache
+def cross_encoder(folder, limit=None):
+    return CrossEncoder(str(folder), max_length=limit, device="cpu", model_kwargs={"dtype": torch.float32})
+
+
 def cross_encoder_ids(folder, query, passage, instruction, limit):
-    model = CrossEncoder(str(folder), max_length=limit, device="cpu", model_kwargs={"dtype": torch.float32})
-    return model.preprocess([(query, passage)], prompt=instruction)["input_ids"][0].tolist()
+    pair = cross_encoder(folder, limit).preprocess([(query, passage)], prompt=instruction)
+    return pair["input_ids"][0].tolist()
+
+
+@cache
+def owner_tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
 
 
 BUILDERS = {
@@ -154,7 +165,7 @@ def folders(tmp_path_factory):
 def owner_ids(name, folder, query, passage, instruction=None, limit=512):
     if name not in BUILDERS:
         return cross_encoder_ids(folder, query, passage, instruction, limit)
-    tokenizer = AutoTokenizer.from_pretrained(folder if name != "RankLLaMA" else folder / "base")
+    tokenizer = owner_tokenizer(folder if name != "RankLLaMA" else folder / "base")
     return BUILDERS[name](tokenizer, query, passage, instruction, limit)
 
 
@@ -180,7 +191,7 @@ def owner_logits(name, folder, sequences):
     """Score token ids one by one with the owner's way to a score."""
     if name in LANGUAGE_MODELS:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        vocabulary = AutoTokenizer.from_pretrained(folder).get_vocab()
+        vocabulary = owner_tokenizer(folder).get_vocab()
         yes, no = (vocabulary.get(token, token) for token in LANGUAGE_MODELS[name])
         with torch.inference_mode():
             last = [model(input_ids=torch.tensor([ids])).logits[0, -1] for ids in sequences]
@@ -204,6 +215,13 @@ def owner_logits(name, folder, sequences):
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.inference_mode():
         return [model(input_ids=torch.tensor([ids])).logits.item() for ids in sequences]
+
+
+@cache
+def expected_logits(name, folder):
+    if name in BUILDERS:
+        return owner_logits(name, folder, [owner_ids(name, folder, *pair) for pair in PAIRS])
+    return cross_encoder(folder).predict(PAIRS, activation_fn=torch.nn.Identity()).tolist()
 
 
 @pytest.mark.parametrize("name", families.FAMILIES)
@@ -253,12 +271,7 @@ def test_logits_are_those_of_the_owners_code(name, padded, folders, monkeypatch)
         monkeypatch.setattr(rerank_model, "row_attention", lambda *_: None)
     with LocalReranker(folder, device="cpu", dtype="float32") as reranker:
         logits = [score.logit for score in reranker.score_pairs(PAIRS)]
-    if name in BUILDERS:
-        expected = owner_logits(name, folder, [owner_ids(name, folder, *pair) for pair in PAIRS])
-    else:
-        model = CrossEncoder(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
-        expected = model.predict(PAIRS, activation_fn=torch.nn.Identity()).tolist()
-    assert logits == pytest.approx(expected, abs=1e-4)
+    assert logits == pytest.approx(expected_logits(name, folder), abs=1e-4)
     assert len(set(logits)) == len(PAIRS)
 
 

@@ -112,11 +112,10 @@ def made(tokenizer, template, **options):
 @given(text=long_texts(), limit=st.integers(24, 90), template=st.sampled_from(TEMPLATES))
 def test_a_cut_before_tokenizing_changes_no_id(family, text, limit, template):
     pair = ("who moved?", text + " The end.")
-    cut, whole = made(family, template, max_length=limit), made(family, template, max_length=limit)
-    with pytest.MonkeyPatch.context() as patched:
-        found = cut.encode([pair, pair], locate=True)
-        patched.setattr(tokens, "CHARACTERS", 10**9)
-        expected = whole.encode([pair, pair], locate=True)
+    tokenizer = made(family, template, max_length=limit)
+    found = tokenizer.encode([pair, pair], locate=True)
+    tokenizer._first_cut = 10**9
+    expected = tokenizer.encode([pair, pair], locate=True)
     assert [one.sequences for one in found] == [one.sequences for one in expected]
     assert [one.passages for one in found] == [one.passages for one in expected]
     assert [one.tokens_left_out > 0 for one in found] == [one.tokens_left_out > 0 for one in expected]

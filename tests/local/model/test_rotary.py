@@ -1,6 +1,7 @@
 """Rotary frequencies: those of transformers for each sequence alone, in every dtype, whatever shares its batch."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -75,6 +76,16 @@ def ours(model, **options):
     return RerankModel(taken.base_model, taken.score, CPU, **options)
 
 
+LONG_SEQUENCES = [[(11 * n + length) % 90 + 3 for n in range(length)] for length in (8192, 2500, 2048, 300)]
+
+
+@cache
+def long_model(kind):
+    """A model for positions up to 8,192, and the reference for `LONG_SEQUENCES`."""
+    model = made(kind, trained=2048, num_attention_heads=2, num_hidden_layers=2, initializer_range=0.1)
+    return model, alone(model, LONG_SEQUENCES)
+
+
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_sequences_keep_their_own_frequencies_beside_shorter_and_longer_ones(kind, packed):
@@ -88,10 +99,8 @@ def test_sequences_keep_their_own_frequencies_beside_shorter_and_longer_ones(kin
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_up_to_position_8192_are_those_of_transformers(kind, packed):
-    model = made(kind, trained=2048, num_attention_heads=2, num_hidden_layers=2, initializer_range=0.1)
-    lengths = (8192, 2500, 2048, 300)
-    sequences = [[(11 * n + length) % 90 + 3 for n in range(length)] for length in lengths]
-    assert model_logits(ours(model, packed=packed), sequences) == pytest.approx(alone(model, sequences), abs=1e-4)
+    model, expected = long_model(kind)
+    assert model_logits(ours(model, packed=packed), LONG_SEQUENCES) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "yarn", "longrope"])
