@@ -9,7 +9,7 @@ LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 
 
 CLIENTS = litellm==1.110.2 nvidia-haystack==3.0.0
 
-.PHONY: setup test test-lowest test-clients lint demo bench
+.PHONY: setup test test-lowest test-clients lint demo bench docs
 
 setup: $(VENV)/.all  ## create the virtual environment with everything
 
@@ -54,3 +54,6 @@ lint: setup  ## check format, lint and types
 bench: setup  ## print the tables of the docs that need no data
 	$(BIN)/python benchmarks/full_size.py
 	$(BIN)/python benchmarks/local.py
+
+docs: setup  ## build the docs site into site/; a broken link or anchor is an error
+	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict

@@ -145,7 +145,8 @@ def serve(
     if cluster:
         if "RAY_ADDRESS" not in os.environ:  # Ray reads this when it is imported: its ports run code
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # then it listens on loopback alone
-        from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
+        from mistral_rerank.server.cluster import serve_cluster
+        from mistral_rerank.server.settings import ClusterSettings
 
         serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
         return
