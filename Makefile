@@ -3,8 +3,8 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0  # the version of the tests; the package accepts a range
 BIN = $(VENV)/bin
 
-LOWEST = langchain-core==1.2.20 langchain-classic==1.0.* langchain-tests==1.1.5 \
-	langgraph==1.0.* langgraph-checkpoint==3.0.* langgraph-prebuilt==1.0.* langgraph-sdk==0.2.* \
+LOWEST = langchain-core==1.2.20 langchain==1.0.* langchain-classic==1.0.* langchain-tests==1.1.5 \
+	langgraph==1.0.* langgraph-checkpoint==3.0.* langgraph-prebuilt==1.0.8 langgraph-sdk==0.2.* \
 	llama-index-core==0.13.* 'llama-index-workflows<2'
 
 CLIENTS = litellm==1.110.2 nvidia-haystack==3.0.0
