@@ -7,6 +7,7 @@ from typing import TypedDict
 import pytest
 from langchain.agents import create_agent
 from langchain_classic.retrievers import ContextualCompressionRetriever
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.language_models import FakeMessagesListChatModel
 from langchain_core.messages import AIMessage, HumanMessage, ToolCall
@@ -119,6 +120,20 @@ class FailsAtOnce(FailingReranker):
 def test_an_agent_reranks_without_blocking_the_event_loop():
     state = asyncio.run(agent(search_tool(json.dumps(TEXTS)), reranking()).ainvoke({"messages": [HumanMessage("x")]}))
     assert json.loads(state["messages"][-2].content) == BEST
+
+
+class Runs(BaseCallbackHandler):
+    def __init__(self):
+        self.parents = {}
+
+    def on_chain_start(self, serialized, inputs, *, name=None, parent_run_id=None, **_):
+        self.parents[name] = parent_run_id
+
+
+def test_reranking_is_a_run_under_the_run_of_the_agent():
+    runs = Runs()
+    agent(search_tool(TEXTS), reranking()).invoke({"messages": [HumanMessage("hello")]}, {"callbacks": [runs]})
+    assert runs.parents["MistralRerank"] is not None
 
 
 def test_a_retriever_that_reranks_is_a_tool():
