@@ -17,7 +17,7 @@ from torch import nn
 
 from mistral_rerank.local.checkpoints.model_config import read_lora_fields
 from mistral_rerank.local.checkpoints.stored_tensors import StoredTensor, stored_tensors
-from mistral_rerank.local.checkpoints.trust import COUNT_LIMIT, check_tokenizer, read_json, tensor_shapes, unusable
+from mistral_rerank.local.checkpoints.trust import COUNT_LIMIT, TOKENIZER_LIMIT, read_json, tensor_shapes, unusable
 from mistral_rerank.local.model.decoder import Decoder, DecoderConfig
 from mistral_rerank.local.model.lora import LowRank
 
@@ -103,7 +103,7 @@ def read_plain_model(checkpoint: Checkpoint, dtype: torch.dtype) -> PlainModel |
             return None
         else:
             state[name] = low_rank.merge(stored, torch.empty(stored.shape, dtype=dtype))
-            if not state[name].isfinite().all():
+            if not state[name].sum().isfinite():
                 return None
     weight = head[...].float().clone()  # aligned memory: products depend on it in the last bit
     if weight.shape != (1, config.hidden_size):
@@ -132,7 +132,8 @@ def read_plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
     is_plain = settings.keys() <= TOKENIZER_KEYS | TOKENS | {"extra_special_tokens"} and isinstance(extra, list)
     if not is_plain or settings.get("tokenizer_class") != "TokenizersBackend":
         return None
-    check_tokenizer(folder)
+    if file.stat().st_size > TOKENIZER_LIMIT:
+        return None
     with unusable(f"{folder}: its tokenizer"):
         backend = Tokenizer.from_file(str(file))
     special = {token.content: number for number, token in backend.get_added_tokens_decoder().items() if token.special}

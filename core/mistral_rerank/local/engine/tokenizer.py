@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
+    from mistral_rerank.local.checkpoints.plain import PlainTokenizer
     from mistral_rerank.local.engine.prompts import Prompt
     from mistral_rerank.reranker import Overflow
     from mistral_rerank.scores import Pair
@@ -123,7 +124,7 @@ class PairTokenizer:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
         template: Template,
         *,
         add_special_tokens: bool = True,
