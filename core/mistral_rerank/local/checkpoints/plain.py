@@ -170,9 +170,11 @@ def _low_ranks(folder: Path, config: DecoderConfig) -> dict[str, LowRank] | None
     unusual = {key for key, value in fields.items() if value and key not in PLAIN_LORA}
     if unusual or fields.get("bias", "none") != "none" or not isinstance(fields.get("init_lora_weights", True), bool):
         return None
-    if not isinstance(targets, list) or not set(targets) <= TARGETS.keys() or not isinstance(layers, list):
+    if not isinstance(targets, list) or not set(targets) <= TARGETS.keys():
         return None
-    if set(fields.get("modules_to_save", ["score"])) - {"classifier"} != {"score"}:
+    if not isinstance(layers, list) or not all(type(layer) is int for layer in layers):
+        return None
+    if set(fields.get("modules_to_save", ())) - {"classifier"} != {"score"}:
         return None
     file = folder / "adapter_model.safetensors"
     names = [f"layers.{layer}.{TARGETS[target]}.{target}" for layer in layers for target in targets]

@@ -24,7 +24,7 @@ class RopeParameters(TypedDict):
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
-    rope_theta: float
+    rope_theta: Annotated[float, Field(gt=0, le=2**40)]
     rope_type: Literal["default"]
 
 
@@ -44,7 +44,7 @@ class DecoderConfig(BaseModel):
     num_attention_heads: Count
     num_key_value_heads: Count
     max_position_embeddings: Size
-    rms_norm_eps: float
+    rms_norm_eps: Annotated[float, Field(ge=0, le=1)]
     rope_parameters: RopeParameters
     sliding_window: Size | None
 
