@@ -62,11 +62,11 @@ class PlainModel:
 
 @dataclass(frozen=True, slots=True)
 class PlainTokenizer:
-    """The part of a transformers tokenizer that pairs are tokenized with."""
+    """The part of a transformers tokenizer that pairs are tokenized with; a decoder has no token types."""
 
     backend_tokenizer: Tokenizer
     eos_token_id: int | None
-    sep_token_id: int | None
+    sep_token_id: None = None
     model_input_names: tuple[str, ...] = ("input_ids", "attention_mask")
 
 
@@ -140,7 +140,7 @@ def read_plain_tokenizer(checkpoint: Checkpoint) -> PlainTokenizer | None:
     named = {key: token for key, token in settings.items() if key in TOKENS and token is not None}
     if backend.get_vocab_size() > VOCABULARY_LIMIT or not all(token in special for token in [*named.values(), *extra]):
         return None
-    return PlainTokenizer(backend, *(special.get(named.get(key)) for key in ("eos_token", "sep_token")))
+    return PlainTokenizer(backend, special[named["eos_token"]] if "eos_token" in named else None)
 
 
 def _reads_other_head(checkpoint: Checkpoint) -> bool:
@@ -188,6 +188,5 @@ def _low_ranks(folder: Path, config: DecoderConfig) -> dict[str, LowRank] | None
         down, up = (parts[name, part] for part in "AB")
         if len(shapes[down]) != 2 or len(shapes[up]) != 2 or not shapes[down][0] == shapes[up][1] == fields["r"]:
             return None
-        tensors = (StoredTensor(file, tensor)[...] for tensor in (down, up))
-        low_ranks[f"{name}.weight"] = LowRank(*tensors, scaling)
+        low_ranks[f"{name}.weight"] = LowRank(StoredTensor(file, down)[...], StoredTensor(file, up)[...], scaling)
     return low_ranks
