@@ -53,7 +53,9 @@ class Nvidia(BaseHTTPRequestHandler):
 def run(*command: str, **environment: str) -> tuple[float, float]:
     """Run a process to its end and return its CPU seconds, of all its threads, and its wall seconds."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=os.environ | environment)
+    process = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | environment)
+    if process.returncode:
+        raise SystemExit(process.stderr)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.perf_counter() - start
 
