@@ -14,7 +14,7 @@ from mistral_rerank.local.checkpoints.loading import length_limit, load_model, l
 from mistral_rerank.local.checkpoints.plain import read_plain_model, read_plain_tokenizer
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
-from mistral_rerank.local.model.rerank_model import RerankModel
+from mistral_rerank.local.model.rerank_model import RerankModel, runs_packed
 from mistral_rerank.scores import Score
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ class LoadedCheckpoint(CheckpointScorer):
                     "or leave cascade_depth out"
                 )
         shared = load_shared(checkpoint, opened, dtype=dtype) if opened else None
-        plain = None if shared or device.type != "cpu" else read_plain_model(checkpoint, dtype)  # has packed rows only
+        plain = None if shared or device.type != "cpu" else read_plain_model(checkpoint, dtype)
+        if plain is not None and not runs_packed(plain.base_model, device):
+            plain = None  # transformers' forward is needed
         loaded: Any = shared.model if shared else plain or load_model(checkpoint, dtype=dtype)
         head = shared.heads[None] if shared else getattr(loaded, "score", None)
         tokenizer = read_plain_tokenizer(checkpoint) or load_tokenizer(checkpoint)
