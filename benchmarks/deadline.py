@@ -11,17 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from pathlib import Path
 
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, TextNode
 
 import langchain_mistral_rerank
 import llama_index_mistral_rerank
+from mistral_rerank.demo import FACTS
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.reranker import Reranker
 
-FACTS = Path(__file__).parent.parent / "examples" / "facts"
 QUERY = "Which river flows through the valley?"
 PASSAGES = 20
 LOADERS = 4

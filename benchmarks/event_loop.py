@@ -7,12 +7,10 @@ import argparse
 import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from mistral_rerank import LocalReranker, Pair, Score
+from mistral_rerank.demo import FACTS
 from mistral_rerank.evaluation.datasets import load_beir
-
-FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
 
 async def together(reranker: LocalReranker, calls: list[list[Pair]]) -> tuple[list[list[Score]], list[float]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 
-FACTS = Path(__file__).parent.parent / "examples" / "facts"
+from mistral_rerank.demo import FACTS
 
 
 def run_apart(target: Callable[..., None], *arguments: object, **options: object) -> None:

@@ -5,8 +5,8 @@ round. `warm` has every passage of the corpus in its cache, `cold` none: its cac
 
 python benchmarks/passage_cache.py DATA [--questions 50] [--passages 300] [--top 20] [--rounds 5]
 
-DATA is a folder in BEIR's layout, such as examples/facts. With --pairs it compares the scores of so many pairs with
-and without the cache instead.
+DATA is a folder in BEIR's layout, such as core/mistral_rerank/demo/facts. With --pairs it compares the scores of so
+many pairs with and without the cache instead.
 """
 
 import argparse

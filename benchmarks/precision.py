@@ -2,8 +2,8 @@
 
     python benchmarks/precision.py [--lengths 170 1100 8000] [--pairs 4] [--dtypes bfloat16 float16]
 
-Each pair is a question of examples/facts with passages of it, joined until the input has that many tokens. Prints the
-mean and the largest difference between the logits and those in float32.
+Each pair is a question of core/mistral_rerank/demo/facts with passages of it, joined until the input has that many
+tokens. Prints the mean and the largest difference between the logits and those in float32.
 """
 
 from __future__ import annotations
@@ -12,12 +12,10 @@ import argparse
 import platform
 import time
 from importlib.metadata import version
-from pathlib import Path
 
 from mistral_rerank import LocalReranker
+from mistral_rerank.demo import FACTS
 from mistral_rerank.evaluation.datasets import load_beir
-
-FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
 
 def main() -> None:

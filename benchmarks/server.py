@@ -31,7 +31,7 @@ from pathlib import Path
 
 import httpx
 
-WORDS = Path(__file__).parents[1] / "examples" / "facts" / "corpus.jsonl"
+from mistral_rerank.demo import FACTS
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Server:
 def make_bodies(requests: int, max_passages: int) -> list[dict[str, object]]:
     """Give the same requests every time: real sentences, 1 to `max_passages` a request."""
     rng = random.Random(0)
-    texts = [json.loads(line)["text"] for line in WORDS.read_text(encoding="utf-8").splitlines()]
+    texts = [json.loads(line)["text"] for line in (FACTS / "corpus.jsonl").read_text(encoding="utf-8").splitlines()]
     return [
         {"query": f"{rng.choice(texts)[:60]}?", "documents": rng.choices(texts, k=rng.randint(1, max_passages))}
         for _ in range(requests)

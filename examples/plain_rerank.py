@@ -1,21 +1,26 @@
 """Rerank in plain Python: BM25 finds ten passages for each question, mini reorders them.
 
 pip install 'mistral-rerank[local,eval]'
+python examples/plain_rerank.py [FOLDER]
+
+FOLDER is a BEIR folder with one relevant passage for each question; without it, the data of `mistral-rerank demo`.
 """
 
+import sys
 from pathlib import Path
 
 from mistral_rerank import open_reranker
+from mistral_rerank.demo import FACTS
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
 
 SHOWN = slice(0, None, 14)
-"""Of the 40 questions: every 14th is printed."""
+"""Every 14th question is printed."""
 
 
 def main() -> None:
-    """Print three questions before and after reranking, and the positions of all answers."""
-    facts = load_beir(Path(__file__).parent / "facts")
+    """Print some questions before and after reranking, and the positions of all answers."""
+    facts = load_beir(Path(sys.argv[1]) if len(sys.argv) > 1 else FACTS)
     rankings = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
     positions_before: list[int] = []
     positions_after: list[int] = []

@@ -3,21 +3,25 @@
     python examples/remote_endpoint.py http://nim:8000
 
 Without a URL, it starts this package's server with mini on a free local port, as `mistral-rerank serve` does:
-pip install 'mistral-rerank[local,serve,eval]'
+pip install 'mistral-rerank[local,serve]'
 """
 
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import uvicorn
 
 from mistral_rerank import open_reranker
-from mistral_rerank.evaluation.datasets import load_beir
-from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.server.app import create_app
+
+QUERY = "Why does ice float on water?"
+PASSAGES = [
+    "Warm water freezes into ice more slowly than cold water.",
+    "Icebergs break off glaciers and drift with the current.",
+    "Water expands as it freezes, so a block of ice is less dense than the liquid around it.",
+]
 
 
 @contextmanager
@@ -34,29 +38,21 @@ def local_endpoint() -> Iterator[str]:
         thread.join()
 
 
-def compare(base_url: str) -> None:
-    """Print how many questions the first passage answers before and after reranking."""
-    facts = load_beir(Path(__file__).parent / "facts")
-    rankings = BM25(facts.corpus).search(list(facts.queries.values()), k=10)
-    before = after = 0
+def rank_at(base_url: str) -> None:
+    """Print the passages in the endpoint's order."""
     with open_reranker(backend="remote", base_url=base_url) as reranker:
-        for (query_id, query), ranking in zip(facts.queries.items(), rankings, strict=True):
-            (answer,) = facts.positives(query_id)
-            passages = [passage_id for passage_id, _ in ranking]
-            (best,) = reranker.rank(query, [facts.corpus[passage_id] for passage_id in passages], top_n=1)
-            before += passages[0] == answer
-            after += passages[best.index] == answer
-    print(f"{reranker} answered")
-    print(f"answered by the first passage: {before} of {len(rankings)} before, {after} after")
+        print(f"{QUERY} Ranked by {reranker}:")
+        for passage in reranker.rank(QUERY, PASSAGES):
+            print(f"  {passage.score.probability:.2f}  was {passage.index + 1}  {passage.text}")
 
 
 def main() -> None:
     """Use the endpoint of the command line, or a local one."""
     if len(sys.argv) > 1:
-        compare(sys.argv[1])
+        rank_at(sys.argv[1])
         return
     with local_endpoint() as base_url:
-        compare(base_url)
+        rank_at(base_url)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mistral_rerank import Pair, PassageLimits, Reranker, Score
+from mistral_rerank.demo import FACTS
 from mistral_rerank.reranker import Overflow
 
 if TYPE_CHECKING:  # replicas on Ray import this module, and need no torch
     import torch
     from transformers import MistralConfig
-
-FACTS = Path(__file__).parent.parent / "examples" / "facts"
 
 
 class LengthReranker(Reranker):

@@ -1,11 +1,17 @@
 """The documentation names what exists: links, files, commands, options, settings and environment variables."""
 
 import re
+import shlex
+from inspect import signature
 from pathlib import Path
 
 import pytest
 import typer
 
+from langchain_mistral_rerank import MistralRerank as LangChainRerank
+from llama_index_mistral_rerank import MistralRerank as LlamaIndexRerank
+from mistral_rerank import Reranker
+from mistral_rerank._options import PEER_NAMES
 from mistral_rerank.cli import app
 from mistral_rerank.server.settings import ServerSettings
 from mistral_rerank.settings import RerankSettings
@@ -13,12 +19,13 @@ from mistral_rerank.settings import RerankSettings
 ROOT = Path(__file__).parents[1]
 CORE = ROOT / "core" / "mistral_rerank"
 PAGES = sorted(
-    [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/*.md"), CORE / "mini" / "README.md"]
+    [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), CORE / "mini" / "README.md"]
 )
+SITE = sorted(ROOT.glob("docs/**/*.md"))
 OTHER_VARIABLES = {"API_KEY", "CACHE", "EMBEDDINGS_API_KEY", "CLUSTER_MAX_REPLICAS"}
+COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {
-    name: {option for parameter in command.params for option in parameter.opts}
-    for name, command in typer.main.get_command(app).commands.items()
+    name: {option for parameter in command.params for option in parameter.opts} for name, command in COMMANDS.items()
 }
 
 
@@ -86,6 +93,19 @@ def test_commands_have_their_options(page):
             assert set(re.findall(r"(?<!\S)--[a-z][\w-]*", rest)) <= OPTIONS[command] | {"--help"}, text
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=page_id)
+def test_command_lines_of_blocks_parse(page, tmp_path, monkeypatch):
+    """Required arguments are there and values valid, as the command itself reads them."""
+    (tmp_path / "wheels").mkdir()  # of air-gapped.md: the one path that must exist
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for line in "".join(blocks).replace("\\\n", " ").splitlines():
+        match = re.search(r"(?:^|[ /])mistral-rerank ([a-z][a-z-]*)(.*)", line)
+        if match and match[1] in COMMANDS:
+            arguments = shlex.split(match[2].replace("$'", "'"), comments=True)
+            COMMANDS[match[1]].make_context(match[1], arguments)
+
+
 @every_page
 def test_environment_variables_are_read(page):
     known = {name.upper() for name in RerankSettings.model_fields} | OTHER_VARIABLES
@@ -98,8 +118,47 @@ def test_lines_of_text_have_at_most_120_characters(page):
     assert [line for line in prose(page).splitlines() if len(line) > 120 and not line.startswith("|")] == []
 
 
-def test_the_tables_of_settings_are_complete():
-    fields = set(RerankSettings.model_fields)
-    assert fields <= first_column("README.md", "Settings")
-    assert first_column("docs/remote.md", "Settings") <= fields
-    assert first_column("docs/server.md", "Settings") == set(ServerSettings.model_fields)
+def test_the_table_of_settings_is_complete():
+    assert set(RerankSettings.model_fields) <= first_column("README.md", "Settings")
+
+
+def test_the_table_of_the_adapters_options_is_complete():
+    own = (
+        LangChainRerank.model_fields.keys() | LlamaIndexRerank.model_fields.keys()
+    ) - RerankSettings.model_fields.keys()
+    assert first_column("docs/reference/adapters.md", "Options") == own - {"callback_manager"}  # which engines set
+
+
+@pytest.mark.parametrize("page", ["docs/reference/remote.md", "docs/reference/settings.md"])
+def test_notes_on_settings_name_settings(page):
+    notes = re.findall(r"^- ((?:`\w+`(?:, )?)+):", prose(ROOT / page), flags=re.MULTILINE)
+    assert notes
+    assert {name for note in notes for name in re.findall(r"`(\w+)`", note)} <= RerankSettings.model_fields.keys()
+
+
+@pytest.mark.parametrize("page", SITE, ids=page_id)
+def test_links_of_the_site_stay_inside_it(page):
+    for link in re.findall(r"\]\(([^)#]+)", prose(page)):
+        assert link.startswith("https://") or (page.parent / link).resolve() in SITE, link
+
+
+def test_the_navigation_has_every_page():
+    listed = re.findall(r'"([\w/-]+\.md)"', (ROOT / "zensical.toml").read_text("utf-8"))
+    assert sorted(listed) == [str(page.relative_to(ROOT / "docs")) for page in SITE]
+
+
+def test_options_of_other_rerankers_lead_to_ours():
+    """The tables of the migration guide, compared with the fields and with the suggestions for unknown options."""
+    options = {*LangChainRerank.model_fields, *LlamaIndexRerank.model_fields, *signature(Reranker.rank).parameters}
+    rows = re.findall(r"^\| (`[^|]+) \| ([^|]+) \|$", prose(ROOT / "docs/how-to/migrate.md"), flags=re.MULTILINE)
+    rows = [row for row in rows if "`MistralRerank`" not in row[1]]
+    assert len(rows) > 20
+    for theirs, ours in rows:
+        names = set(re.findall(r"`([a-z]\w*)(?:=[^`]*)?`", theirs.split(" of `rerank`")[0]))
+        replacements = set(re.findall(r"`([a-z]\w*)(?:=[^`]*)?`", ours))
+        if ours.startswith("the same"):
+            assert names <= options
+        elif not ours.startswith(("none", "the variable")):
+            assert re.match(r"`(\w+)", ours)[1] in options
+        for name in names & PEER_NAMES.keys():
+            assert PEER_NAMES[name] in replacements, name

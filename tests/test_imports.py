@@ -1,7 +1,9 @@
+import json
 import subprocess
 import sys
 
 import pytest
+from remote.endpoint import Endpoint, speaks
 
 HEAVY = ("torch", "transformers", "peft", "fastapi", "bm25s")
 
@@ -18,6 +20,45 @@ def test_importing_a_package_loads_nothing_heavy(module, absent):
     code = f"import sys, {module}; print([name for name in {absent!r} if name in sys.modules])"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
+
+
+LOADED = "print([name for name in {names!r} if name in sys.modules])"
+FRAMEWORKS = ("transformers", "peft", "accelerate", "bitsandbytes", "scipy", "sklearn", "torchvision")
+COMPILER = ("torch._dynamo", "torch._inductor", "sympy")
+
+
+def run_command(*arguments, names):
+    code = (
+        f"import sys; sys.argv = ['mistral-rerank', *{arguments!r}]\n"
+        "from mistral_rerank.cli import main\n"
+        "try: main()\n"
+        f"finally: {LOADED.format(names=names)}"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+def test_rank_with_mini_loads_neither_transformers_nor_peft_nor_the_compiler_of_torch(tmp_path):
+    passages = tmp_path / "passages.txt"
+    passages.write_text("Paris is the capital of France.\nYeast makes bread rise.\n", "utf-8")
+    names = (*FRAMEWORKS, *COMPILER, "huggingface_hub", "langchain_core", "llama_index", "fastapi", "bm25s")
+    ranked = run_command("rank", "Why does bread rise?", str(passages), "--json", "--device", "cpu", names=names)
+    assert json.loads(ranked[0])["index"] == 1
+    assert ranked[-1] == "[]"
+
+
+def test_rank_at_an_endpoint_loads_no_torch(tmp_path):
+    passages = tmp_path / "passages.txt"
+    passages.write_text("Paris is the capital of France.\nYeast makes bread rise.\n", "utf-8")
+    with Endpoint(speaks("nvidia")) as endpoint:
+        options = ("--backend", "remote", "--base-url", endpoint.url, "--protocol", "nvidia", "--json")
+        output = run_command("rank", "Why?", str(passages), *options, names=("torch", "numpy", *FRAMEWORKS))
+    assert output[-1] == "[]"
+
+
+def test_help_loads_no_torch():
+    assert run_command("--help", names=("torch", "numpy", *FRAMEWORKS))[-1] == "[]"
 
 
 def test_without_torch_the_error_says_what_to_install():

@@ -15,7 +15,7 @@ LAYERS = (
     {"local", "remote"},
     {"settings"},
     {"_holder", "_sharing", "evaluation"},
-    {"calibration"},
+    {"calibration", "demo"},
     {"benchmark", "training"},
     {"adapters", "server"},
     {"cli"},

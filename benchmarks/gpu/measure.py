@@ -18,6 +18,7 @@ from stages import REPOSITORY
 
 from mistral_rerank import open_reranker
 from mistral_rerank.benchmark.timing import kendall_tau
+from mistral_rerank.demo import FACTS
 from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.local.checkpoints.bases import cache_dir
 
@@ -37,7 +38,7 @@ LAST_SECONDS = 12
 def same_scores(stage: Stage, checkpoint: Path) -> None:
     """Compare scores on this device in the default dtype with float32 on the CPU."""
     with stage.results.check(f"scores on {stage.device} and in float32 on the CPU") as entry:
-        facts = load_beir(REPOSITORY / "examples" / "facts")
+        facts = load_beir(FACTS)
         queries, passages = list(facts.queries.values())[:2], list(facts.corpus.values())[: 20 if stage.full else 4]
         pairs = [(query, passage) for query in queries for passage in passages]
         logits = []
@@ -131,7 +132,7 @@ def main() -> None:
             record(stage, job, work / "out" / job.name)
     finally:
         for job in jobs:
-            job.stop()
+            job.kill()
     pack_results(work, stage.out / "results.tar.xz")
 
 

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from mistral_rerank.benchmark.bench import WORDS
+from mistral_rerank.demo import FACTS
 from mistral_rerank.scores import Pair
-
-FACTS = Path(__file__).parent.parent.parent / "examples" / "facts"
 
 
 def _dimensions(

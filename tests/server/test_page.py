@@ -290,6 +290,19 @@ def test_the_dark_scheme_is_dark(visit):
     assert lightness(visit(color_scheme="dark")) < 150 < 600 < lightness(visit(color_scheme="light"))
 
 
+@pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1360)])
+def test_the_page_has_no_serious_accessibility_problem(visit, scheme, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    page = visit(color_scheme=scheme, viewport={"width": width, "height": 900})
+    problems = [axe.run(page)]
+    page.get_by_role("button", name="Load the sample").click()
+    rerank(page)
+    rankings(page)
+    problems.append(axe.run(page))
+    serious = [problem for found in problems for problem in found.response["violations"] if problem["impact"] in ("serious", "critical")]  # fmt: skip
+    assert [(problem["id"], problem["nodes"][0]["html"]) for problem in serious] == []
+
+
 def test_all_is_done_by_keyboard_alone(page):
     page.keyboard.press("Tab")
     expect(page.get_by_label("Question")).to_be_focused()

@@ -12,13 +12,13 @@ import typer
 from pydantic import ValidationError
 
 # each module adds its commands, in the order of the help
-from mistral_rerank.cli import ranking, training, quality, models  # isort: skip
+from mistral_rerank.cli import demo, ranking, training, quality, models  # isort: skip
 from mistral_rerank.cli.options import app
 from mistral_rerank.cli.terminal import PrintableFormatter, printable
 from mistral_rerank.errors import RerankError
 from mistral_rerank.settings import describe
 
-__all__ = ["app", "main", "models", "quality", "ranking", "training"]
+__all__ = ["app", "demo", "main", "models", "quality", "ranking", "training"]
 
 
 @app.callback()

@@ -58,7 +58,7 @@ def export(
 
     settings = RerankSettings(backend="local", **reranker)
     export_merged(settings.named_model, out, dtype=dtype, base=settings.base)
-    stderr.print(f"wrote {out}; docs/vllm.md says how vLLM serves it")
+    stderr.print(f"wrote {out}; docs/how-to/vllm.md says how vLLM serves it")
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`rank`, `score` and `serve`: use a reranker."""
+"""`rank`, `score`, `serve` and `mcp`: use a reranker."""
 
 from __future__ import annotations
 
@@ -145,7 +145,8 @@ def serve(
     if cluster:
         if "RAY_ADDRESS" not in os.environ:  # Ray reads this when it is imported: its ports run code
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # then it listens on loopback alone
-        from mistral_rerank.server.cluster import ClusterSettings, serve_cluster
+        from mistral_rerank.server.cluster import serve_cluster
+        from mistral_rerank.server.settings import ClusterSettings
 
         serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
         return
@@ -155,6 +156,21 @@ def serve(
         set_threads(settings.threads)
     with chosen.open() as opened:
         run(opened, settings, host=host, port=port)
+
+
+@app.command()
+@with_settings("reranker", RerankSettings, *RERANKER_OPTIONS, "passage_cache", "prepared_passages")
+def mcp(reranker: dict[str, Any]) -> None:
+    """Serve the tool `rerank` to an agent over MCP, on standard input and output (extra mcp).
+
+    The agent's host starts this command; its end of input stops it.
+    """
+    try:
+        from mistral_rerank.server.mcp import serve as run
+    except ImportError as error:
+        raise MissingDependencyError.of("mcp", error) from error
+
+    run(RerankSettings(**reranker))
 
 
 def _named_folder(option: str) -> tuple[str, str]:

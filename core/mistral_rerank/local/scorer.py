@@ -11,9 +11,10 @@ import torch
 from mistral_rerank.errors import CheckpointError
 from mistral_rerank.local.checkpoints.adapters import load_shared, open_adapters
 from mistral_rerank.local.checkpoints.loading import length_limit, load_model, load_tokenizer, open_checkpoint
+from mistral_rerank.local.checkpoints.plain import read_plain_model, read_plain_tokenizer
 from mistral_rerank.local.engine.tokenizer import PairTokenizer
 from mistral_rerank.local.model.early_exit import read_early_exit, read_early_exit_config
-from mistral_rerank.local.model.rerank_model import RerankModel
+from mistral_rerank.local.model.rerank_model import RerankModel, runs_packed
 from mistral_rerank.scores import Score
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from mistral_rerank.local.checkpoints.loading import Checkpoint
+    from mistral_rerank.local.checkpoints.plain import PlainTokenizer
+    from mistral_rerank.local.model.decoder import DecoderConfig
     from mistral_rerank.reranker import Overflow, Quantization
 
 logger = logging.getLogger(__name__)
@@ -57,9 +60,9 @@ class CheckpointScorer:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
         model: RerankModel,
-        model_config: PreTrainedConfig,
+        model_config: PreTrainedConfig | DecoderConfig,
         *,
         device: torch.device,
         max_length: int | None,
@@ -127,9 +130,12 @@ class LoadedCheckpoint(CheckpointScorer):
                     "or leave cascade_depth out"
                 )
         shared = load_shared(checkpoint, opened, dtype=dtype) if opened else None
-        loaded = shared.model if shared else load_model(checkpoint, dtype=dtype)
+        plain = None if shared or device.type != "cpu" else read_plain_model(checkpoint, dtype)
+        if plain is not None and not runs_packed(plain.base_model, device):
+            plain = None  # transformers' forward is needed
+        loaded: Any = shared.model if shared else plain or load_model(checkpoint, dtype=dtype)
         head = shared.heads[None] if shared else getattr(loaded, "score", None)
-        tokenizer = load_tokenizer(checkpoint)
+        tokenizer = read_plain_tokenizer(checkpoint) or load_tokenizer(checkpoint)
         rerank_model = RerankModel(
             loaded if head is None else loaded.base_model,
             head,
@@ -151,6 +157,6 @@ class LoadedCheckpoint(CheckpointScorer):
         if shared is not None:
             for name, adapter in opened.items():
                 view = rerank_model.with_adapter(name, shared.heads[name], adapter.config.pooling_config)
-                tokenizer = load_tokenizer(adapter)
+                tokenizer = read_plain_tokenizer(adapter) or load_tokenizer(adapter)
                 self.adapters[name] = CheckpointScorer(adapter, tokenizer, view, loaded.config, **options)
         logger.info("loaded %s on %s in %s", model, device, quantization or dtype)

@@ -12,9 +12,9 @@ import logging.config
 import os
 import signal
 import threading
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import MutableHeaders
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
@@ -22,7 +22,7 @@ from mistral_rerank.server.app import create_app
 from mistral_rerank.server.keys import ApiKeys
 from mistral_rerank.server.lifecycle import DRAIN_SECONDS, warn_of_open_server
 from mistral_rerank.server.request_log import log_config
-from mistral_rerank.server.settings import EnvironmentSettings, ServerSettings
+from mistral_rerank.server.settings import ClusterSettings, ServerSettings
 from mistral_rerank.settings import RerankSettings
 
 try:
@@ -43,26 +43,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NAME = "mistral-rerank"
-
-
-class ClusterSettings(EnvironmentSettings):
-    """Number and size of the replicas; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
-
-    env_prefix = "MISTRAL_RERANK_CLUSTER_"
-
-    min_replicas: int = Field(1, ge=1, description="fewest replicas")
-    max_replicas: int = Field(1, ge=1, description="most replicas")
-    target_requests: float = Field(
-        32.0, gt=0, description="requests waiting or running at a replica, over which another is started"
-    )
-    cpus: float = Field(1.0, ge=0, description="CPUs of a replica")
-    gpus: float = Field(0.0, ge=0, description="GPUs of a replica; 0.5 for two replicas on one")
-
-    @model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas is {self.max_replicas}, under min_replicas, {self.min_replicas}")
-        return self
 
 
 class Arguments(BaseModel):

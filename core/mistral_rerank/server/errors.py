@@ -19,6 +19,7 @@ from starlette.responses import JSONResponse
 from mistral_rerank import errors
 from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.protocol import describe_fields
+from mistral_rerank.server.public_errors import public_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,19 +43,6 @@ STATUS: tuple[tuple[type[errors.RerankError], int], ...] = (
     (errors.RemoteError, 502),
 )
 """Statuses of the reranker's errors; the first match counts, and any other error is a 500."""
-
-SEE_LOG = "the server's log says why"
-PUBLIC: tuple[tuple[type[errors.RerankError], str | None], ...] = (
-    (errors.RemoteInputTooLongError, "the question with a passage exceeds the maximum allowed length; shorten it"),
-    (errors.InvalidInputError, None),
-    (errors.ScoringError, None),
-    (errors.RerankerClosedError, "the server is shutting down; send this to another"),
-    (errors.RequestTooLargeError, "the model's endpoint takes fewer or shorter passages at once; send less"),
-    (errors.RateLimitError, "the model's endpoint has had too many requests; try again later"),
-    (errors.DeadlineExceededError, "the model's endpoint did not answer in time; send fewer passages, or try again"),
-    (errors.RemoteError, "the model's endpoint gave no usable answer; " + SEE_LOG),
-)
-"""Messages for clients; None for the error's message, if it names no path, address or checkpoint."""
 
 
 def route_path(scope: Scope) -> str:
@@ -127,7 +115,6 @@ async def _reranker(request: Request, error: Any) -> JSONResponse:
     status = next((status for kind, status in STATUS if isinstance(error, kind)), 500)
     if status >= 500 or isinstance(error, errors.RemoteError):
         logger.error("%s: %s", type(error).__name__, error)
-    message = next((text for kind, text in PUBLIC if isinstance(error, kind)), "the model is unusable; " + SEE_LOG)
     seconds = math.ceil(getattr(error, "retry_after", None) or 1)  # of the endpoint, if it has said so
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
-    return error_response(route_path(request.scope), status, message or str(error), headers=headers)
+    return error_response(route_path(request.scope), status, public_message(error), headers=headers)

@@ -18,6 +18,7 @@ from starlette.routing import Match
 
 from mistral_rerank._telemetry import server_span
 from mistral_rerank.server.errors import error_response, route_path
+from mistral_rerank.server.public_errors import public_message
 from mistral_rerank.server.request_log import PROBES, RequestRecord, current_record, log_request, record_of_request
 
 if TYPE_CHECKING:
@@ -85,8 +86,7 @@ class RequestContext:
             logger.exception("request %s failed", record.id)
             if record.status:  # the response has started, so the connection can only be closed
                 raise
-            message = f"the server failed ({type(error).__name__}); its log says more"
-            await error_response(route_path(scope), 500, message)(scope, receive, send_with_id)
+            await error_response(route_path(scope), 500, public_message(error))(scope, receive, send_with_id)
         finally:
             seconds = time.perf_counter() - start
             record.route, record.total_ms = self._route(scope), seconds * 1000

@@ -1,4 +1,4 @@
-"""Prometheus metrics of a server; docs/server.md lists the names."""
+"""Prometheus metrics of a server; docs/reference/server.md lists the names."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Settings of the server, from arguments or environment variables."""
+"""Settings of the server and of its replicas, from arguments or environment variables."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 
@@ -95,3 +95,23 @@ class ServerSettings(EnvironmentSettings):
             if fault := fault_of(key.get_secret_value()):
                 raise ValueError(f"key {position} {fault}; give keys separated by commas, or leave the setting out")
         return keys
+
+
+class ClusterSettings(EnvironmentSettings):
+    """Number and size of the replicas; each can be set as `MISTRAL_RERANK_CLUSTER_<NAME>` too."""
+
+    env_prefix = "MISTRAL_RERANK_CLUSTER_"
+
+    min_replicas: int = Field(1, ge=1, description="fewest replicas")
+    max_replicas: int = Field(1, ge=1, description="most replicas")
+    target_requests: float = Field(
+        32.0, gt=0, description="requests waiting or running at a replica, over which another is started"
+    )
+    cpus: float = Field(1.0, ge=0, description="CPUs of a replica")
+    gpus: float = Field(0.0, ge=0, description="GPUs of a replica; 0.5 for two replicas on one")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}, under min_replicas, {self.min_replicas}")
+        return self

@@ -160,14 +160,21 @@ def check_weights(folder: Path, config: PreTrainedConfig, model_class: Any) -> t
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
-    """Read adapter_config.json as PEFT's LoraConfig, without keys that refer to other files.
+    """Read adapter_config.json as PEFT's LoraConfig, as `read_lora_fields`."""
+    from peft import LoraConfig
+
+    fields = read_lora_fields(folder)
+    with unusable(folder / "adapter_config.json"):
+        return LoraConfig(**fields)
+
+
+def read_lora_fields(folder: Path) -> dict[str, Any]:
+    """Read the fields of `LORA_FIELDS` from adapter_config.json, without keys that refer to other files.
 
     Raises:
         CheckpointError: it is not a LoRA adapter, its weights are not safetensors, or a key is not supported.
 
     """
-    from peft import LoraConfig
-
     file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     if not weights.is_file():
         raise CheckpointError(
@@ -196,8 +203,7 @@ def read_lora_config(folder: Path) -> LoraConfig:
     ranks = [fields.get("r"), *fields.get("rank_pattern", {}).values()]
     if not all(isinstance(rank, int) and 0 < rank <= largest for rank in ranks):
         raise CheckpointError(f"{file}: r or rank_pattern is over what {weights.name} holds")
-    with unusable(file):
-        return LoraConfig(**fields)
+    return fields
 
 
 def _check_numbers(file: Path, content: Mapping[str, Any], path: str = "") -> None:

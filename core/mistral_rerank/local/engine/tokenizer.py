@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokenizers import Encoding
     from transformers import PreTrainedTokenizerBase
 
+    from mistral_rerank.local.checkpoints.plain import PlainTokenizer
     from mistral_rerank.local.engine.prompts import Prompt
     from mistral_rerank.reranker import Overflow
     from mistral_rerank.scores import Pair
@@ -123,7 +124,7 @@ class PairTokenizer:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | PlainTokenizer,
         template: Template,
         *,
         add_special_tokens: bool = True,
@@ -134,7 +135,8 @@ class PairTokenizer:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
             raise CheckpointError("the checkpoint has no tokenizer.json; convert its tokenizer to a fast one")
-        if append_eos and tokenizer.eos_token_id is None:
+        end_token = tokenizer.eos_token_id if append_eos else None
+        if append_eos and end_token is None:
             raise CheckpointError("rerank.json asks for an end token, and the tokenizer has none (eos_token)")
         self._max_length = max_length
         self._first_cut = CHARACTERS * (max_length + MARGIN)
@@ -143,7 +145,7 @@ class PairTokenizer:
             backend,
             template,
             add_special_tokens=add_special_tokens,
-            end_token=int(tokenizer.eos_token_id) if append_eos else None,
+            end_token=None if end_token is None else int(end_token),
         )
         self._backend = self._layout.backend
 

@@ -38,6 +38,11 @@ class LowRank(nn.Module):
         self.register_buffer("up", up.detach().float())
         self.scaling = scaling
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the weight."""
+        return len(self.up), self.down.shape[1]
+
     @torch.no_grad()
     def merge(self, weight: Tensor, out: Tensor) -> Tensor:
         """Write the merged weight into `out`: computed in float32, then rounded to the dtype of `out`."""

@@ -96,6 +96,11 @@ def row_attention(backbone: Any, device: torch.device) -> type[RowAttention] | N
     return SpanAttention if device.type == "cpu" else None
 
 
+def runs_packed(backbone: Any, device: torch.device) -> bool:
+    """Tell whether batches are packed rows, which need of a backbone its parameters only, and no forward."""
+    return row_attention(backbone, device) is not None
+
+
 def _on_device(head: nn.Module, device: torch.device) -> nn.Module:
     return head.float().to(device).eval().requires_grad_(False)
 

@@ -13,16 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import SiLUActivation
-from transformers.models.gemma.modeling_gemma import GemmaDecoderLayer, GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from mistral_rerank.local.batching.planning import bucket_capacity, bucket_length
 from mistral_rerank.local.model.attention import SpanAttention, window_of
 from mistral_rerank.local.model.cached_prefixes import CachedAttention, CachedPrefix
+from mistral_rerank.local.model.decoder import Decoder
 from mistral_rerank.local.model.key_values import ChunkAttention, KeyValues
 from mistral_rerank.local.model.placement import layer_devices
 from mistral_rerank.local.model.pooling import sequence_means
@@ -42,21 +37,22 @@ if TYPE_CHECKING:
 
 
 KNOWN_LAYERS = {
-    "mistral": MistralDecoderLayer,
-    "llama": LlamaDecoderLayer,
-    "qwen2": Qwen2DecoderLayer,
-    "qwen3": Qwen3DecoderLayer,
-    "gemma": GemmaDecoderLayer,
+    name: f"transformers.models.{name}.modeling_{name}.{name.capitalize()}DecoderLayer"
+    for name in ("mistral", "llama", "qwen2", "qwen3", "gemma")
 }
-"""The layers that run on packed rows, by the model type in config.json."""
+"""The layers that run on packed rows, by the model type in config.json. As names, because the import of transformers'
+models takes longer than that of PyTorch."""
 KNOWN_NAMES = "Mistral, Llama, Qwen2, Qwen3 or Gemma"
 
 
 def is_known(backbone: Any) -> bool:
     """Tell whether all layers of a backbone are plain layers of one of `KNOWN_NAMES`, with the same window."""
+    if isinstance(backbone, Decoder):
+        return True
     types = {type(layer) for layer in getattr(backbone, "layers", ())}
+    names = {f"{layer.__module__}.{layer.__qualname__}" for layer in types}
     windows = set(getattr(backbone.config, "layer_types", None) or ())
-    return len(types) == 1 and types <= set(KNOWN_LAYERS.values()) and len(windows) <= 1
+    return len(types) == 1 and names <= set(KNOWN_LAYERS.values()) and len(windows) <= 1
 
 
 def linear_shapes(config: PreTrainedConfig) -> list[tuple[int, int]]:
@@ -262,7 +258,7 @@ class _Norm:
     """RMSNorm, computed in float32."""
 
     def __init__(self, norm: Any) -> None:
-        is_gemma = isinstance(norm, GemmaRMSNorm)
+        is_gemma = type(norm).__name__ == "GemmaRMSNorm"
         self._weight = norm.weight.detach().float() + (1.0 if is_gemma else 0.0)
         self._epsilon = norm.eps if is_gemma else norm.variance_epsilon
 
@@ -285,7 +281,7 @@ class _Layer:
 
         attention, mlp = layer.self_attn, layer.mlp
         self._width, self._scaling = attention.head_dim, attention.scaling
-        in_place = isinstance(mlp.act_fn, (SiLUActivation, nn.SiLU))
+        in_place = type(mlp.act_fn).__name__ in ("SiLUActivation", "SiLU")
         self._activation = nn.SiLU(inplace=True) if in_place else mlp.act_fn
         self._input_norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
         self._query_norm, self._key_norm = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
