@@ -23,7 +23,11 @@ def contrast_groups(turn: int, seed: int) -> list[Group]:
         if (scene := key.rsplit("-", 1)[0]) in scenes:
             scenes[scene][1].append(key)
     names = list(scenes)
-    whole = [" ".join([*map(texts.queries.get, scenes[n][0]), *map(texts.corpus.get, scenes[n][1])]) for n in names]
+    scene_texts = [
+        [*(texts.queries[key] for key in scenes[name][0]), *(texts.corpus[key] for key in scenes[name][1])]
+        for name in names
+    ]
+    whole = [" ".join(parts) for parts in scene_texts]
     alike = best_rows(index_of(whole), whole, 6)
     groups = []
     for number, name in enumerate(names):

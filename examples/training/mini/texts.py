@@ -119,4 +119,5 @@ class Embeddings:
 def standardized_sum(cosines: Vectors) -> Vectors:
     """Add both teachers' cosines, standardized over a question's passages: (questions, passages)."""
     spread = cosines.std(-1, keepdims=True) + 1e-6
-    return ((cosines - cosines.mean(-1, keepdims=True)) / spread).sum(0)
+    total: Vectors = ((cosines - cosines.mean(-1, keepdims=True)) / spread).sum(0)
+    return total
