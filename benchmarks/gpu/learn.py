@@ -1,103 +1,153 @@
-"""Stage 3: train mini from prepared groups, and return the newest weights every two minutes.
+"""Stage 3: train mini, from texts to weights: embeddings, groups, training (`examples/training/mini`).
 
-The training is a process of its own, `mistral-rerank train`. It is stopped before the time is over, so that its last
-saved weights return.
+Every step is a process with a deadline. If one fails, is late or makes no progress, the stage ends at once. What
+training has saved by then is in the results: it saves every minute.
 """
 
-import contextlib
 import json
+import os
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+import archive
+from inputs import DATA, GGUF, INIT, TEACHERS, Base
+from jobs import STOP_SECONDS, Job
 from results import Stage
-from stages import PACKED, REPOSITORY
+from stages import PACKED, REPOSITORY, TIMES_OFF_CUDA
 
-EVERY_SECONDS = 120
-LAST_SECONDS = 15
-"""Time to stop and to copy the last weights."""
-CONTRAST = REPOSITORY / "examples" / "contrast"
-MINI = REPOSITORY / "core" / "mistral_rerank" / "mini"
-RETURNED = "adapter_model.safetensors", "adapter_config.json", "trainer_state.json"
-"""Files of a saved state that return; with `rerank.json` they are a checkpoint."""
+from mistral_rerank.local.checkpoints.bases import cache_dir
 
-
-def write_config(stage: Stage) -> None:
-    """Write how the returned weights are read: like mini, whose calibration does not hold for them."""
-    config = json.loads((MINI / "rerank.json").read_text("utf-8"))
-    del config["calibration"]
-    (stage.out / "rerank.json").write_text(json.dumps(config, indent=2), "utf-8")
-
-
-def train(stage: Stage, scratch: Path) -> subprocess.Popen[bytes]:
-    """Start the training."""
-    groups = sorted(PACKED.glob("*/groups/*.jsonl"))
-    data = groups if stage.full and groups else [CONTRAST]
-    options = ["--init", "mini", "--out", str(scratch / "mini"), "--device", str(stage.device)]
-    for source in data:
-        options += ["--data", str(source)]
-    if stage.full:
-        options += ["--groups-per-step", "8", "--groups-per-forward", "1", "--save-steps", "25", "--epochs", "2"]
-    else:
-        options += ["--groups-per-step", "2", "--groups-per-forward", "1", "--save-steps", "1", "--max-queries", "4"]
-    main = "from mistral_rerank.cli import main; main()"
-    return subprocess.Popen([sys.executable, "-c", main, "--verbose", "train", *options])
+RECIPE = REPOSITORY / "examples" / "training" / "mini"
+PASSES = 4
+EMBED_SECONDS = 120
+"""For 70,000 questions and 113,000 passages, which took 39 s on an H200."""
+GROUPS_SECONDS = 120
+"""For the groups of the first pass, by estimate a third of it."""
+STALL_SECONDS = 60
+"""Training prints a line every five seconds."""
+LAST_SECONDS = 25
+"""Time after training: for its last step, to save the weights and to end. A part of it is there to stop it."""
+SAVED = "adapter-0.safetensors", "adapter-1.safetensors", "training.json"
 
 
-def read_losses(folder: Path) -> list[float]:
-    """Read the loss of every step from a saved state, or from the checkpoint of a training that has ended."""
-    record = folder / "training.json"
-    if record.is_file():
-        return list(json.loads(record.read_text("utf-8"))["loss"])
-    log = json.loads((folder / "trainer_state.json").read_text("utf-8"))["log_history"]
-    return [step["loss"] for step in log if "loss" in step]
+class Training:
+    """The steps of the recipe. Inputs, base and embeddings of an earlier try on the machine are used again.
 
+    Args:
+        stage: where results go, and the time.
+        work: the folder for everything that does not return.
 
-def return_newest(stage: Stage, scratch: Path) -> bool:
-    """Copy the newest complete state, or the checkpoint of a training that has ended; True if there is one."""
-    states = [file.parent for file in scratch.glob("mini.training/checkpoint-*/trainer_state.json")]
-    newest = max(states, key=lambda folder: int(folder.name.split("-")[1]), default=None)
-    folder = scratch / "mini" if (scratch / "mini").is_dir() else newest
-    if folder is None:
-        return False
-    with stage.results.check(f"weights returned: {folder.name}") as entry, contextlib.suppress(FileNotFoundError):
-        for name in RETURNED:  # an older state may be removed while it is copied; the next copy has a newer one
-            if (folder / name).is_file():
-                shutil.copy(folder / name, stage.out / f"{name}.partial")
-                (stage.out / f"{name}.partial").replace(stage.out / name)
-        losses = read_losses(folder)
-        entry["steps"] = len(losses)
-        entry["mean loss of the first and last 20 steps"] = [
-            round(sum(some) / len(some), 3) for some in (losses[:20], losses[-20:]) if some
-        ]
-    return True
+    """
+
+    def __init__(self, stage: Stage, work: Path) -> None:
+        self._stage, self._work, self._inputs = stage, work, work / "inputs"
+        self._factor = 1 if stage.full else TIMES_OFF_CUDA
+        self._last = LAST_SECONDS * self._factor
+        self._jobs: list[Job] = []
+        self._groups = [work / "groups" / f"pass-{number}.jsonl" for number in range(PASSES if stage.full else 2)]
+
+    def _start(self, name: str, script: Path, *arguments: object, log: str) -> Job:
+        threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"} if name == "groups" else {}
+        command = [sys.executable, str(script), *map(str, arguments)]
+        job = Job(name, command, self._stage.out / log, os.environ | threads)
+        self._jobs.append(job)
+        return job
+
+    def prepare(self) -> Path:
+        """Convert the base while all texts are embedded; return the folder of the base."""
+        weights = Path(__file__).with_name("weights.py")
+        self._start("teachers", weights, "models", self._inputs / TEACHERS, log="data.log").wait(60 * self._factor)
+        packed = Base.read(self._inputs)
+        base = cache_dir() / "bases" / packed.folder
+        if not base.exists():
+            self._start("base", weights, "base", self._inputs / GGUF, base, packed.sha256, log="data.log")
+        embeddings = self._work / "embeddings"
+        partial = self._work / "embeddings.partial"
+        if not embeddings.exists():
+            texts = self._inputs / DATA / "train", self._inputs / TEACHERS, partial
+            self._start("embed", RECIPE / "embed.py", *texts, self._stage.device, log="data.log")
+        limit = time.monotonic() + EMBED_SECONDS * self._factor
+        for job in self._jobs:
+            job.wait(min(limit - time.monotonic(), self._stage.seconds_left - self._last))
+        if not embeddings.exists():
+            partial.rename(embeddings)
+        return base
+
+    def train(self, base: Path) -> None:
+        """Build groups, and train on them from the first pass on, until the time is over."""
+        workers = () if self._stage.full else ("--workers", 2)
+        groups = self._start(
+            "groups",
+            RECIPE / "groups.py",
+            self._inputs / DATA / "train",
+            self._work / "embeddings",
+            self._work / "groups",
+            *("--passes", len(self._groups), *workers),
+            log="data.log",
+        )
+        options: list[object] = ["--base", base, "--init", self._inputs / INIT, "--out", self._stage.out]
+        options += [part for file in self._groups for part in ("--groups", file)]
+        options += ["--seconds", round(self._stage.seconds_left - self._last), "--device", self._stage.device]
+        if not self._stage.full:
+            options += ["--groups-per-step", 1, "--micro-tokens", 2048, "--workers", 1]
+        training = self._start("train", RECIPE / "train.py", *options, log="train.log")
+        grown, size = time.monotonic(), 0
+        while training.is_running:
+            for job in (groups, training):
+                job.check()
+            if not self._groups[0].exists():
+                grown = time.monotonic()
+                if groups.seconds > GROUPS_SECONDS * self._factor:
+                    raise groups.error(f"no groups after {groups.seconds:.0f} s")
+            if training.log.stat().st_size > size:
+                grown, size = time.monotonic(), training.log.stat().st_size
+            if time.monotonic() - grown > STALL_SECONDS * self._factor:
+                raise training.error(f"no progress for {time.monotonic() - grown:.0f} s")
+            if self._stage.seconds_left < STOP_SECONDS + 5:
+                raise training.error("not done in time")
+            time.sleep(0.25)
+        training.check()
+
+    def stop(self) -> None:
+        """End what runs; training saves its weights first. Keep them for the next call."""
+        for job in reversed(self._jobs):
+            job.stop()
+        (self._work / "trained").mkdir(exist_ok=True)
+        for name in SAVED:
+            if (self._stage.out / name).is_file():
+                shutil.copy(self._stage.out / name, self._work / "trained")
 
 
 def main() -> None:
-    """Train until the data or the time is over."""
+    """Train until the time is over."""
     stage = Stage("learn")
-    write_config(stage)
-    with tempfile.TemporaryDirectory() as folder:
-        scratch, start = Path(folder), time.monotonic()
-        process = train(stage, scratch)
-        try:
-            while process.poll() is None and stage.seconds_left > LAST_SECONDS:
-                wait = min(EVERY_SECONDS, stage.seconds_left - LAST_SECONDS)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(max(0.1, wait))
-                if process.poll() is None and stage.seconds_left > LAST_SECONDS:
-                    return_newest(stage, scratch)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+    work = cache_dir().parent / "learn"
+    work.mkdir(parents=True, exist_ok=True)
+    with stage.results.check("inputs unpacked") as entry:
+        archive.join(PACKED, work / "inputs")
+    if not entry["ok"]:
+        sys.exit(1)
+    training = Training(stage, work)
+    try:
+        with stage.results.check("embeddings and base") as entry:
+            base = training.prepare()
+        if not entry["ok"]:
+            sys.exit(1)
         with stage.results.check("training") as entry:
-            entry["training seconds"] = round(time.monotonic() - start)
-            entry["ended by itself"] = process.returncode == 0
-            entry["ok"] = return_newest(stage, scratch) and process.returncode in (0, -9)
+            try:
+                training.train(base)
+            finally:
+                training.stop()
+                if (stage.out / "training.json").is_file():
+                    record = json.loads((stage.out / "training.json").read_text("utf-8"))
+                    entry |= {name: record[name] for name in ("steps", "tokens", "pairs")}
+                    entry["tokens/s"] = round(record["tokens"] / record["seconds"])
+                    entry["first and last losses"] = [*record["losses"][:3], *record["losses"][-3:]]
+        sys.exit(0 if entry["ok"] else 1)
+    finally:
+        training.stop()
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ class BM25:
     def search(self, queries: Sequence[str], *, k: int) -> list[Ranking]:
         """Give the best `k` passages of every query, without those that share no word with it."""
         depth = min(k, len(self._ids))
-        indices, scores = self._index.retrieve(self._tokenize(list(queries)), k=depth, show_progress=False)
+        indices, scores = self._index.retrieve(
+            self._tokenize(list(queries)), k=depth, show_progress=False, backend_selection="numpy"
+        )  # "auto" would run jax where it is installed, on a GPU too
         return [
             [(self._ids[i], float(s)) for i, s in zip(row, row_scores, strict=True) if s > 0]
             for row, row_scores in zip(indices, scores, strict=True)

@@ -1,7 +1,5 @@
 """The texts of the training sets: passages, questions and sentences, and their embeddings by two bi-encoders."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
@@ -10,8 +8,11 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
+
+Vectors = NDArray[np.float32]
 
 SETS = {
     "squad_du": 99_999,
@@ -30,16 +31,19 @@ SETS = {
 }
 """The most questions of each set in one pass."""
 IN_SENTENCES = "squad_du", "squadshifts_wiki"
-"""Sets whose passages are also taken apart into sentences."""
+"""Sets whose passages are also split into sentences."""
+TEACHERS = "minilm", "e5"
+"""The bi-encoders: all-MiniLM-L6-v2 and multilingual-e5-small."""
 
 ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|No|Jr|Sr|Inc|Co|Corp|Ltd|Prof|Gen|Gov|Sen|Rep|Lt|Col|Capt|approx|c|ca|e\.g|i\.e|U\.S|U\.K|[A-Z]))\.$"
+    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|No|Jr|Sr|Inc|Co|Corp|Ltd|Prof|Gen|Gov|Sen|Rep|Lt|Col|Capt|approx|c|ca"
+    r"|e\.g|i\.e|U\.S|U\.K|[A-Z]))\.$"
 )
 
 
 def is_held_out(text: str) -> bool:
     """Say whether an article or a passage is one of the 3% that are never trained on."""
-    return int(hashlib.md5(text.encode()).hexdigest(), 16) % 100 < 3  # noqa: S324 - not for security
+    return int(hashlib.md5(text.encode()).hexdigest(), 16) % 100 < 3
 
 
 def cut(text: str, characters: int = 1500) -> str:
@@ -66,7 +70,7 @@ def dataset(data: Path, name: str) -> BeirDataset:
 
 @cache
 def titled(data: Path, name: str) -> dict[str, tuple[str, str]]:
-    """Read the title and the text of every passage of a set."""
+    """Read the title and the text of every passage of a set, by id."""
     file = next((data / name).glob("corpus.jsonl*"))
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8") as lines:
@@ -98,21 +102,22 @@ class Embeddings:
             for kind in ("questions", "passages")
         }
         self._vectors = {
-            kind: [np.load(folder / f"{teacher}-{kind}.npy", mmap_mode="r") for teacher in ("minilm", "e5")]
+            kind: [np.load(folder / f"{teacher}-{kind}.npy", mmap_mode="r") for teacher in TEACHERS]
             for kind in self._rows
         }
 
-    def of(self, kind: str, texts: list[str]) -> np.ndarray:
+    def of(self, kind: str, texts: list[str]) -> Vectors:
         """Return (2, texts, 384) float32."""
         rows = [self._rows[kind][text] for text in texts]
         return np.stack([vectors[rows].astype(np.float32) for vectors in self._vectors[kind]])
 
-    def cosines(self, questions: list[str], passages: list[str]) -> np.ndarray:
+    def cosines(self, questions: list[str], passages: list[str]) -> Vectors:
         """Return (2, questions, passages) float32."""
         return self.of("questions", questions) @ self.of("passages", passages).transpose(0, 2, 1)
 
 
-def standardized_sum(cosines: np.ndarray) -> np.ndarray:
+def standardized_sum(cosines: Vectors) -> Vectors:
     """Add both teachers' cosines, standardized over a question's passages: (questions, passages)."""
     spread = cosines.std(-1, keepdims=True) + 1e-6
-    return ((cosines - cosines.mean(-1, keepdims=True)) / spread).sum(0)
+    total: Vectors = ((cosines - cosines.mean(-1, keepdims=True)) / spread).sum(0)
+    return total
