@@ -9,7 +9,7 @@ LOWEST = langchain-core==1.2.20 langchain==1.0.* langchain-classic==1.0.* langch
 
 CLIENTS = litellm==1.110.2 nvidia-haystack==3.0.0 dspy==3.4.1
 
-.PHONY: setup test test-lowest test-clients lint demo bench docs
+.PHONY: setup test test-lowest test-clients lint demo bench docs release
 
 setup: $(VENV)/.all  ## create the virtual environment with everything
 
@@ -57,3 +57,10 @@ bench: setup  ## print the tables of the docs that need no data
 
 docs: setup  ## build the docs site into site/; a broken link or anchor is an error
 	PYTHONPATH=docs $(BIN)/python -m zensical build --clean --strict
+
+release: setup  ## build the wheel and the source distribution of a clean checkout into dist/, and check both
+	test -z "$$(git status --porcelain)"
+	rm -rf dist
+	$(BIN)/pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
