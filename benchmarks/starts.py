@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -52,12 +51,12 @@ class Nvidia(BaseHTTPRequestHandler):
 
 def run(*command: str, **environment: str) -> tuple[float, float]:
     """Run a process to its end and return its CPU seconds, of all its threads, and its wall seconds."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before, start = os.times(), time.perf_counter()
     process = subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | environment)
     if process.returncode:
         raise SystemExit(process.stderr)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, time.perf_counter() - start
+    wall, after = time.perf_counter() - start, os.times()
+    return after.children_user - before.children_user + after.children_system - before.children_system, wall
 
 
 def print_row(name: str, starts: list[tuple[float, float]]) -> None:

@@ -59,7 +59,7 @@ def visit(browser, page_url):
     def open_page(url=page_url, **options):
         context = browser.new_context(reduced_motion="reduce", **options)
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(60_000)  # 513 passages take long to lay out on a busy machine
         context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
         page = context.new_page()
         page.sent = []

@@ -392,7 +392,7 @@ def test_the_summary_tells_how_a_checkpoint_is_read_and_why(folders):
 
 
 def test_the_documentation_lists_every_family():
-    page = (Path(__file__).parents[3] / "docs" / "models.md").read_text("utf-8")
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "models.md").read_text("utf-8")
     rows = "".join(line for line in page.splitlines() if line.startswith("|"))
     assert [family.name for family in FAMILIES if family.name not in rows] == []
 
