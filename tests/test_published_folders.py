@@ -1,4 +1,4 @@
-"""A folder as published needs no flag: every entrance gives the score that Python gives."""
+"""A folder as published needs no flag: every interface gives the score that Python gives."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def timed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_entrance_scores_a_published_folder_as_python_does(name, data, tmp_path, monkeypatch):
+def test_every_interface_scores_a_published_folder_as_python_does(name, data, tmp_path, monkeypatch):
     folder = FAMILIES[name](tmp_path)
     with open_reranker(folder) as reranker:
         scores = reranker.score_pairs(PAIRS)

@@ -1,4 +1,4 @@
-"""An agent's doors in LangChain and LangGraph: middleware, a retriever tool, a node. A script stands in for the LLM."""
+"""Reranking for agents of LangChain and LangGraph: middleware, a retriever tool, a node. The LLM is scripted."""
 
 import asyncio
 import json

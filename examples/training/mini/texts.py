@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-import re
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
+from mistral_rerank.sentences import sentence_spans
 
 Vectors = NDArray[np.float32]
 
@@ -32,13 +32,10 @@ SETS = {
 """The most questions of each set in one pass."""
 IN_SENTENCES = "squad_du", "squadshifts_wiki"
 """Sets whose passages are also split into sentences."""
+SHORT = 25
+"""Characters; a shorter sentence is most often an abbreviation."""
 TEACHERS = "minilm", "e5"
 """The bi-encoders: all-MiniLM-L6-v2 and multilingual-e5-small."""
-
-ABBREVIATION = re.compile(
-    r"(?:\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|No|Jr|Sr|Inc|Co|Corp|Ltd|Prof|Gen|Gov|Sen|Rep|Lt|Col|Capt|approx|c|ca"
-    r"|e\.g|i\.e|U\.S|U\.K|[A-Z]))\.$"
-)
 
 
 def is_held_out(text: str) -> bool:
@@ -52,14 +49,14 @@ def cut(text: str, characters: int = 1500) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text into sentences; short pieces and abbreviations join the next one."""
+    """Split a text into sentences; a short one is joined with the next."""
     joined: list[str] = []
-    for part in re.split(r"(?<=[.?!])\s+(?=[\"'(\[]?[A-Z0-9])", text):
-        if joined and (ABBREVIATION.search(joined[-1]) or len(joined[-1]) < 25):
-            joined[-1] += " " + part
+    for start, end in sentence_spans(text):
+        if joined and len(joined[-1]) < SHORT:
+            joined[-1] += " " + text[start:end]
         else:
-            joined.append(part)
-    return [sentence.strip() for sentence in joined if sentence.strip()]
+            joined.append(text[start:end])
+    return joined
 
 
 @cache
