@@ -16,9 +16,9 @@ from mistral_rerank.evaluation.run_files import read_run
 NEXT = 'mistral-rerank rank "your question" passages.txt --highlight'
 
 
-def printed(**options):
+def printed(width=160, **options):
     written = io.StringIO()
-    print_demo(LengthReranker(), Terminal(file=written, width=160, **options))
+    print_demo(LengthReranker(), Terminal(file=written, width=width, **options))
     return written.getvalue()
 
 
@@ -58,6 +58,11 @@ def test_both_orders_are_printed_side_by_side_and_the_best_sentence_is_marked():
         marked = passage[passage.index("[") + 1 : passage.index("]")]
         assert marked == max((part.strip(".") + "." for part in body.split(". ")), key=len)
     assert lines[-1].strip() == NEXT
+
+
+def test_long_titles_are_cut_on_a_narrow_terminal_and_headings_are_not():
+    headings = [line.split() for line in printed(width=80).splitlines() if line.strip().startswith("BM25")]
+    assert [words[-1] for words in headings] == ["probability"] * SHOWN
 
 
 def test_colours_mark_the_sentence_on_a_terminal_and_only_there():

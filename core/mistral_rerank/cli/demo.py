@@ -55,7 +55,7 @@ def print_demo(reranker: Reranker, console: Terminal) -> None:
         for column in table.columns[1:3]:
             column.overflow, column.no_wrap = "ellipsis", True
         for column in table.columns[3:]:
-            column.justify = "right"
+            column.justify, column.min_width = "right", len(str(column.header))
         console.print(Text(query, style="bold"))
         console.print(table)
         console.print(Padding(_marked(best.body, sentence, plain=not console.is_terminal), (0, 0, 1, 3)))
