@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 ROWS = 3
 """Passages of each question that are printed."""
+OTHER_COLUMNS = 24
+"""Characters of a row, without the titles."""
 MARK = "#000000 on #ffd75f"
 
 
@@ -53,9 +55,9 @@ def print_demo(reranker: Reranker, console: Terminal) -> None:
                 f"{passage.score.probability:.2f}",
             )
         for column in table.columns[1:3]:
-            column.overflow, column.no_wrap = "ellipsis", True
+            column.overflow, column.no_wrap, column.max_width = "ellipsis", True, (console.width - OTHER_COLUMNS) // 2
         for column in table.columns[3:]:
-            column.justify, column.min_width = "right", len(str(column.header))
+            column.justify = "right"
         console.print(Text(query, style="bold"))
         console.print(table)
         console.print(Padding(_marked(best.body, sentence, plain=not console.is_terminal), (0, 0, 1, 3)))
