@@ -59,13 +59,14 @@ def open_filesystem(url: str) -> tuple[FileSystem, str]:
         return LocalFileSystem(), Path(url).expanduser().absolute().as_posix()
     url = url.rstrip("/")
     try:
-        return FileSystem.from_uri(url)
+        filesystem, path = FileSystem.from_uri(url)
     except pa.ArrowInvalid:  # not one of Arrow's own
         try:
-            filesystem, path = url_to_fs(url)
+            other, path = url_to_fs(url)
         except (ValueError, ImportError) as error:
             raise SettingsError(f"{scheme}:// cannot be opened: {error}") from error
-        return PyFileSystem(FSSpecHandler(filesystem)), path
+        filesystem = PyFileSystem(FSSpecHandler(other))
+    return filesystem, path
 
 
 def find_pairs(url: str) -> PairFiles:
