@@ -37,7 +37,7 @@ class PairScorer:
 
         """
         scores = shared.get(self._settings).score_pairs(list(zip(batch["query"], batch["passage"], strict=True)))
-        scored = batch.copy()
+        scored: Batch = batch.copy()
         for name in ("logit", "probability", "tokens"):
             scored[name] = [getattr(score, name) for score in scores]
         return scored

@@ -22,7 +22,7 @@ import numpy as np
 from mistral_rerank.data_files.atomic import only_writer
 from mistral_rerank.data_files.pairs import pair_record
 from mistral_rerank.data_files.text import lines_of
-from mistral_rerank.errors import InvalidInputError, MissingDependencyError, RerankError, ScoringError
+from mistral_rerank.errors import InvalidInputError, MissingDependencyError, ScoringError
 from mistral_rerank.offline.files import OutputFolder, PairFiles, find_pairs
 from mistral_rerank.offline.shard import ShardScorer, rows_of
 from mistral_rerank.offline.sharding import BUCKETS, Sharding, bucket_of
@@ -173,14 +173,11 @@ def _connected(workers: Workers) -> Iterator[None]:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
-    """Raise the errors of this package that Ray wraps."""
+    """Raise the errors of the workers, which Ray wraps."""
     try:
         yield
-    except ray.exceptions.RayError as error:
-        cause = getattr(error, "cause", None)
-        if isinstance(cause, RerankError):
-            raise cause from None
-        raise
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from error
 
 
 def _number(workers: Workers) -> int:
