@@ -27,8 +27,8 @@ GROUPS_SECONDS = 120
 """For the groups of the first pass, by estimate a third of it."""
 STALL_SECONDS = 60
 """Training prints a line every five seconds."""
-LAST_SECONDS = 25
-"""Time after training: for its last step, to save the weights and to end. A part of it is there to stop it."""
+LAST_SECONDS = 30
+"""Time to start training, for its last step, to save the weights and to end. A half of it is there to stop it."""
 SAVED = "adapter-0.safetensors", "adapter-1.safetensors", "training.json"
 
 
