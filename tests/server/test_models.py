@@ -197,13 +197,19 @@ def test_models_of_an_endpoint_are_selected_there(scores, models):
 @pytest.mark.parametrize(
     ("names", "options", "says"),
     [
-        (("a", "b"), {"model_id": "c"}, "the models have names; leave model_id out"),
+        (("a", "b"), {"model_id": "c"}, "several models have names; give at least one, and leave model_id out"),
+        ((), {}, "give at least one"),
         (("a", "b"), {"aliases": "b"}, "b names the model and an adapter, or two of them"),
     ],
 )
 def test_ambiguous_names_are_refused(models, names, options, says):
     with pytest.raises(SettingsError, match=says):
         create_app({name: models[name] for name in names}, ServerSettings(**options))
+
+
+def test_a_limit_for_a_single_reranker_is_refused():
+    with pytest.raises(SettingsError, match="model_memory is for several models"):
+        create_app(LengthReranker(), ServerSettings(model_memory="1GiB"))
 
 
 def test_a_folder_that_is_missing_or_unreadable_is_refused_at_startup(models, tmp_path):

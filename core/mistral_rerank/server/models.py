@@ -147,9 +147,11 @@ class Models:
         self._memory = ModelMemory(settings.model_memory, metrics)
         self.all: Sequence[Model]
         if isinstance(rerankers, Mapping):
-            if settings.model_id:
-                raise SettingsError("the models have names; leave model_id out")
+            if settings.model_id or not rerankers:
+                raise SettingsError("several models have names; give at least one, and leave model_id out")
             self.all = [LazyModel(name, each, metrics, self._memory) for name, each in rerankers.items()]
+        elif settings.model_memory is not None:
+            raise SettingsError("model_memory is for several models; give them by name, or leave it out")
         else:
             self.all = [OpenModel(settings.model_id or _name_of(rerankers), rerankers, metrics)]
         self.default = self.all[0]

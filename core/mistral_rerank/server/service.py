@@ -226,7 +226,9 @@ class Service:
             raise self.overloaded("deadline", route_path(request.scope), late)
 
         async def work_on_model() -> T:
+            nonlocal start
             async with model.use() as reranker:
+                start = time.perf_counter()  # after the load
                 return await work(reranker)
 
         start = time.perf_counter()
