@@ -224,6 +224,7 @@ class Service:
         if (seconds := model.backlog.seconds_until_answer(tokens)) > MOST_OF_TIMEOUT * timeout:
             late = f"the answer would take about {seconds:.0f} s of work; send fewer passages, or try later"
             raise self.overloaded("deadline", route_path(request.scope), late)
+        start = time.perf_counter()
 
         async def work_on_model() -> T:
             nonlocal start
@@ -231,7 +232,6 @@ class Service:
                 start = time.perf_counter()  # after the load
                 return await work(reranker)
 
-        start = time.perf_counter()
         with model.backlog.holding(tokens):
             task, disconnected = asyncio.ensure_future(work_on_model()), asyncio.ensure_future(_disconnected(request))
             try:
