@@ -21,7 +21,7 @@ def split(folder: Path, packed: Path, room: dict[int, int]) -> None:
 
     """
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:xz", preset=6) as archive:
+    with tarfile.open(fileobj=buffer, mode="w:xz", preset=1) as archive:
         for file in sorted(folder.iterdir()):
             archive.add(file, file.name)
     content = buffer.getvalue()

@@ -27,8 +27,8 @@ GROUPS_SECONDS = 120
 """For the groups of the first pass, by estimate a third of it."""
 STALL_SECONDS = 60
 """Training prints a line every five seconds."""
-LAST_SECONDS = 25
-"""Time after training: for its last step, to save the weights and to end. A part of it is there to stop it."""
+LAST_SECONDS = 30
+"""Time to start training, for its last step, to save the weights and to end. A half of it is there to stop it."""
 SAVED = "adapter-0.safetensors", "adapter-1.safetensors", "training.json"
 
 
@@ -49,9 +49,11 @@ class Training:
         self._groups = [work / "groups" / f"pass-{number}.jsonl" for number in range(PASSES if stage.full else 2)]
 
     def _start(self, name: str, script: Path, *arguments: object, log: str) -> Job:
-        threads = {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"} if name == "groups" else {}
-        command = [sys.executable, str(script), *map(str, arguments)]
-        job = Job(name, command, self._stage.out / log, os.environ | threads)
+        command, environment = [sys.executable, str(script), *map(str, arguments)], dict(os.environ)
+        if name == "groups":
+            command = ["nice", *command]  # later passes are built during training, which needs the cores more
+            environment |= {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+        job = Job(name, command, self._stage.out / log, environment)
         self._jobs.append(job)
         return job
 
@@ -95,10 +97,9 @@ class Training:
         training = self._start("train", RECIPE / "train.py", *options, log="train.log")
         grown, size = time.monotonic(), 0
         while training.is_running:
-            for job in (groups, training):
-                job.check()
             if not self._groups[0].exists():
                 grown = time.monotonic()
+                groups.check()
                 if groups.seconds > GROUPS_SECONDS * self._factor:
                     raise groups.error(f"no groups after {groups.seconds:.0f} s")
             if training.log.stat().st_size > size:
@@ -109,6 +110,7 @@ class Training:
                 raise training.error("not done in time")
             time.sleep(0.25)
         training.check()
+        groups.check()
 
     def stop(self) -> None:
         """End what runs; training saves its weights first. Keep them for the next call."""

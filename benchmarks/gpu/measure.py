@@ -70,7 +70,7 @@ def start_jobs(stage: Stage, work: Path, inputs: Path, checkpoint: Path) -> list
     data, environment = inputs / DATA, os.environ | {"OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     command = [sys.executable, "-c", "from mistral_rerank.cli import main; main()"]
     model = ["--model", str(checkpoint), "--device", str(stage.device)]
-    queries, top_k, few = ("300", "50", "60") if stage.full else ("2", "4", "2")
+    queries, top_k, few, fewer = ("300", "50", "60", "25") if stage.full else ("2", "4", "2", "2")
     size = ["--top-k", top_k, "--queries"]
     sets = [name for name in SETS if name not in WITHOUT_HELD_OUT]
     held_out = [name for name in sets if write_held_out(data / "train", name, work / "held" / name)]
@@ -81,7 +81,7 @@ def start_jobs(stage: Stage, work: Path, inputs: Path, checkpoint: Path) -> list
     if chosen:
         arguments["held-out"] = ["evaluate", *chosen, *size, few]
     trained = [part for name in SETS for part in ("--data", str(data / "train" / name))]
-    fit = ["early-exit", "--layer", "6", "--max-length", "384", "--max-queries", few]
+    fit = ["early-exit", "--layer", "6", "--epochs", "4", "--max-length", "384", "--max-queries", fewer]
     arguments["early-exit"] = [*fit, *trained]
     return [
         Job(name, [*command, *options, *model, "--out", str(work / "out" / name)], work / f"{name}.log", environment)

@@ -54,7 +54,7 @@ class Stage:
         out: the folder for results.
         device: where to run.
         full: whether to run full sizes, as on CUDA; tiny ones elsewhere.
-        deadline: of `time.monotonic`; the stage is killed then.
+        deadline: of `time.monotonic`, which all processes share; the stage is killed then.
 
     """
 
@@ -62,10 +62,9 @@ class Stage:
         parser = argparse.ArgumentParser()
         parser.add_argument("--out", type=Path, required=True)
         parser.add_argument("--device", default="auto")
-        parser.add_argument("--seconds", type=float, default=3600)
+        parser.add_argument("--deadline", type=float, required=True)
         options = parser.parse_args()
-        self.name, self.out = name, options.out
-        self.deadline = time.monotonic() + options.seconds
+        self.name, self.out, self.deadline = name, options.out, options.deadline
         self.device = pick_device(options.device)
         self.full = self.device.type == "cuda"
         self.results = Results(self.out / f"{name}.json")

@@ -41,7 +41,8 @@ def install(work: Path) -> None:
 
 def run_stage(name: str, seconds: float, arguments: list[str], environment: dict[str, str], log: Path) -> str:
     """Run one stage until it ends or its time is over, and return how it ended."""
-    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *arguments, "--seconds", f"{seconds:.0f}"]
+    deadline = time.monotonic() + seconds
+    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *arguments, "--deadline", str(deadline)]
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True

@@ -6,6 +6,7 @@ rerankers alike. This module knows no model, no transport and no framework.
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -209,7 +210,9 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = self._scores(call.pairs, deadline, _call_options(overflow, instruction, limits, adapter))
+        scores = self._scores(
+            call.pairs, deadline, call_options(self.score_pairs, overflow, instruction, limits, adapter)
+        )
         ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
         ranking.usage = usage_of(scores)
         return ranking
@@ -233,7 +236,9 @@ class Reranker(ABC):
         if not check_ranking(passages, top_n=top_n, min_score=min_score, max_gap=max_gap, deadline=deadline):
             return Ranking()
         call = TextPairs(CheckedPairs((query, passage) for passage in passages))
-        scores = await self._ascores(call.pairs, deadline, _call_options(overflow, instruction, limits, adapter))
+        scores = await self._ascores(
+            call.pairs, deadline, call_options(self.ascore_pairs, overflow, instruction, limits, adapter)
+        )
         ranking = order(passages, call.complete(scores), top_n=top_n, min_score=min_score, max_gap=max_gap)
         ranking.usage = usage_of(scores)
         return ranking
@@ -256,7 +261,7 @@ class Reranker(ABC):
         """
         sentences = SentencePairs(query, check_passages(query, passages))
         pairs = CheckedPairs(sentences.pairs)
-        scores = self._scores(pairs, deadline, _call_options(None, instruction, None, adapter))
+        scores = self._scores(pairs, deadline, call_options(self.score_pairs, None, instruction, None, adapter))
         return _highlights(sentences, scores)
 
     async def ahighlight(
@@ -271,7 +276,7 @@ class Reranker(ABC):
         """`highlight` without blocking the event loop."""
         sentences = SentencePairs(query, check_passages(query, passages))
         pairs = CheckedPairs(sentences.pairs)
-        scores = await self._ascores(pairs, deadline, _call_options(None, instruction, None, adapter))
+        scores = await self._ascores(pairs, deadline, call_options(self.ascore_pairs, None, instruction, None, adapter))
         return _highlights(sentences, scores)
 
     def _scores(self, pairs: Sequence[Pair], deadline: float | None, options: dict[str, Any]) -> list[Score]:
@@ -314,6 +319,10 @@ class Reranker(ABC):
         """Return a checksum of the model's files; None if they are not on this machine."""
         return None
 
+    def weight_bytes(self) -> int:
+        """Return the bytes that the model's weights take on this machine, loaded or not; 0 if they are elsewhere."""
+        return 0
+
     def observe(self, observer: Observer) -> None:  # noqa: B027 - only local rerankers have events
         """Send engine events to `observer` from now on."""
 
@@ -342,12 +351,34 @@ class Reranker(ABC):
         await self.aclose()
 
 
-def _call_options(
-    overflow: Overflow | None, instruction: str | None, limits: PassageLimits | None, adapter: str | None
+def call_options(
+    score_pairs: Callable[..., object],
+    overflow: Overflow | None,
+    instruction: str | None,
+    limits: PassageLimits | None,
+    adapter: str | None,
 ) -> dict[str, Any]:
-    """Return the options of a call; rerankers of users may not know all of them."""
+    """Return the options of a call, without those that are None: a reranker of a user's own may lack some.
+
+    Args:
+        score_pairs: `score_pairs` or `ascore_pairs` of the reranker.
+        overflow: as there, like the others.
+        instruction: likewise.
+        limits: likewise.
+        adapter: likewise.
+
+    Raises:
+        InvalidInputError: the reranker lacks an option of the call.
+
+    """
     options = {"instruction": instruction, "limits": limits, "adapter": adapter}
-    return {"overflow": overflow} | {name: value for name, value in options.items() if value is not None}
+    options = {name: value for name, value in options.items() if value is not None}
+    if options:
+        parameters = inspect.signature(score_pairs).parameters
+        takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if not takes_all and (lacking := options.keys() - parameters.keys()):
+            raise InvalidInputError(f"this model takes no {' and no '.join(sorted(lacking))}; leave it out")
+    return {"overflow": overflow} | options
 
 
 def _highlights(sentences: SentencePairs, scores: Sequence[Score]) -> Highlights:

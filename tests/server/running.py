@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from command import COMMAND
 
-from mistral_rerank import Reranker
+from mistral_rerank import Reranker, RerankSettings
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.lifecycle import DrainingServer, server_config
 from mistral_rerank.server.service import Service
@@ -24,7 +24,7 @@ from mistral_rerank.server.settings import ServerSettings
 
 
 @contextmanager
-def running(reranker: Reranker, **settings: object) -> Iterator[str]:
+def running(reranker: Reranker | dict[str, RerankSettings], **settings: object) -> Iterator[str]:
     """Serve on a free port; yields the base URL."""
     app = create_app(reranker, ServerSettings(**settings))
     with served(server_config(app, app.state.service.settings), app.state.service) as url:

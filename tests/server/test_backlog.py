@@ -3,7 +3,7 @@
 import pytest
 
 from mistral_rerank.server.backlog import Backlog
-from mistral_rerank.server.prometheus import Metrics
+from mistral_rerank.server.prometheus import Metrics, ModelMetrics
 
 
 def measured(**options) -> Backlog:
@@ -51,12 +51,13 @@ def test_the_speed_follows_the_last_batches():
 
 def test_tokens_from_the_passage_cache_count_as_speed():
     backlog = Backlog()
-    metrics = Metrics(backlog)
+    server = Metrics()
+    metrics = ModelMetrics(server, backlog)
     metrics.used_prefixes(3, 1, 900, 4096)
     metrics.ran_batch(4, 100, 1.0)
     with backlog.holding(2000):
         assert backlog.seconds_until_answer(1000) == pytest.approx(2.0)
-    text = metrics.text().decode()
+    text = server.text().decode()
     for name, value in (("hits_total", 3), ("misses_total", 1), ("saved_tokens_total", 900), ("bytes", 4096)):
         assert f"mistral_rerank_passage_cache_{name} {float(value)}\n" in text
     metrics.ran_batch(4, 100, 1.0)

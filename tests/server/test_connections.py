@@ -16,6 +16,7 @@ from support import LengthReranker
 from mistral_rerank.errors import AuthenticationError, CheckpointError, EndpointUnreachableError
 from mistral_rerank.server import service as services
 from mistral_rerank.server.app import create_app
+from mistral_rerank.server.errors import is_temporary
 from mistral_rerank.server.lifecycle import server_config
 from mistral_rerank.server.settings import ServerSettings
 
@@ -219,4 +220,4 @@ def test_a_server_recovers_from_what_passes_at_its_start(error, monkeypatch):
 
 @pytest.mark.parametrize("error", [AuthenticationError("no", status=401), CheckpointError("no weights")])
 def test_what_does_not_pass_ends_the_start(error):
-    assert not services.is_temporary(error)
+    assert not is_temporary(error)

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from mistral_rerank.scores import Ranking
 
 SERVER_OPTIONS = [name for name in ServerSettings.model_fields if name not in ("aliases", "api_keys")]
+SERVED_OPTIONS = [name for name in RERANKER_OPTIONS if name != "model"]
+OF_THE_FIRST_MODEL: dict[str, Any] = {"base": None, "adapters": (), "rerank_config": None, "prepared_passages": None}
+"""Settings of one checkpoint, and their values for the other models of a server."""
 SERVED_LENGTH = 2048
 """The default of `max_length` on a server, at most the checkpoint's: one pair of 8,192 tokens holds up all others."""
 
@@ -150,16 +153,24 @@ def _score_on_ray(reranker: dict[str, Any], pairs: str, out: str, workers: int |
 
 
 @app.command()
-@with_settings("reranker", RerankSettings, *RERANKER_OPTIONS, "passage_cache", "prepared_passages")
+@with_settings("reranker", RerankSettings, *SERVED_OPTIONS, "passage_cache", "prepared_passages")
 @with_settings("server", ServerSettings, *SERVER_OPTIONS)
 def serve(
     server: dict[str, Any],
     reranker: dict[str, Any],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a model as in `rank`; or NAME=MODEL, repeatable, for several that requests select by name, each "
+            "loaded on first use"
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(help="the address to listen on; 0.0.0.0 for all")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on")] = 8000,
     alias: Annotated[list[str] | None, typer.Option(help="a further name of the model; repeatable")] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option(help="NAME=FOLDER: a LoRA adapter to serve as the model NAME; repeatable")
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER: a LoRA adapter, of the first model, to serve as the model NAME; repeatable"),
     ] = None,
     cluster: Annotated[bool, typer.Option("--cluster", help="replicas on Ray Serve (extra cluster)")] = False,
 ) -> None:
@@ -178,23 +189,48 @@ def serve(
     if adapter:
         reranker["adapters"] = dict(_named_folder(each) for each in adapter)
     settings = ServerSettings(**server)
-    chosen = RerankSettings(**reranker)
-    if chosen.share_batches is None:
-        chosen.share_batches = True
-    if chosen.max_length is None:
-        chosen.max_length = SERVED_LENGTH
+    models = _served_models(model or [], reranker)
     if cluster:
+        if isinstance(models, dict):
+            raise SettingsError("a replica serves one model, without a name; start a cluster for each model")
         _keep_ray_on_loopback()
         from mistral_rerank.server.cluster import serve_cluster
 
-        serve_cluster(chosen, settings, ClusterSettings(), host=host, port=port)
+        serve_cluster(models, settings, ClusterSettings(), host=host, port=port)
         return
-    if chosen.backend == "local":
+    first = next(iter(models.values())) if isinstance(models, dict) else models
+    if first.backend == "local":
         from mistral_rerank.local.threads import set_threads
 
         set_threads(settings.threads)
-    with chosen.open() as opened:
+    if isinstance(models, dict):
+        run(models, settings, host=host, port=port)
+        return
+    with models.open() as opened:
         run(opened, settings, host=host, port=port)
+
+
+def _served_models(options: Sequence[str], reranker: dict[str, Any]) -> RerankSettings | dict[str, RerankSettings]:
+    """Give the settings of the one model, or of several by their names."""
+    if not options or (len(options) == 1 and ("=" not in options[0] or Path(options[0]).exists())):
+        return _served_model(reranker | ({"model": options[0]} if options else {}))
+    models: dict[str, RerankSettings] = {}
+    for option in options:
+        name, _, model = option.partition("=")
+        if not name or not model or name in models:
+            raise SettingsError(f"--model is {option!r}; give each of several models as NAME=MODEL, with its own name")
+        models[name] = _served_model(reranker | {"model": model} | (OF_THE_FIRST_MODEL if models else {}))
+    return models
+
+
+def _served_model(reranker: dict[str, Any]) -> RerankSettings:
+    """Give the settings of a model with the defaults of a server."""
+    settings = RerankSettings(**reranker)
+    if settings.share_batches is None:
+        settings.share_batches = True
+    if settings.max_length is None:
+        settings.max_length = SERVED_LENGTH
+    return settings
 
 
 @app.command()

@@ -254,6 +254,10 @@ class LocalReranker(Reranker):
         """See `Reranker.weights_checksum`; it reads all weights."""
         return self._open_checkpoint().weights_checksum()
 
+    @override
+    def weight_bytes(self) -> int:
+        return self._open_checkpoint().weight_bytes(self.dtype.itemsize, self._quantization)
+
     def _open_checkpoint(self) -> Checkpoint:
         return open_checkpoint(self._model_name, base=self._base, rerank_config=self._rerank_config)
 

@@ -1,4 +1,4 @@
-"""The application: the routes of all protocols, for one reranker."""
+"""The application: the routes of all protocols, for one reranker or several models."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ from mistral_rerank.server.service import CLIENT_CLOSED_REQUEST, ClientGoneError
 from mistral_rerank.server.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
     from mistral_rerank.protocols.protocol import Body, Message
     from mistral_rerank.reranker import Reranker
+    from mistral_rerank.settings import RerankSettings
 
 logger = logging.getLogger(__name__)
 
@@ -113,15 +114,20 @@ async def _refuse_other_fields(body: Message, request: Request) -> None:
         raise HTTPException(400, f"{len(others)} fields beside {', '.join(type(body).model_fields)}; leave them out")
 
 
-def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> FastAPI:
-    """Make the application for a reranker, which the caller closes.
+def create_app(reranker: Reranker | Mapping[str, RerankSettings], settings: ServerSettings | None = None) -> FastAPI:
+    """Make the application for a reranker, which the caller closes, or for several models, which it opens itself.
 
-    The model is loaded in the background when the application starts. `app.state.service` has the limits and the
-    state of the reranker.
+    The model, of several the first, is loaded in the background when the application starts; the others on first use.
+    `app.state.service` has the limits and the state.
 
     Args:
-        reranker: local or remote. A local one should share batches.
+        reranker: local or remote; or the settings of several by the names that requests select them with. Local ones
+            should share batches.
         settings: names, keys and limits; None for those of the environment.
+
+    Raises:
+        SettingsError: a setting is invalid, or a name is ambiguous.
+        CheckpointError: one of several models has no such folder, or nothing says how it is read.
 
     """
     service = Service(reranker, settings or ServerSettings())
@@ -133,6 +139,7 @@ def create_app(reranker: Reranker, settings: ServerSettings | None = None) -> Fa
         yield
         loading.cancel()
         await asyncio.wait({loading})
+        await service.models.aclose()
 
     layers = [
         Middleware(RequestContext, service=service, routes=[*inference.routes, *management.routes]),

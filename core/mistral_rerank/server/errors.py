@@ -1,7 +1,7 @@
 """Maps exceptions to one error object that the clients of all protocols can read.
 
 NVIDIA's clients read `title` and `detail`, OpenAI-style ones `message`, `type` and `code`, TEI's `error` and
-`error_type`. No message repeats the content of a request.
+`error_type`. No message repeats the content of a request. `is_temporary` says of an error whether to try again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
@@ -19,6 +20,7 @@ from starlette.responses import JSONResponse
 from mistral_rerank import errors
 from mistral_rerank.protocols import PROTOCOLS
 from mistral_rerank.protocols.protocol import describe_fields
+from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
 from mistral_rerank.server.public_errors import public_message
 
 if TYPE_CHECKING:
@@ -118,3 +120,20 @@ async def _reranker(request: Request, error: Any) -> JSONResponse:
     seconds = math.ceil(getattr(error, "retry_after", None) or 1)  # of the endpoint, if it has said so
     headers = {"Retry-After": str(seconds)} if status in (429, 503) else None
     return error_response(route_path(request.scope), status, public_message(error), headers=headers)
+
+
+def is_temporary(error: BaseException | None) -> bool:
+    """Whether an error of loading a model, or of an endpoint, may not occur again later."""
+    while error is not None:
+        if isinstance(error, errors.RemoteError):
+            return is_retryable(error) or isinstance(error, errors.DeadlineExceededError)
+        if type(error).__name__ == "OfflineModeIsEnabled":
+            return False  # the model hub's client may not use the network
+        if isinstance(error, ConnectionError | TimeoutError | MemoryError | httpx.TransportError):
+            return True
+        if getattr(getattr(error, "response", None), "status_code", None) in RETRYABLE:
+            return True  # an error of httpx, or of the model hub's client
+        if type(error).__name__ == "OutOfMemoryError":
+            return True  # torch's; the server does not import it
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return False

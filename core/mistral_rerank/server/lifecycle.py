@@ -17,6 +17,7 @@ from mistral_rerank.server.connections import limited_protocol
 from mistral_rerank.server.request_log import log_config
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import FrameType
 
     from fastapi import FastAPI
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Reranker
     from mistral_rerank.server.service import Service
     from mistral_rerank.server.settings import ServerSettings
+    from mistral_rerank.settings import RerankSettings
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +92,11 @@ def server_config(app: FastAPI, settings: ServerSettings, *, host: str = "127.0.
     )
 
 
-def serve(reranker: Reranker, settings: ServerSettings, *, host: str, port: int) -> None:
-    """Serve a reranker over HTTP until SIGINT or SIGTERM; SIGHUP reads the key file again.
+def serve(reranker: Reranker | Mapping[str, RerankSettings], settings: ServerSettings, *, host: str, port: int) -> None:
+    """Serve a reranker, or several models, over HTTP until SIGINT or SIGTERM; SIGHUP reads the key file again.
 
     Args:
-        reranker: the caller closes it.
+        reranker: as in `create_app`.
         settings: names, keys and limits.
         host: the address to bind to.
         port: the port to bind to.

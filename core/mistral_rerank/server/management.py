@@ -16,6 +16,7 @@ from mistral_rerank._version import __version__
 from mistral_rerank.server.errors import ErrorBody
 
 if TYPE_CHECKING:
+    from mistral_rerank.server.models import Selection
     from mistral_rerank.server.service import Service
 
 management = APIRouter(tags=["management"])
@@ -80,36 +81,34 @@ class Metadata(TypedDict):
 
 @management.get("/v1/models", responses={401: {"model": ErrorBody}})
 async def models(request: Request) -> Models:
-    """List the model and its adapters, in the form of OpenAI's API."""
-    names = request.app.state.service.model_ids
-    return {"object": "list", "data": [_model(request, name) for name in names]}
+    """List the models and their adapters, in the form of OpenAI's API."""
+    service: Service = request.app.state.service
+    return {"object": "list", "data": [_described(selection, service) for selection in service.models.selections]}
 
 
 @management.get("/v1/models/{model:path}", responses={status: {"model": ErrorBody} for status in (401, 404)})
 async def model(model: str, request: Request) -> Model:
-    """Describe the model by its id or an alias, or an adapter by its name."""
+    """Describe a model by its id or an alias, or an adapter by its name."""
     service: Service = request.app.state.service
-    service.check_model(model)
-    return _model(request, service.model_of(model))
+    return _described(service.find_model(model), service)
 
 
-def _model(request: Request, name: str) -> Model:
-    service: Service = request.app.state.service
+def _described(selection: Selection, service: Service) -> Model:
     return {
-        "id": name,
+        "id": selection.name,
         "object": "model",
         "created": service.created,
         "owned_by": "mistral-rerank",
-        "root": service.model_id,
+        "root": selection.model.name,
     }
 
 
 @management.get("/info", responses={401: {"model": ErrorBody}})
 async def info(request: Request) -> TeiInfo:
-    """Give the model and the limits, for TEI's clients."""
+    """Give the default model and the limits, for TEI's clients."""
     service: Service = request.app.state.service
     return {
-        "model_id": service.model_id,
+        "model_id": service.models.default.name,
         "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
         "max_concurrent_requests": service.settings.max_requests,
         "max_client_batch_size": service.settings.max_passages,
@@ -126,7 +125,7 @@ async def live() -> Health:
 
 @management.get("/v1/health/ready", responses={503: {"model": ErrorBody}})
 async def ready(request: Request) -> Health:
-    """Report whether the model is loaded and the server is not shutting down."""
+    """Report whether the default model is loaded and the server is not shutting down."""
     if why := request.app.state.service.not_ready:
         raise HTTPException(503, why, {"Retry-After": "1"})
     return {"object": "health.response", "message": "Service is ready.", "status": "ready"}
@@ -153,9 +152,9 @@ async def version() -> Version:
 
 @management.get("/v1/metadata", responses={401: {"model": ErrorBody}})
 async def metadata(request: Request) -> Metadata:
-    """Give the version and the model."""
-    name = request.app.state.service.model_id
-    return {"version": __version__, "modelInfo": [{"modelUrl": name, "shortName": name}]}
+    """Give the version and the models."""
+    names = (model.name for model in request.app.state.service.models.all)
+    return {"version": __version__, "modelInfo": [{"modelUrl": name, "shortName": name} for name in names]}
 
 
 @management.get("/", response_class=HTMLResponse, include_in_schema=False)

@@ -94,6 +94,8 @@ class RequestContext:
             self._metrics.request_seconds.labels(record.route).observe(seconds)
             if record.key is not None:
                 self._metrics.key_requests.labels(record.key, record.status).inc()
+            if record.model is not None:
+                self._metrics.model_requests.labels(record.model, record.status).inc()
             if route_path(scope) not in PROBES:
                 log_request(record)
 

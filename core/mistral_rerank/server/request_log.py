@@ -30,6 +30,7 @@ class RequestRecord:
         status: of the reply; 0 if the connection broke before it.
         key: the name of the client's key.
         protocol: of the body.
+        model: or the adapter, on a server with several.
         passages: their number.
         tokens: that the model read.
         queue_ms: from the call of the model to its first batch.
@@ -44,6 +45,7 @@ class RequestRecord:
     status: int = 0
     key: str | None = None
     protocol: str | None = None
+    model: str | None = None
     passages: int = 0
     tokens: int = 0
     queue_ms: float | None = None

@@ -8,27 +8,23 @@ import time
 import uuid
 from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import httpx
 from starlette.exceptions import HTTPException
 
 from mistral_rerank._telemetry import rerank_span, tracer
-from mistral_rerank.errors import DeadlineExceededError, RemoteError, SettingsError
 from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
-from mistral_rerank.remote.error_mapping import RETRYABLE, is_retryable
-from mistral_rerank.remote.reranker import RemoteReranker
+from mistral_rerank.reranker import call_options
 from mistral_rerank.scores import usage_of
-from mistral_rerank.server.backlog import Backlog
-from mistral_rerank.server.errors import OVERLOADED_IS_429, route_path
+from mistral_rerank.server.errors import OVERLOADED_IS_429, is_temporary, route_path
 from mistral_rerank.server.keys import ApiKeys
+from mistral_rerank.server.models import Models
 from mistral_rerank.server.prometheus import Metrics
 from mistral_rerank.server.request_log import current_record
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 
     from starlette.requests import Request
 
@@ -37,13 +33,13 @@ if TYPE_CHECKING:
     from mistral_rerank.reranker import Overflow, Reranker
     from mistral_rerank.scores import Pair, Ranking, Score, Usage
     from mistral_rerank.server.keys import ApiKey
+    from mistral_rerank.server.models import Model, Selection
     from mistral_rerank.server.settings import ServerSettings
+    from mistral_rerank.settings import RerankSettings
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-UNNAMED = "rerank"
-"""Name of the model of an endpoint for which no model was set."""
 PARSED_AT_ONCE = 2
 MOST_OF_TIMEOUT = 0.5
 """Part of the timeout that an admitted request may be estimated to take, since later requests take turns too."""
@@ -58,10 +54,11 @@ class ClientGoneError(Exception):
 
 
 class Service:
-    """One reranker with its limits.
+    """The models of a server with its limits.
 
     Attributes:
         settings: names, keys and limits.
+        models: one reranker that is open, or several that are loaded on first use.
         keys: of the clients.
         metrics: the Prometheus metrics.
         created: start of the service, in seconds since 1970.
@@ -69,17 +66,17 @@ class Service:
         held_bytes: bytes of their bodies received so far.
         parsing: limits how many long bodies are parsed at once.
         draining: whether the server is shutting down and refuses new requests.
-        failure: the error that makes the model unusable, or None.
+        failure: the error that makes the default model unusable, or None.
 
     """
 
-    def __init__(self, reranker: Reranker, settings: ServerSettings) -> None:
+    def __init__(self, rerankers: Reranker | Mapping[str, RerankSettings], settings: ServerSettings) -> None:
         if settings.telemetry:
             tracer()  # fails here rather than at the first request
         self.settings = settings
         self.keys = ApiKeys(settings.api_keys, settings.api_key_file)
-        self._backlog = Backlog(reranker.max_length)
-        self.metrics = Metrics(self._backlog)
+        self.metrics = Metrics()
+        self.models = Models(rerankers, settings, self.metrics)
         self.created = int(time.time())
         self.in_flight = 0
         self.held_bytes = 0
@@ -87,22 +84,10 @@ class Service:
         self.draining = False
         self.failure: Exception | None = None
         self._loaded = False
-        self._reranker = reranker
-        if taken := {self.model_id, *settings.aliases} & {*reranker.adapters}:
-            raise SettingsError(f"{', '.join(sorted(taken))} names the model and an adapter; rename the adapter")
         self._in_flight_by_key: Counter[str] = Counter()
-        self.metrics.watch(queue_size=lambda: self.in_flight, is_ready=lambda: self.not_ready is None)
-        reranker.observe(self.metrics)
-
-    @property
-    def model_id(self) -> str:
-        """Name of the model in replies and in the list of models: no path and no address."""
-        if self.settings.model_id:
-            return self.settings.model_id
-        if isinstance(self._reranker, RemoteReranker) and self._reranker.model is None:
-            return UNNAMED
-        name = self._reranker.model_name
-        return Path(name).resolve().name if Path(name).exists() else name.partition("@")[0]  # without a revision
+        self.metrics.queue_size.set_function(lambda: self.in_flight)
+        self.metrics.queue_tokens.set_function(lambda: sum(model.backlog.tokens for model in self.models.all))
+        self.metrics.ready.set_function(lambda: self.not_ready is None)
 
     @property
     def not_ready(self) -> str | None:
@@ -114,7 +99,7 @@ class Service:
         return None if self._loaded else "Service is loading the model."
 
     async def warmup(self) -> None:
-        """Load the model by scoring one short pair; repeat it after temporary errors.
+        """Load the default model; repeat it after temporary errors.
 
         Raises:
             Exception: the model is unusable; `failure` is set to it.
@@ -123,7 +108,7 @@ class Service:
         pause = FIRST_PAUSE
         while True:
             try:
-                await self._reranker.ascore_pairs([("warm", "up")])
+                await self.models.default.load()
             except Exception as error:
                 if not is_temporary(error):
                     self.failure = error
@@ -172,72 +157,83 @@ class Service:
             ClientGoneError: the client has disconnected.
 
         """
-        query, passages = rerank_request.query, rerank_request.passages
-        self._check(rerank_request.model, len(passages))
-        overflow = _overflow(rerank_request.truncate)
+        query, passages, top_n = rerank_request.query, rerank_request.passages, rerank_request.top_n
+        selection = self._select(rerank_request.model, len(passages))
+        instruction, adapter = rerank_request.instruction, selection.adapter
 
-        top_n, model = rerank_request.top_n, self.model_of(rerank_request.model)
-        options, limits = self._options(rerank_request.model, rerank_request.instruction), rerank_request.limits
-
-        async def rank() -> Ranking:
-            ranking = await self._reranker.arank(
-                query, passages, top_n=top_n, overflow=overflow, limits=limits, **options
+        async def rank(reranker: Reranker) -> Ranking:
+            ranking = await reranker.arank(
+                query,
+                passages,
+                top_n=top_n,
+                overflow=_overflow(rerank_request.truncate),
+                instruction=instruction,
+                limits=rerank_request.limits,
+                adapter=adapter,
             )
             if rerank_request.highlight:
                 texts = [ranked.text for ranked in ranking]
-                ranking.mark(await self._reranker.ahighlight(query, texts, **options))
+                ranking.mark(await reranker.ahighlight(query, texts, instruction=instruction, adapter=adapter))
             return ranking
 
-        async def traced_rank() -> Ranking:
-            with rerank_span(query, passages, model=model, top_n=top_n, content=False) as report:
-                return report(await rank())
+        async def traced_rank(reranker: Reranker) -> Ranking:
+            with rerank_span(query, passages, model=selection.name, top_n=top_n, content=False) as report:
+                return report(await rank(reranker))
 
         work = traced_rank if self.settings.telemetry else rank
-        ranking = await self._while_connected(work, [(query, passage) for passage in passages], request)
+        pairs = [(query, passage) for passage in passages]
+        ranking = await self._while_connected(work, selection.model, pairs, request)
         tokens = self._count_tokens(ranking.usage)
-        return RerankReply(tuple(ranking), model, uuid.uuid4().hex, tokens)
+        return RerankReply(tuple(ranking), selection.name, uuid.uuid4().hex, tokens)
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
         """Score the pairs of a request, in its order; errors as for `rerank`."""
         pairs = body.pairs()
-        self._check(body.model, len(pairs))
+        selection = self._select(body.model, len(pairs))
         overflow = _overflow(body.truncate_prompt_tokens is not None)
 
-        model = self.model_of(body.model)
-
-        async def score() -> list[Score]:
-            options = self._options(body.model, body.instruction)
+        async def score(reranker: Reranker) -> list[Score]:
+            options = call_options(reranker.ascore_pairs, overflow, body.instruction, None, selection.adapter)
             if not self.settings.telemetry:
-                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **options)
+                return await reranker.ascore_pairs(pairs, **options)
             texts = [passage for _, passage in pairs]
-            with rerank_span(pairs[0][0], texts, model=model, top_n=None, content=False):
-                return await self._reranker.ascore_pairs(pairs, overflow=overflow, **options)
+            with rerank_span(pairs[0][0], texts, model=selection.name, top_n=None, content=False):
+                return await reranker.ascore_pairs(pairs, **options)
 
-        scores = await self._while_connected(score, pairs, request)
+        scores = await self._while_connected(score, selection.model, pairs, request)
         self._count_tokens(usage_of(scores))
         return write_score_reply(
             scores,
             unit=body.unit,
-            model=model,
+            model=selection.name,
             reply_id=f"score-{uuid.uuid4().hex}",
             created=int(time.time()),
         )
 
-    async def _while_connected(self, work: Callable[[], Awaitable[T]], pairs: Sequence[Pair], request: Request) -> T:
-        """Await the work on pairs until the timeout or until the client disconnects; then cancel it.
+    async def _while_connected(
+        self, work: Callable[[Reranker], Awaitable[T]], model: Model, pairs: Sequence[Pair], request: Request
+    ) -> T:
+        """Await a model's work on pairs until the timeout or until the client disconnects; then cancel it.
 
         Work that would not be done before the timeout is not begun.
         """
         timeout, record = self.settings.timeout, current_record()
         record.passages = len(pairs)
         self.metrics.passages.observe(len(pairs))
-        tokens = self._backlog.estimate(pairs)
-        if (seconds := self._backlog.seconds_until_answer(tokens)) > MOST_OF_TIMEOUT * timeout:
+        tokens = model.backlog.estimate(pairs)
+        if (seconds := model.backlog.seconds_until_answer(tokens)) > MOST_OF_TIMEOUT * timeout:
             late = f"the answer would take about {seconds:.0f} s of work; send fewer passages, or try later"
             raise self.overloaded("deadline", route_path(request.scope), late)
         start = time.perf_counter()
-        with self._backlog.holding(tokens):
-            task, disconnected = asyncio.ensure_future(work()), asyncio.ensure_future(_disconnected(request))
+
+        async def work_on_model() -> T:
+            nonlocal start
+            async with model.use() as reranker:
+                start = time.perf_counter()  # after the load
+                return await work(reranker)
+
+        with model.backlog.holding(tokens):
+            task, disconnected = asyncio.ensure_future(work_on_model()), asyncio.ensure_future(_disconnected(request))
             try:
                 done, _ = await asyncio.wait({task, disconnected}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
                 if task in done:
@@ -258,31 +254,17 @@ class Service:
         current_record().tokens = usage.tokens
         return usage.tokens
 
-    @property
-    def model_ids(self) -> tuple[str, ...]:
-        """Names of the model and of its adapters."""
-        return self.model_id, *self._reranker.adapters
-
-    def model_of(self, name: str | None) -> str:
-        """Give the name in replies of the model, or of the adapter that a request names."""
-        return name if name is not None and name in self._reranker.adapters else self.model_id
-
-    def _options(self, model: str | None, instruction: str | None) -> dict[str, Any]:
-        """Give the options of a call; other rerankers may not know all of them."""
-        adapter = model if model in self._reranker.adapters else None
-        options = {"instruction": instruction, "adapter": adapter}
-        return {name: value for name, value in options.items() if value is not None}
-
-    def check_model(self, name: str | None) -> None:
-        """Refuse the name of a model that is not served.
+    def find_model(self, name: str | None) -> Selection:
+        """Give the model, or the adapter, that a request names.
 
         Raises:
-            HTTPException: 404.
+            HTTPException: 404, the name is not served.
 
         """
-        known = (self.model_id, *self.settings.aliases, *self._reranker.adapters)
-        if name is not None and name not in known:
-            raise self.rejection("model", 404, f"no such model; there is {', '.join(known)}")
+        selection = self.models.find(name)
+        if selection is None:
+            raise self.rejection("model", 404, f"no such model; there is {', '.join(self.models.known)}")
+        return selection
 
     def rejection(
         self, reason: str, status: int, message: str, *, close: bool = False, retry_after: int = 1
@@ -295,30 +277,18 @@ class Service:
     def overloaded(self, reason: str, path: str, message: str, *, close: bool = False) -> HTTPException:
         """Make a `rejection` with the status that clients of the path's protocol expect from a busy server."""
         status = 429 if path in OVERLOADED_IS_429 else 503
-        return self.rejection(reason, status, message, close=close, retry_after=self._backlog.retry_after())
+        retry_after = max(model.backlog.retry_after() for model in self.models.all)
+        return self.rejection(reason, status, message, close=close, retry_after=retry_after)
 
-    def _check(self, model: str | None, passages: int) -> None:
-        self.check_model(model)
+    def _select(self, name: str | None, passages: int) -> Selection:
+        """Check the model's name and the number of passages of a request."""
+        selection = self.find_model(name)
+        if len(self.models.selections) > 1:
+            current_record().model = selection.name
         limit = self.settings.max_passages
         if passages > limit:
             raise self.rejection("passages", 422, f"send at most {limit} passages at once, not {passages}")
-
-
-def is_temporary(error: BaseException | None) -> bool:
-    """Whether an error of loading a model, or of an endpoint, may not occur again later."""
-    while error is not None:
-        if isinstance(error, RemoteError):
-            return is_retryable(error) or isinstance(error, DeadlineExceededError)
-        if type(error).__name__ == "OfflineModeIsEnabled":
-            return False  # the model hub's client may not use the network
-        if isinstance(error, ConnectionError | TimeoutError | MemoryError | httpx.TransportError):
-            return True
-        if getattr(getattr(error, "response", None), "status_code", None) in RETRYABLE:
-            return True  # an error of httpx, or of the model hub's client
-        if type(error).__name__ == "OutOfMemoryError":
-            return True  # torch's; the server does not import it
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return False
+        return selection
 
 
 def _overflow(truncate: bool) -> Overflow | None:

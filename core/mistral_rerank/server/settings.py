@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, SecretStr, field_validator, model_validator
 
 from mistral_rerank.server.keys import fault_of
 from mistral_rerank.server.request_log import LogFormat, LogLevel
@@ -34,6 +34,12 @@ class ServerSettings(EnvironmentSettings):
 
     model_id: str | None = Field(None, description="name of the model for clients; default: its own")
     aliases: tuple[str, ...] = Field((), description="further names of the model for clients")
+    model_memory: ByteSize | None = Field(
+        None,
+        gt=0,
+        description="memory for the weights of several models, such as 8GiB; the least recently used is freed; "
+        "default: all stay",
+    )
     api_keys: tuple[SecretStr, ...] = Field((), description="keys of which a client must send one; default: no key")
     api_key_file: Path | None = Field(
         None, description="keys of clients, one per line, as KEY, NAME: KEY or NAME: KEY SHARE%; read again on a change"

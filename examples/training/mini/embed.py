@@ -23,6 +23,8 @@ PREFIXES = {"minilm": {"questions": "", "passages": ""}, "e5": {"questions": "qu
 MOST_TOKENS = 256
 """Longer texts are truncated."""
 BATCH_TOKENS = 131_072
+MULTIPLE = 16
+"""Rows are padded to a multiple of so many tokens."""
 
 
 def normalized(folder: Path, texts: list[str]) -> list[str]:
@@ -57,7 +59,7 @@ def embed(folder: Path, texts: list[str], prefix: str, device: torch.device) -> 
     ids = [encoding.ids for encoding in tokenizer.encode_batch([prefix + text for text in normalized(folder, texts)])]
     vectors = np.zeros((len(ids), model.config.hidden_size), np.float16)
     for rows in batches([len(tokens) for tokens in ids]):
-        padded = torch.zeros(len(rows), len(ids[rows[-1]]), dtype=torch.int64)
+        padded = torch.zeros(len(rows), -(-len(ids[rows[-1]]) // MULTIPLE) * MULTIPLE, dtype=torch.int64)
         mask = torch.zeros_like(padded)
         for row, index in enumerate(rows):
             padded[row, : len(ids[index])] = torch.tensor(ids[index])
@@ -74,6 +76,7 @@ def main() -> None:
     data, teachers, out = map(Path, sys.argv[1:4])
     device = torch.device(sys.argv[4] if len(sys.argv) > 4 else "cpu")
     out.mkdir(parents=True, exist_ok=True)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as in train.py
     start = time.monotonic()
     for kind, texts in zip(("questions", "passages"), all_texts(data), strict=True):
         (out / f"{kind}.json").write_text(json.dumps(texts), "utf-8")

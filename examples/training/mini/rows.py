@@ -1,6 +1,7 @@
 """Batches of groups as padded rows: a passage followed by all questions of its group."""
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -89,6 +90,7 @@ class Collator:
 
     def _encode(self, label: str, texts: list[str]) -> list[list[int]]:
         if self._tokenizer is None:
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there are as many processes as cores
             self._tokenizer = Tokenizer.from_file(str(self._file))
             self._tokenizer.encode_special_tokens = True
         encodings = self._tokenizer.encode_batch([label + text for text in texts], add_special_tokens=False)
@@ -162,9 +164,9 @@ def _labels(
 
 
 class Steps(torch.utils.data.IterableDataset[list[str]]):
-    """The groups of each step, without end: file after file, then all files again in another order.
+    """The groups of each step, without end: always the file that was read least, from the second time on in new order.
 
-    A file that does not exist yet is waited for. Workers take turns.
+    Files may appear later; only the first of them is waited for. Workers take turns.
 
     Args:
         files: JSON lines of groups.
@@ -179,16 +181,16 @@ class Steps(torch.utils.data.IterableDataset[list[str]]):
         """Give the steps of one worker."""
         worker = torch.utils.data.get_worker_info()
         first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch = step = 0
+        step, times = 0, dict.fromkeys(self._files, 0)
         while True:
-            for file in self._files:
-                while not file.exists():
-                    time.sleep(0.5)
-                lines = file.read_text("utf-8").splitlines()
-                if epoch:
-                    random.Random(epoch).shuffle(lines)
-                for start in range(0, max(1, len(lines) - self._size + 1), self._size):
-                    if step % every == first:
-                        yield lines[start : start + self._size]
-                    step += 1
-            epoch += 1
+            while not (ready := [file for file in self._files if file.exists()]):
+                time.sleep(0.5)
+            file = min(ready, key=times.__getitem__)
+            lines = file.read_text("utf-8").splitlines()
+            if times[file]:
+                random.Random(times[file]).shuffle(lines)
+            times[file] += 1
+            for start in range(0, max(1, len(lines) - self._size + 1), self._size):
+                if step % every == first:
+                    yield lines[start : start + self._size]
+                step += 1

@@ -3,13 +3,12 @@
 python train.py --base FOLDER [--init ADAPTER] --groups FILE [--groups FILE ...] --out FOLDER --seconds N
 
 Each question attends to the passage and to itself, so a passage is computed once for all questions of its group. Files
-of groups are read in order, and then again; a file that does not exist yet is waited for. The learning rate falls to
-zero with the time. Weights are saved every minute, at the end, and on SIGTERM. `adapter.py` makes a checkpoint of them.
+of groups are read in order, and then again; they may appear during training. The learning rate falls to zero with the
+time. Weights are saved every minute, at the end, on an error, and on SIGTERM. `adapter.py` makes a checkpoint of them.
 """
 
 import argparse
 import json
-import math
 import multiprocessing
 import signal
 import threading
@@ -28,6 +27,8 @@ LOWEST_FACTOR = 0.02
 """Of the learning rate, at the end."""
 REPORT_SECONDS = 5
 SAVE_SECONDS = 60
+MOST_SKIPPED = 20
+"""Steps without a finite gradient; with more, training ends."""
 
 
 def parse() -> argparse.Namespace:
@@ -41,18 +42,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--groups-per-step", type=int, default=16)
-    parser.add_argument("--micro-tokens", type=int, default=32768)
+    parser.add_argument("--micro-tokens", type=int, default=16384)
     parser.add_argument("--workers", type=int, default=12, help="processes that make batches")
     parser.add_argument("--distill", type=float, default=1.0)
     parser.add_argument("--bce", type=float, default=0.5)
     return parser.parse_args()
 
 
-def losses(logits: torch.Tensor, batch: Batch, options: argparse.Namespace) -> torch.Tensor:
+def losses(model: Model, batch: Batch, options: argparse.Namespace) -> torch.Tensor:
     """Return the three weighted losses of a batch: bce, infonce and distillation."""
-    device = logits.device
+    device = model.head.device
+    model.merge()
+    logits = torch.cat([model(*(tensor.to(device, non_blocking=True) for tensor in rows)) for rows in batch.micro])
     real, grades = batch.real.to(device), batch.grades.to(device)
     table = logits[batch.index.to(device)].masked_fill(~real, FAR_BELOW)
     taught = logits.new_zeros(())
@@ -94,19 +97,12 @@ class Progress:
         return time.monotonic() - self._start
 
     def add(self, terms: torch.Tensor, batch: Batch) -> None:
-        """Count a step.
-
-        Raises:
-            FloatingPointError: a loss is not finite; the weights saved before stay.
-
-        """
+        """Count a step."""
         self._recent.append(terms.detach())
         self.tokens, self.pairs, self.steps = self.tokens + batch.tokens, self.pairs + batch.pairs, self.steps + 1
         if self.steps > 1 and time.monotonic() - self._reported < REPORT_SECONDS:
             return
         means = torch.stack(self._recent).mean(0).tolist()
-        if not all(map(math.isfinite, means)):
-            raise FloatingPointError(f"the losses are {means} at step {self.steps}")
         self._losses.append(round(sum(means), 4))
         print(
             f"step {self.steps}, {self.seconds:.0f} s, {self.tokens:,} tokens, "
@@ -137,6 +133,7 @@ def main() -> None:
     end, options, stopped = time.monotonic(), parse(), threading.Event()
     end += options.seconds
     signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    torch.backends.cuda.enable_cudnn_sdp(False)  # on Hopper it is the default, and plans anew for every new shape
     device = torch.device(options.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     loader = torch.utils.data.DataLoader(
@@ -156,27 +153,31 @@ def main() -> None:
         fused=device.type == "cuda",
     )
     progress: Progress | None = None
-    for batch in loader:
-        if progress is None:
-            print(f"largest difference from pairs alone: {largest_difference(model, batch, device):.4f}", flush=True)
-            progress = Progress(model, options)
-        left = end - time.monotonic()
-        if left <= 0 or stopped.is_set():
-            break
-        decay = left / (left + progress.seconds)
-        factor = min(1.0, (progress.steps + 1) / WARMUP_STEPS) * max(LOWEST_FACTOR, decay)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        model.merge()
-        logits = torch.cat([model(*(tensor.to(device, non_blocking=True) for tensor in rows)) for rows in batch.micro])
-        terms = losses(logits, batch, options)
-        optimizer.zero_grad(set_to_none=True)
-        terms.sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        progress.add(terms, batch)
-    if progress is not None:
-        progress.save()
+    skipped = 0
+    try:
+        for batch in loader:
+            if progress is None:
+                difference = largest_difference(model, batch, device)
+                print(f"largest difference from pairs alone: {difference:.4f}", flush=True)
+                progress = Progress(model, options)
+            left = end - time.monotonic()
+            if left <= 0 or stopped.is_set():
+                break
+            decay = left / (left + progress.seconds)
+            factor = min(1.0, (progress.steps + 1) / WARMUP_STEPS) * max(LOWEST_FACTOR, decay)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            terms = losses(model, batch, options)
+            optimizer.zero_grad(set_to_none=True)
+            terms.sum().backward()
+            if torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+                optimizer.step()
+                progress.add(terms, batch)
+            elif (skipped := skipped + 1) > MOST_SKIPPED:
+                raise FloatingPointError(f"{skipped} steps without a finite gradient; the losses are {terms.tolist()}")
+    finally:
+        if progress is not None and progress.steps:
+            progress.save()
     if device.type == "cuda":
         print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB", flush=True)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)

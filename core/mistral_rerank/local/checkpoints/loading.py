@@ -12,13 +12,16 @@ remote code:
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistral_rerank.errors import CheckpointError, MissingDependencyError, SettingsError
 from mistral_rerank.local.checkpoints.bases import base_folder, mini_folder, pretrained_folder
 from mistral_rerank.local.checkpoints.config import RERANK_JSON, CheckpointConfig, PretrainedBase
-from mistral_rerank.local.checkpoints.detection import detect
+from mistral_rerank.local.checkpoints.detection import detect, read_config
+from mistral_rerank.local.checkpoints.gguf_models import gguf_in
 from mistral_rerank.local.checkpoints.model_config import check_weights, read_lora_config, read_model_config
 from mistral_rerank.local.checkpoints.modules import read_head, tokenizer_settings
 from mistral_rerank.local.checkpoints.quiet import quiet
@@ -27,6 +30,9 @@ from mistral_rerank.local.checkpoints.trust import (
     COUNT_LIMIT,
     INDEX,
     check_tokenizer,
+    is_hub_id,
+    is_used,
+    tensor_shapes,
     unusable,
     weight_files,
     weight_map,
@@ -34,16 +40,17 @@ from mistral_rerank.local.checkpoints.trust import (
 from mistral_rerank.local.checkpoints.wheels import sha256_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from mistral_rerank.local.model.lora import LowRank
+    from mistral_rerank.reranker import Quantization
 
 PEFT_BASE = "adapter_config.json", "base_model_name_or_path"
 MINI = "mini"
+QUANTIZED_BYTES: dict[Quantization, float] = {"int8": 1.0, "nf4": 0.5 + 4 / 64}
+"""Bytes of a quantized weight; nf4 has a float32 scale for each block of 64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +73,23 @@ class Checkpoint:
                     digest.update(f"{file.relative_to(folder)} {sha256_of(file)}\n".encode())
         return digest.hexdigest()
 
+    def weight_bytes(self, itemsize: int, quantization: Quantization | None) -> int:
+        """Return the bytes of the weights that are used, from the headers of their files.
+
+        Args:
+            itemsize: bytes of a weight that is not quantized.
+            quantization: of the linears.
+
+        """
+        layers = COUNT_LIMIT if self.layers is None else self.layers
+        total = 0.0
+        for file in weight_files(self.base or self.folder, layers):
+            for name, shape in tensor_shapes(file).items():
+                is_linear = ".layers." in name and len(shape) == 2
+                size = QUANTIZED_BYTES[quantization] if quantization is not None and is_linear else itemsize
+                total += math.prod(shape) * size if is_used(name, layers) else 0
+        return math.ceil(total)
+
     @property
     def layers(self) -> int | None:
         """Number of layers of the base that are used; None for all."""
@@ -80,6 +104,25 @@ def find_checkpoint(model: str) -> Path:
 
     """
     return mini_folder() if model == MINI else pretrained_folder(model)
+
+
+def check_present(model: str, rerank_config: str | None = None) -> None:
+    """Check the folder and the configuration of a checkpoint, as far as that takes no download and no conversion.
+
+    Args:
+        model: as in `open_checkpoint`, like `rerank_config`.
+        rerank_config: as there.
+
+    Raises:
+        CheckpointError: there is no such folder, or nothing says how it is read.
+
+    """
+    folder = mini_folder() if model == MINI else Path(model).expanduser()
+    hub_id, _, revision = model.partition("@")
+    if folder.is_dir() and gguf_in(folder) is None:
+        read_config(folder, rerank_config)
+    elif not folder.exists() and not is_hub_id(hub_id, revision or None):
+        find_checkpoint(model)  # raises
 
 
 def open_checkpoint(model: str, *, base: str | None = None, rerank_config: str | None = None) -> Checkpoint:

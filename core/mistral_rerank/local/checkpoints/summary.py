@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from pydantic import ByteSize
@@ -11,7 +10,6 @@ from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.local.checkpoints.loading import length_limit, open_checkpoint
 from mistral_rerank.local.checkpoints.model_config import read_lora_config, read_model_config
 from mistral_rerank.local.checkpoints.quiet import quiet
-from mistral_rerank.local.checkpoints.trust import is_used, tensor_shapes, weight_files
 
 try:
     from mistral_rerank.local.device import pick_devices, pick_dtype
@@ -23,11 +21,10 @@ except ImportError as error:
     raise MissingDependencyError.of("local", error) from error
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedConfig
 
     from mistral_rerank.local.checkpoints.config import CheckpointConfig
+    from mistral_rerank.reranker import Quantization
 
 
 def summary(
@@ -35,7 +32,7 @@ def summary(
     *,
     device: str,
     dtype: str,
-    quantization: str | None = None,
+    quantization: Quantization | None = None,
     base: str | None = None,
     rerank_config: str | None = None,
     passage_cache: int = 0,
@@ -82,7 +79,7 @@ def summary(
             else 0,
             passage_first=config.template is not None and config.prompt.passage_first,
         ),
-        "memory": f"{_weight_count(folder, model_config) * torch_dtype.itemsize / 1e9:.2f} GB of weights, unquantized",
+        "memory": f"{checkpoint.weight_bytes(torch_dtype.itemsize, quantization) / 1e9:.2f} GB of weights",
         "runs on": f"{', '.join(map(str, [torch_device, *further_devices]))} in {' and '.join(number_formats)}",
     }
 
@@ -115,12 +112,3 @@ def _described_head(config: CheckpointConfig) -> str:
         return "trained, one label"
     minus = "" if config.false_token is None else f" minus that of {config.false_token!r}"
     return f"the logit of the token {config.true_token!r}{minus}"
-
-
-def _weight_count(folder: Path, config: PreTrainedConfig) -> int:
-    """Count the weights that are used; the vocabulary head of a language model is not."""
-    count = 0
-    for file in weight_files(folder, config.num_hidden_layers):
-        shapes = tensor_shapes(file).items()
-        count += sum(math.prod(shape) for name, shape in shapes if is_used(name, config.num_hidden_layers))
-    return count

@@ -155,6 +155,7 @@ class PrefixCache:
             has_entries = bool(self._entries)
             self._entries.clear()
             self._bytes = 0
+        self.observer.used_prefixes(0, 0, 0, 0)
         return has_entries
 
     def _count(self, hits: Collection[Key], misses: Collection[Key]) -> None:
