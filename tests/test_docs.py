@@ -22,7 +22,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md"), CORE / "mini" / "README.md"]
 )
 SITE = sorted(ROOT.glob("docs/**/*.md"))
-OTHER_VARIABLES = {"API_KEY", "CACHE", "EMBEDDINGS_API_KEY", "CLUSTER_MAX_REPLICAS"}
+OTHER_VARIABLES = {"API_KEY", "CACHE", "EMBEDDINGS_API_KEY", "CLUSTER_CPUS", "CLUSTER_GPUS", "CLUSTER_MAX_REPLICAS"}
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {
     name: {option for parameter in command.params for option in parameter.opts} for name, command in COMMANDS.items()

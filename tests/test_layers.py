@@ -14,15 +14,21 @@ LAYERS = (
     {"protocols"},
     {"local", "remote"},
     {"settings"},
-    {"_holder", "_sharing", "evaluation"},
+    {"_holder", "_sharing", "evaluation", "pair_scorer"},
     {"calibration", "demo"},
     {"benchmark", "training"},
-    {"adapters", "server"},
+    {"adapters", "offline", "server"},
     {"cli"},
 )
 """Each layer imports itself and those before it; "local" and "remote", or "benchmark" and "training", not each other."""
 LAYER_OF = {part: number for number, layer in enumerate(LAYERS) for part in layer}
-APART = ({"local", "remote"}, {"benchmark", "training"}, {"adapters", "server"})
+APART = (
+    {"local", "remote"},
+    {"benchmark", "training"},
+    {"adapters", "offline"},
+    {"adapters", "server"},
+    {"offline", "server"},
+)
 
 
 def module_name(file: Path) -> str:

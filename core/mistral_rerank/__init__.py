@@ -20,6 +20,7 @@ from mistral_rerank.errors import (
     ScoringError,
     SettingsError,
 )
+from mistral_rerank.pair_scorer import PairScorer
 from mistral_rerank.reranker import PassageLimits, Reranker
 from mistral_rerank.scores import Pair, RankedPassage, Score
 from mistral_rerank.settings import RerankSettings, open_reranker
@@ -35,6 +36,7 @@ __all__ = [
     "LocalReranker",
     "MissingDependencyError",
     "Pair",
+    "PairScorer",
     "PassageLimits",
     "RankedPassage",
     "RemoteError",

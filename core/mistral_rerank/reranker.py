@@ -121,6 +121,11 @@ class Reranker(ABC):
     def model_name(self) -> str:
         """The name of the model in traces and reports."""
 
+    @property
+    def shares_passages(self) -> bool:
+        """Whether pairs of a call that have the same passage, not the same question, share computation."""
+        return False
+
     @abstractmethod
     def score_pairs(
         self,

@@ -6,14 +6,13 @@ import signal
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 from pydantic import ValidationError
-from server.running import commanded, ray_cluster, replicated
+from server.running import LOOPBACK, commanded, descendants, listening, ray_cluster, replicated
 from support import LengthReranker
 
 from mistral_rerank import RemoteReranker, RerankSettings, Score, SettingsError
@@ -90,27 +89,6 @@ def test_our_client_completes_what_a_dead_replica_was_answering(held):
             os.kill(wait_for_all(folder, calls)[QUERIES[0]], 9)
             (folder / "go").touch()
             assert [[place.index for place in call.result()] for call in calls] == [[1, 2, 0]] * len(QUERIES)
-
-
-def descendants(pid: int) -> list[int]:
-    children = [
-        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-    ]
-    return [pid, *(found for child in children for found in descendants(child))]
-
-
-def listening(pids: list[int]) -> set[str]:
-    """The addresses, in hexadecimal, on which processes listen."""
-    sockets = set()
-    for pid in pids:
-        for link in Path(f"/proc/{pid}/fd").glob("*"):
-            with suppress(OSError):
-                sockets.add(str(link.readlink()))
-    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
-    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in sockets}
-
-
-LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
 
 
 def test_a_cluster_of_its_own_listens_on_loopback_alone_and_answers_what_was_begun_before_sigterm(

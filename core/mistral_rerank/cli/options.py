@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic import ByteSize
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from mistral_rerank.cli.terminal import Terminal, printable
 from mistral_rerank.settings import ENV_PREFIX, RerankSettings, read_environment
@@ -112,10 +122,18 @@ def encoder_device(reranker: dict[str, Any]) -> str | None:
     return None if device == "auto" else device
 
 
-def progress_bar() -> Progress:
-    """Make a progress bar, which is shown only on a terminal."""
+def progress_bar(*, rate: bool = False) -> Progress:
+    """Make a progress bar, which is shown only on a terminal; `rate` adds the steps per second and the time left."""
     columns = TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=stderr, disable=not stderr.is_terminal)
+    further = (_RateColumn(), TimeRemainingColumn()) if rate else ()
+    return Progress(*columns, *further, console=stderr, disable=not stderr.is_terminal)
+
+
+class _RateColumn(ProgressColumn):
+    """Steps per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:,.1f}/s")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from mistral_rerank.cli.options import (
     app,
     progress_bar,
     recorded_settings,
+    stderr,
     with_reranker,
     with_settings,
 )
@@ -22,7 +23,7 @@ from mistral_rerank.data_files.pairs import score_file, score_lines
 from mistral_rerank.data_files.passages import Passage, read_passages
 from mistral_rerank.data_files.text import STDIN, shown_name, text_lines
 from mistral_rerank.errors import MissingDependencyError, SettingsError
-from mistral_rerank.server.settings import ServerSettings
+from mistral_rerank.server.settings import ClusterSettings, ServerSettings
 from mistral_rerank.settings import RerankSettings, open_reranker
 
 if TYPE_CHECKING:
@@ -83,32 +84,72 @@ def rank(
 @app.command()
 @with_reranker
 def score(
-    pairs: Annotated[Path, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
+    pairs: Annotated[str, typer.Argument(help='JSON lines with "query" and "passage"; - for stdin')],
     reranker: dict[str, Any],
-    out: Annotated[Path | None, typer.Option(help="write to this file; a stopped run resumes from it")] = None,
+    out: Annotated[str | None, typer.Option(help="write to this file; a stopped run resumes from it")] = None,
     rejects: Annotated[
-        Path | None, typer.Option(help="write invalid lines to this file, with reasons, instead of stopping at one")
+        str | None, typer.Option(help="write invalid lines to this file, with reasons, instead of stopping at one")
+    ] = None,
+    cluster: Annotated[
+        bool,
+        typer.Option(
+            "--cluster", help="on Ray, from files, folders or URLs, also Parquet, to a folder (extra cluster)"
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="models of the cluster  [default: as many as it has room for]")
     ] = None,
 ) -> None:
-    """Score pairs; prints each JSON line with "logit" and "probability" added."""
-    name = shown_name(pairs)
+    """Score pairs; prints each JSON line with "logit" and "probability" added.
+
+    With --cluster the MISTRAL_RERANK_CLUSTER_ variables set the CPUs and GPUs of each model.
+    """
+    if cluster:
+        if out is None:
+            raise SettingsError("a cluster writes files; give a folder or URL for them with --out")
+        _score_on_ray(reranker, pairs, out, workers, rejects)
+        return
+    if workers is not None:
+        raise SettingsError("--workers are those of a cluster; give --cluster too, or leave it out")
+    file, rejected = Path(pairs), None if rejects is None else Path(rejects)
+    name = shown_name(file)
     with open_reranker(**reranker) as opened:
         if out is None:
-            for record in score_lines(opened, text_lines(pairs), name, rejects=rejects):
+            for record in score_lines(opened, text_lines(file), name, rejects=rejected):
                 print(json_line(record), flush=True)  # noqa: T201
             return
-        total = None if pairs == STDIN else sum(1 for line in text_lines(pairs) if line.strip())
-        with progress_bar() as progress:
+        total = None if file == STDIN else sum(1 for line in text_lines(file) if line.strip())
+        with progress_bar(rate=True) as progress:
             task = progress.add_task("pairs", total=total)
             score_file(
                 opened,
-                text_lines(pairs),
+                text_lines(file),
                 name,
-                out,
+                Path(out),
                 settings=recorded_settings(reranker),
                 progress=lambda n: progress.advance(task, n),
-                rejects=rejects,
+                rejects=rejected,
             )
+
+
+def _score_on_ray(reranker: dict[str, Any], pairs: str, out: str, workers: int | None, rejects: str | None) -> None:
+    _keep_ray_on_loopback()
+    from mistral_rerank.offline.run import Workers, score_on_ray
+
+    size = ClusterSettings()
+    with progress_bar(rate=True) as progress:
+        task = progress.add_task("pairs", total=None)
+        totals = score_on_ray(
+            RerankSettings(**reranker),
+            pairs,
+            out,
+            workers=Workers(workers, size.cpus, size.gpus),
+            recorded=recorded_settings(reranker),
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            rejects=rejects,
+        )
+    counts = f"{totals.scored} of {totals.pairs} pairs were scored by this run, {totals.tokens} tokens"
+    stderr.print(f"{counts}, {totals.rejected} rejected; wrote {out}", soft_wrap=True)
 
 
 @app.command()
@@ -152,10 +193,8 @@ def serve(
     if cluster:
         if isinstance(models, dict):
             raise SettingsError("a replica serves one model, without a name; start a cluster for each model")
-        if "RAY_ADDRESS" not in os.environ:  # Ray reads this when it is imported: its ports run code
-            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # then it listens on loopback alone
+        _keep_ray_on_loopback()
         from mistral_rerank.server.cluster import serve_cluster
-        from mistral_rerank.server.settings import ClusterSettings
 
         serve_cluster(models, settings, ClusterSettings(), host=host, port=port)
         return
@@ -207,6 +246,12 @@ def mcp(reranker: dict[str, Any]) -> None:
         raise MissingDependencyError.of("mcp", error) from error
 
     run(RerankSettings(**reranker))
+
+
+def _keep_ray_on_loopback() -> None:
+    """Let a Ray cluster of its own listen on loopback alone, because its ports run code. Ray reads this on import."""
+    if "RAY_ADDRESS" not in os.environ:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _named_folder(option: str) -> tuple[str, str]:

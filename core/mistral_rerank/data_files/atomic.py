@@ -121,8 +121,13 @@ def check_resume_settings(file: Path, settings: Mapping[str, object], *, holder:
         SettingsError: the settings differ.
 
     """
-    old = json.loads(file.read_text("utf-8")) if file.is_file() else settings
-    if differs := sorted(key for key in {*old, *settings} if old.get(key) != settings.get(key)):
-        raise SettingsError(f"{holder} holds work with another {', '.join(differs)}; remove it, or give another --out")
+    if file.is_file():
+        check_equal_settings(json.loads(file.read_text("utf-8")), settings, holder=holder)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_json(file, settings)
+
+
+def check_equal_settings(old: Mapping[str, object], settings: Mapping[str, object], *, holder: Path | str) -> None:
+    """Check that the settings of a stopped run equal those of this one; see `check_resume_settings`."""
+    if differs := sorted(key for key in {*old, *settings} if old.get(key) != settings.get(key)):
+        raise SettingsError(f"{holder} holds work with another {', '.join(differs)}; remove it, or give another --out")

@@ -11,11 +11,12 @@ from mistral_rerank.data_files.text import Record, json_record, string_of
 from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import TextIO
 
     from mistral_rerank.reranker import Reranker
+    from mistral_rerank.scores import Score
 
 BLOCK = 256
 """Pairs of a block, which is read, scored and written together."""
@@ -64,7 +65,7 @@ def score_file(
             done = _skip_done(partial, records)
             progress(done)
             for scored in _score_records(reranker, records):
-                sink.write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in scored))
+                sink.write("".join(map(record_line, scored)))
                 sink.flush()
                 done += len(scored)
                 progress(len(scored))
@@ -83,13 +84,19 @@ def score_lines(
 
 
 def _score_records(reranker: Reranker, records: Iterator[Record]) -> Iterator[list[Record]]:
-    """Add "logit" and "probability" to records, block by block."""
     while block := list(islice(records, BLOCK)):
-        scores = reranker.score_pairs([(str(record["query"]), str(record["passage"])) for record in block])
-        yield [
-            record | {"logit": score.logit, "probability": score.probability}
-            for record, score in zip(block, scores, strict=True)
-        ]
+        yield [record | columns_of(score) for record, score in scored_records(reranker, block)]
+
+
+def scored_records(reranker: Reranker, records: Sequence[Record]) -> Iterator[tuple[Record, Score]]:
+    """Score records in one call, and give each with its score."""
+    scores = reranker.score_pairs([(str(record["query"]), str(record["passage"])) for record in records])
+    return zip(records, scores, strict=True)
+
+
+def columns_of(score: Score) -> Record:
+    """Give what is added to a record."""
+    return {"logit": score.logit, "probability": score.probability}
 
 
 class _Rejects:
@@ -112,26 +119,32 @@ class _Rejects:
     def add(self, number: int, line: str, error: InvalidInputError) -> None:
         if self._sink is None:
             raise error
-        rejected = {"line": number, "reason": str(error), "text": line.rstrip("\n")}
-        self._sink.write(json.dumps(rejected, ensure_ascii=False) + "\n")
+        rejected: Record = {"line": number, "reason": str(error), "text": line.rstrip("\n")}
+        self._sink.write(record_line(rejected))
 
 
 def _pair_records(lines: Iterable[str], name: str, rejects: _Rejects) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                yield _pair_record(line, f"{name}:{number}")
+                yield pair_record(line, f"{name}:{number}")
             except InvalidInputError as error:
                 rejects.add(number, line, error)
 
 
-def _pair_record(line: str, location: str) -> Record:
-    record = json_record(line, location)
+def pair_record(row: str | Record, location: str) -> Record:
+    """Read a pair, a JSON line or a record; an `InvalidInputError` names the location."""
+    record = json_record(row, location) if isinstance(row, str) else row
     for field in ("query", "passage"):
         string_of(record, location, (field,))
     if not str(record["query"]).strip():
         raise InvalidInputError(f'{location}: "query" is empty')
     return record
+
+
+def record_line(record: Record) -> str:
+    """Give the JSON line of a record."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
 
 
 def _skip_done(partial: Path, records: Iterator[Record]) -> int:

@@ -14,6 +14,7 @@ from mistral_rerank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import RawIOBase
 
 STDIN = Path("-")
 TEXT_FIELDS = ("text", "contents", "page_content")
@@ -36,9 +37,18 @@ def text_lines(file: Path, *, newline: str | None = None) -> Iterator[str]:
         OSError: it cannot be read.
 
     """
-    name = shown_name(file)
+    stdin = file == STDIN
+    with open(sys.stdin.fileno() if stdin else file, "rb", buffering=0, closefd=not stdin) as raw:
+        yield from lines_of(raw, shown_name(file), newline=newline)
+
+
+def lines_of(raw: RawIOBase, name: str, *, newline: str | None = None) -> Iterator[str]:
+    """Read an open file as `text_lines` does; `name` says whether it is a .gz."""
     try:
-        with _opened(file) as content, io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline) as lines:
+        with (
+            gzip.open(raw) if name.endswith(".gz") else io.BufferedReader(raw) as content,
+            io.TextIOWrapper(content, encoding="utf-8-sig", newline=newline) as lines,
+        ):
             _refuse_binary(content.peek(_SNIFFED), name)
             yield from lines
     except UnicodeDecodeError as error:
@@ -109,12 +119,6 @@ def _kind(value: object) -> str:
         return "null"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "a string", list: "a list"}
     return kinds.get(type(value), "an object")
-
-
-def _opened(file: Path) -> io.BufferedReader | gzip.GzipFile:
-    if file == STDIN:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
-    return gzip.open(file) if file.suffix == ".gz" else file.open("rb")
 
 
 def _refuse_binary(start: bytes, name: str) -> None:

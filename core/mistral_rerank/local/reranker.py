@@ -188,6 +188,11 @@ class LocalReranker(Reranker):
         """The name of the model, as the user gave it."""
         return self._model_name
 
+    @property
+    def shares_passages(self) -> bool:
+        """See `Reranker.shares_passages`; a cascade needs all pairs of a question together. It opens the checkpoint."""
+        return self._cascade_depth is None and self._is_passage_first()
+
     def score_pairs(
         self,
         pairs: Sequence[Pair],
@@ -256,6 +261,10 @@ class LocalReranker(Reranker):
     def _open_checkpoint(self) -> Checkpoint:
         return open_checkpoint(self._model_name, base=self._base, rerank_config=self._rerank_config)
 
+    def _is_passage_first(self) -> bool:
+        config = self._open_checkpoint().config
+        return config.template is not None and config.prompt.passage_first
+
     def observe(self, observer: Observer) -> None:
         """See `Reranker.observe`."""
         self._engine.observer = observer
@@ -284,8 +293,7 @@ class LocalReranker(Reranker):
         """Compute passages, and yield the cache again and again."""
         if self._prefixes is None:
             raise SettingsError("there is no passage cache; set passage_cache, such as '1GiB'")
-        config = self._open_checkpoint().config
-        if config.template is None or not config.prompt.passage_first:
+        if not self._is_passage_first():
             raise SettingsError(
                 f"{self._model_name} reads the question before the passage, so a passage cannot be computed ahead; "
                 "use a model whose template has the passage first, such as mini"

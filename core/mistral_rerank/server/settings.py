@@ -113,8 +113,8 @@ class ClusterSettings(EnvironmentSettings):
     target_requests: float = Field(
         32.0, gt=0, description="requests waiting or running at a replica, over which another is started"
     )
-    cpus: float = Field(1.0, ge=0, description="CPUs of a replica")
-    gpus: float = Field(0.0, ge=0, description="GPUs of a replica; 0.5 for two replicas on one")
+    cpus: float = Field(1.0, ge=0, description="CPUs of a replica, or of a worker of score --cluster")
+    gpus: float = Field(0.0, ge=0, description="GPUs of a replica or worker; 0.5 for two on one")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
