@@ -7,7 +7,8 @@ python benchmarks/passage_cache.py memory DATA     10,000 different short passag
 python benchmarks/passage_cache.py prepared DATA   2,000 passages on disk, in a new process
 
 DATA is a folder in BEIR's layout. All variants have the same weights and dtype, and score the same pairs, one question
-after another; the order of the variants changes with each question.
+after another; the order of the variants changes with each question. --cpu-time counts CPU seconds of one thread instead
+of wall seconds, for a machine with other work.
 """
 
 import argparse
@@ -37,6 +38,8 @@ ROUNDS = 5
 EVERY = 5
 """sentence-transformers, the slowest, scores every fifth question."""
 
+clock = time.perf_counter
+
 
 def load(folder: Path, questions: int, passages: int) -> tuple[list[str], dict[str, str]]:
     """Give the first questions, and a corpus of their relevant passages and others."""
@@ -65,9 +68,9 @@ def seconds(variant: Baseline, call: Sequence[Pair]) -> float:
     """Time a call; `cold` begins with an empty cache."""
     if isinstance(variant, Cold):
         variant.clear()
-    start = time.perf_counter()
+    start = clock()
     variant.score(call)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class Cold(Ours):
@@ -79,10 +82,12 @@ class Cold(Ours):
         self.clear = reranker._prefixes.clear
 
 
-def alternating(variants: Sequence[Baseline], calls: Sequence[Sequence[Pair]]) -> dict[str, list[float]]:
-    """Give the seconds of every call by variant; the order changes with each call."""
+def alternating(
+    variants: Sequence[Baseline], calls: Sequence[Sequence[Pair]], start: int = 0
+) -> dict[str, list[float]]:
+    """Give the seconds of every call by variant; the order changes with each call, and begins at `start`."""
     times: dict[str, list[float]] = {variant.name: [] for variant in variants}
-    for position, call in enumerate(calls):
+    for position, call in enumerate(calls, start):
         first = position % len(variants)
         for variant in [*variants[first:], *variants[:first]]:
             times[variant.name].append(seconds(variant, call))
@@ -96,9 +101,9 @@ def read_all(reranker: LocalReranker, calls: Sequence[Sequence[Pair]]) -> None:
     )
 
 
-def total(folder: Path) -> None:
-    """Print the seconds of 50 questions; each round has 10 of them."""
-    questions, corpus = load(folder, 50, PASSAGES)
+def total(folder: Path, number: int = 50) -> None:
+    """Print the seconds of many questions; each round has a fifth of them."""
+    questions, corpus = load(folder, number, PASSAGES)
     calls = best(corpus, questions, TOP)
     without, warm = mini(), mini(CACHE)
     ours: list[Baseline] = [Ours(without, name="without"), Ours(warm, name="warm"), Cold(mini(CACHE))]
@@ -109,10 +114,10 @@ def total(folder: Path) -> None:
     for variant in (*ours, peer):
         variant.score(calls[0][:4])
     rounds: list[dict[str, float]] = []
-    for number in range(ROUNDS):
-        part = calls[number::ROUNDS]
+    for start in range(ROUNDS):
+        part = calls[start::ROUNDS]
         slow, rest = part[::EVERY], [call for position, call in enumerate(part) if position % EVERY]
-        shared, alone = alternating([*ours, peer], slow), alternating(ours, rest)
+        shared, alone = alternating([*ours, peer], slow, start), alternating(ours, rest, start)
         sums = {name: sum(shared[name]) + sum(alone[name]) for name in alone}
         rounds.append(
             {
@@ -124,16 +129,19 @@ def total(folder: Path) -> None:
                 f"seconds {peer.name}, {len(slow)} of {len(part)} questions": sum(shared[peer.name]),
             }
         )
+        print(
+            f"round {start + 1}:", *(f"{name} {value:.3f}" for name, value in rounds[-1].items()), sep="  ", flush=True
+        )
     print(f"{len(calls)} questions with {TOP} of {len(corpus)} passages, {ROUNDS} rounds of {len(part)} questions")
     for name in rounds[0]:
         values = [measured[name] for measured in rounds]
-        print(f"{name:50} median {statistics.median(values):7.3f}   rounds " + " ".join(f"{v:.3f}" for v in values))
+        print(f"{name:50} median {statistics.median(values):7.3f}   {min(values):.3f} to {max(values):.3f}")
     print(warm.passage_cache_info())
 
 
-def latency(folder: Path) -> None:
+def latency(folder: Path, number: int = 10) -> None:
     """Print the median latency of a question with known passages, against that without the cache."""
-    questions, corpus = load(folder, 2 * ROUNDS, PASSAGES)
+    questions, corpus = load(folder, number, PASSAGES)
     without, warm = mini(), mini(CACHE)
     for top in (TOP, DEEP):
         calls = best(corpus, questions, top)
@@ -147,21 +155,23 @@ def latency(folder: Path) -> None:
         )
 
 
-def scores(folder: Path) -> None:
+def scores(folder: Path, number: int = 100) -> None:
     """Print how logits with a warm cache, one call a question, differ from those without the cache.
 
-    Without the cache all pairs are one call, which computes each passage a few times; every 25th question is also a
+    Without the cache all pairs are one call, which computes each passage a few times; every 50th question is also a
     call of its own, which computes it for each question.
     """
-    questions, corpus = load(folder, DEEP, DEEP)
+    questions, corpus = load(folder, number, DEEP)
     calls = [[(question, passage) for passage in corpus.values()] for question in questions]
     without, warm = mini(), mini(CACHE)
     read_all(warm, calls[:1])
     logits = [[score.logit for score in warm.score_pairs(call)] for call in calls]
     together = [score.logit for score in without.score_pairs([pair for call in calls for pair in call])]
-    print_differences("one call", logits, [together[start : start + DEEP] for start in range(0, len(together), DEEP)])
-    alone = [[score.logit for score in without.score_pairs(call)] for call in calls[::25]]
-    print_differences("a call a question", logits[::25], alone)
+    print_differences(
+        "one call", logits, [together[start : start + len(corpus)] for start in range(0, len(together), len(corpus))]
+    )
+    alone = [[score.logit for score in without.score_pairs(call)] for call in calls[::50]]
+    print_differences("a call a question", logits[::50], alone)
 
 
 def print_differences(name: str, logits: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
@@ -184,10 +194,10 @@ class Peak(Observer):
         self.bytes = max(self.bytes, cache_bytes)
 
 
-def memory(folder: Path) -> None:
-    """Print the most bytes that the cache and the process hold while it reads 10,000 different passages of 8 words."""
+def memory(folder: Path, number: int = 10_000) -> None:
+    """Print the most bytes that the cache and the process hold while it reads many different passages of 8 words."""
     words = " ".join(load_beir(folder).corpus.values()).split()
-    passages = [" ".join(words[start : start + 8]) for start in range(0, 80_000, 8)]
+    passages = [" ".join(words[start : start + 8]) for start in range(0, 8 * number, 8)]
     peak = Peak()
     reranker = mini(BOUND)
     reranker.observe(peak)
@@ -210,9 +220,9 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def prepared(folder: Path) -> None:
+def prepared(folder: Path, number: int = 2000) -> None:
     """Print the latency of first questions about passages on disk, in new processes, and with a warm cache."""
-    questions, corpus = load(folder, 2 * ROUNDS, 2000)
+    questions, corpus = load(folder, 2 * ROUNDS, number)
     calls = best(corpus, questions, TOP)
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "prepared"
@@ -225,8 +235,10 @@ def prepared(folder: Path) -> None:
         read_all(warm._reranker, calls)  # type: ignore[arg-type]
         warm.score(calls[0])
         shares = []
-        for number, call in enumerate(calls):
-            command = [sys.executable, __file__, "first", str(folder), "--prepared", str(out), "--number", str(number)]
+        for position, call in enumerate(calls):
+            command = [sys.executable, __file__, "first", str(folder), "--prepared", str(out)]
+            command += ["--number", str(number), "--call", str(position)]
+            command += ["--cpu-time"] if clock is time.process_time else []
             first = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
             shares.append((first, seconds(warm, call)))
         medians = [statistics.median(times) for times in zip(*shares, strict=True)]
@@ -236,28 +248,34 @@ def prepared(folder: Path) -> None:
         )
 
 
-def first(folder: Path, out: Path, number: int) -> None:
-    """Print the seconds of the first call about prepared passages; another model call has ended before."""
-    questions, corpus = load(folder, 2 * ROUNDS, 2000)
+def first(folder: Path, number: int, out: Path, call: int) -> None:
+    """Print the seconds of the first call about prepared passages, after a call that loaded the model."""
+    questions, corpus = load(folder, 2 * ROUNDS, number)
     reranker = mini(prepared_passages=str(out))
     reranker.warmup()
-    print(seconds(Ours(reranker), best(corpus, questions, TOP)[number]))
+    print(seconds(Ours(reranker), best(corpus, questions, TOP)[call]))
 
 
 def main() -> None:
     """Run one measurement."""
+    global clock
     measurements = {"total": total, "latency": latency, "scores": scores, "memory": memory, "prepared": prepared}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("measurement", choices=[*measurements, "first"], metavar="|".join(measurements))
     parser.add_argument("data", type=Path)
+    parser.add_argument("--number", type=int, help="of questions, or of passages for memory and prepared")
+    parser.add_argument("--cpu-time", action="store_true")
     parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)  # of `first`, which `prepared` runs
-    parser.add_argument("--number", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--call", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.cpu_time:
+        clock = time.process_time
+        torch.set_num_threads(1)
     if options.measurement == "first":
-        first(options.data, options.prepared, options.number)
+        first(options.data, options.number, options.prepared, options.call)
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    measurements[options.measurement](options.data)
+    measurements[options.measurement](options.data, *([] if options.number is None else [options.number]))
 
 
 if __name__ == "__main__":
