@@ -231,17 +231,18 @@ def prepared(folder: Path, number: int = 2000) -> None:
             reranker.prepare(corpus.values(), out=out)
         size = sum(file.stat().st_size for file in out.iterdir()) / 2**30
         print(f"{len(corpus)} passages prepared in {time.perf_counter() - start:.0f} s, {size:.2f} GiB")
-        warm = Ours(mini(CACHE), name="warm")
-        read_all(warm._reranker, calls)  # type: ignore[arg-type]
+        reranker = mini(CACHE)
+        read_all(reranker, calls)
+        warm = Ours(reranker)
         warm.score(calls[0])
-        shares = []
+        times = []
         for position, call in enumerate(calls):
             command = [sys.executable, __file__, "first", str(folder), "--prepared", str(out)]
             command += ["--number", str(number), "--call", str(position)]
             command += ["--cpu-time"] if clock is time.process_time else []
-            first = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-            shares.append((first, seconds(warm, call)))
-        medians = [statistics.median(times) for times in zip(*shares, strict=True)]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            times.append((float(output.split()[-1]), seconds(warm, call)))
+        medians = [statistics.median(column) for column in zip(*times, strict=True)]
         print(
             f"first question of a new process: p50 {1000 * medians[0]:.0f} ms, with a warm cache "
             f"{1000 * medians[1]:.0f} ms, ratio {medians[0] / medians[1]:.2f}"
