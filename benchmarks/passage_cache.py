@@ -1,16 +1,21 @@
-"""Prints what a passage cache saves: questions over a small corpus, each with BM25's best passages, on a CPU.
+"""Prints what a passage cache saves and costs: questions with BM25's best passages of a small corpus, mini on a CPU.
 
-All variants have the same weights and score the same pairs, question by question in turn; the order changes with each
-round. `warm` has every passage of the corpus in its cache, `cold` none: its cache is emptied before every question.
+python benchmarks/passage_cache.py total DATA      50 questions, 20 passages each, beside sentence-transformers
+python benchmarks/passage_cache.py latency DATA    a question with 20 and with 100 known passages
+python benchmarks/passage_cache.py scores DATA     10,000 pairs with and without the cache
+python benchmarks/passage_cache.py memory DATA     10,000 different short passages in 256 MiB
+python benchmarks/passage_cache.py prepared DATA   2,000 passages on disk, in a new process
 
-python benchmarks/passage_cache.py DATA [--questions 50] [--passages 300] [--top 20] [--rounds 5]
-
-DATA is a folder in BEIR's layout, such as core/mistral_rerank/demo/facts. With --pairs it compares the scores of so
-many pairs with and without the cache instead.
+DATA is a folder in BEIR's layout. All variants have the same weights and dtype, and score the same pairs, one question
+after another; the order of the variants changes with each question. --cpu-time counts CPU seconds of one thread instead
+of wall seconds, for a machine with other work.
 """
 
 import argparse
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -24,7 +29,16 @@ from mistral_rerank.evaluation.datasets import load_beir
 from mistral_rerank.evaluation.first_stage import BM25
 from mistral_rerank.local.checkpoints.export import export_merged
 from mistral_rerank.local.reranker import LocalReranker
+from mistral_rerank.reranker import Observer
 from mistral_rerank.scores import Pair
+
+PASSAGES, TOP, DEEP = 300, 20, 100
+CACHE, BOUND = "8GiB", "256MiB"
+ROUNDS = 5
+EVERY = 5
+"""sentence-transformers, the slowest, scores every fifth question."""
+
+clock = time.perf_counter
 
 
 def load(folder: Path, questions: int, passages: int) -> tuple[list[str], dict[str, str]]:
@@ -45,109 +59,224 @@ def best(corpus: dict[str, str], questions: Sequence[str], top: int) -> list[lis
     return calls
 
 
-OTHERS = ["cold", "sentence-transformers"]
+def mini(passage_cache: str = "0", **options: str) -> LocalReranker:
+    """Open mini on the CPU."""
+    return LocalReranker("mini", device="cpu", passage_cache=passage_cache, **options)  # type: ignore[arg-type]
 
 
-class Cold:
+def seconds(variant: Baseline, call: Sequence[Pair]) -> float:
+    """Time a call; `cold` begins with an empty cache."""
+    if isinstance(variant, Cold):
+        variant.clear()
+    start = clock()
+    variant.score(call)
+    return clock() - start
+
+
+class Cold(Ours):
     """A reranker whose passage cache is empty before every call."""
 
-    name = "cold"
-
     def __init__(self, reranker: LocalReranker) -> None:
-        self._reranker, self._ours = reranker, Ours(reranker)
-
-    def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """See `Baseline.score`."""
-        assert self._reranker._prefixes is not None
-        self._reranker._prefixes.clear()
-        return self._ours.score(pairs)
+        super().__init__(reranker, name="cold")
+        assert reranker._prefixes is not None
+        self.clear = reranker._prefixes.clear
 
 
-def measure(variants: Sequence[Baseline], calls: Sequence[Sequence[Pair]], rounds: int) -> dict[str, list[list[float]]]:
-    """Give the seconds of every call in each round, by variant."""
-    seconds: dict[str, list[list[float]]] = {variant.name: [] for variant in variants}
-    for number in range(rounds):
-        for times in seconds.values():
-            times.append([])
-        for position, call in enumerate(calls):
-            first = (number + position) % len(variants)
-            for variant in [*variants[first:], *variants[:first]]:
-                start = time.perf_counter()
-                variant.score(call)
-                seconds[variant.name][-1].append(time.perf_counter() - start)
-        print(f"round {number + 1}:", *(f"{name} {sum(rounds[-1]):.2f} s" for name, rounds in seconds.items()))
-    return seconds
+def alternating(
+    variants: Sequence[Baseline], calls: Sequence[Sequence[Pair]], start: int = 0
+) -> dict[str, list[float]]:
+    """Give the seconds of every call by variant; the order changes with each call, and begins at `start`."""
+    times: dict[str, list[float]] = {variant.name: [] for variant in variants}
+    for position, call in enumerate(calls, start):
+        first = position % len(variants)
+        for variant in [*variants[first:], *variants[:first]]:
+            times[variant.name].append(seconds(variant, call))
+    return times
 
 
-def print_times(seconds: dict[str, list[list[float]]], reference: str) -> None:
-    """Print totals, median latencies, and both as ratios: the median over rounds."""
-    print(f"{'variant':24}{'total s':>9}{'p50 ms':>9}{'times as fast as without':>26}{'p50':>7}")
-    for name, rounds in seconds.items():
-        totals, medians = [sum(times) for times in rounds], [statistics.median(times) for times in rounds]
-        ratios = [sum(without) / sum(times) for times, without in zip(rounds, seconds[reference], strict=True)]
-        latency = [
-            statistics.median(without) / statistics.median(times)
-            for times, without in zip(rounds, seconds[reference], strict=True)
-        ]
+def read_all(reranker: LocalReranker, calls: Sequence[Sequence[Pair]]) -> None:
+    """Score every passage of some calls once, so that it is cached."""
+    reranker.score_pairs(
+        [("?", passage) for passage in dict.fromkeys(passage for call in calls for _, passage in call)]
+    )
+
+
+def total(folder: Path, number: int = 50) -> None:
+    """Print the seconds of many questions; each round has a fifth of them."""
+    questions, corpus = load(folder, number, PASSAGES)
+    calls = best(corpus, questions, TOP)
+    without, warm = mini(), mini(CACHE)
+    ours: list[Baseline] = [Ours(without, name="without"), Ours(warm, name="warm"), Cold(mini(CACHE))]
+    with tempfile.TemporaryDirectory() as scratch:
+        export_merged("mini", Path(scratch) / "merged", dtype=str(warm.dtype).removeprefix("torch."))
+        peer = SentenceTransformers(Path(scratch) / "merged", warm.dtype, torch.device("cpu"))
+    read_all(warm, calls)
+    for variant in (*ours, peer):
+        variant.score(calls[0][:4])
+    rounds: list[dict[str, float]] = []
+    for start in range(ROUNDS):
+        part = calls[start::ROUNDS]
+        slow, rest = part[::EVERY], [call for position, call in enumerate(part) if position % EVERY]
+        shared, alone = alternating([*ours, peer], slow, start), alternating(ours, rest, start)
+        sums = {name: sum(shared[name]) + sum(alone[name]) for name in alone}
+        rounds.append(
+            {
+                "without / warm": sums["without"] / sums["warm"],
+                f"{peer.name} / warm": sum(shared[peer.name]) / sum(shared["warm"]),
+                f"{peer.name} / without": sum(shared[peer.name]) / sum(shared["without"]),
+                "cold / without": sums["cold"] / sums["without"],
+                **{f"seconds {name}": value for name, value in sums.items()},
+                f"seconds {peer.name}, {len(slow)} of {len(part)} questions": sum(shared[peer.name]),
+            }
+        )
         print(
-            f"{name:24}{statistics.median(totals):9.2f}{1000 * statistics.median(medians):9.1f}"
-            f"{statistics.median(ratios):26.2f}{statistics.median(latency):7.2f}"
+            f"round {start + 1}:", *(f"{name} {value:.3f}" for name, value in rounds[-1].items()), sep="  ", flush=True
+        )
+    print(f"{len(calls)} questions with {TOP} of {len(corpus)} passages, {ROUNDS} rounds of {len(part)} questions")
+    for name in rounds[0]:
+        values = [measured[name] for measured in rounds]
+        print(f"{name:50} median {statistics.median(values):7.3f}   {min(values):.3f} to {max(values):.3f}")
+    print(warm.passage_cache_info())
+
+
+def latency(folder: Path, number: int = 10) -> None:
+    """Print the median latency of a question with known passages, against that without the cache."""
+    questions, corpus = load(folder, number, PASSAGES)
+    without, warm = mini(), mini(CACHE)
+    for top in (TOP, DEEP):
+        calls = best(corpus, questions, top)
+        read_all(warm, calls)
+        variants: list[Baseline] = [Ours(without, name="without"), Ours(warm, name="warm")]
+        alternating(variants, calls[:1])
+        p50 = {name: statistics.median(times) for name, times in alternating(variants, calls).items()}
+        print(
+            f"{top} known passages, {len(calls)} questions: p50 {1000 * p50['warm']:.0f} ms, without the cache "
+            f"{1000 * p50['without']:.0f} ms, share {p50['warm'] / p50['without']:.3f}"
         )
 
 
-def compare_scores(
-    without: LocalReranker, cached: LocalReranker, questions: Sequence[str], corpus: Sequence[str], pairs: int
-) -> None:
-    """Print the largest difference of scores with a warm cache and without one, and Kendall's tau of each question."""
-    depth = -(-pairs // len(questions))
-    differences, taus = [], []
-    for question in questions:
-        call = [(question, passage) for passage in corpus[:depth]]
-        cached.score_pairs(call)
-        logits = [[score.logit for score in reranker.score_pairs(call)] for reranker in (cached, without)]
-        differences += [abs(a - b) for a, b in zip(*logits, strict=True)]
-        taus.append(kendall_tau(*logits))
-    print(f"{len(differences)} pairs: largest difference {max(differences):.2g}, lowest Kendall tau {min(taus):.5f}")
+def scores(folder: Path, number: int = 100) -> None:
+    """Print how logits with a warm cache, one call a question, differ from those without the cache.
+
+    Without the cache all pairs are one call, which computes each passage a few times; every 50th question is also a
+    call of its own, which computes it for each question.
+    """
+    questions, corpus = load(folder, number, DEEP)
+    calls = [[(question, passage) for passage in corpus.values()] for question in questions]
+    without, warm = mini(), mini(CACHE)
+    read_all(warm, calls[:1])
+    logits = [[score.logit for score in warm.score_pairs(call)] for call in calls]
+    together = [score.logit for score in without.score_pairs([pair for call in calls for pair in call])]
+    print_differences(
+        "one call", logits, [together[start : start + len(corpus)] for start in range(0, len(together), len(corpus))]
+    )
+    alone = [[score.logit for score in without.score_pairs(call)] for call in calls[::50]]
+    print_differences("a call a question", logits[::50], alone)
+
+
+def print_differences(name: str, logits: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> None:
+    """Print the largest difference, and Kendall's tau of the questions."""
+    differences = [abs(a - b) for pair in zip(logits, expected, strict=True) for a, b in zip(*pair, strict=True)]
+    taus = [kendall_tau(list(a), list(b)) for a, b in zip(logits, expected, strict=True)]
+    print(
+        f"without the cache in {name}: {len(differences)} pairs, largest difference {max(differences):.2g}; "
+        f"Kendall's tau mean {statistics.mean(taus):.5f}, lowest {min(taus):.5f}"
+    )
+
+
+class Peak(Observer):
+    """The most bytes that the cache reports."""
+
+    bytes = 0
+
+    def used_prefixes(self, hits: int, misses: int, tokens_saved: int, cache_bytes: int) -> None:  # noqa: ARG002
+        """See `Observer.used_prefixes`."""
+        self.bytes = max(self.bytes, cache_bytes)
+
+
+def memory(folder: Path, number: int = 10_000) -> None:
+    """Print the most bytes that the cache and the process hold while it reads many different passages of 8 words."""
+    words = " ".join(load_beir(folder).corpus.values()).split()
+    passages = [" ".join(words[start : start + 8]) for start in range(0, 8 * number, 8)]
+    peak = Peak()
+    reranker = mini(BOUND)
+    reranker.observe(peak)
+    print("resident MiB, by thousands of passages:", end="", flush=True)
+    for start in range(0, len(passages), 250):
+        reranker.score_pairs([("What is it?", passage) for passage in passages[start : start + 250]])
+        if start % 1000 == 750:
+            print(f" {resident():.0f}", end="", flush=True)
+    info = reranker.passage_cache_info()
+    assert info is not None
+    print(
+        f"\n{len(set(passages))} different passages, {info.misses} misses; "
+        f"peak {peak.bytes} of {info.limit} bytes in the cache, {info.entries} entries at the end"
+    )
+
+
+def resident() -> float:
+    """Return this process's resident memory in MiB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def prepared(folder: Path, number: int = 2000) -> None:
+    """Print the latency of first questions about passages on disk, in new processes, and with a warm cache."""
+    questions, corpus = load(folder, 2 * ROUNDS, number)
+    calls = best(corpus, questions, TOP)
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "prepared"
+        start = time.perf_counter()
+        with mini(CACHE) as reranker:
+            reranker.prepare(corpus.values(), out=out)
+        size = sum(file.stat().st_size for file in out.iterdir()) / 2**30
+        print(f"{len(corpus)} passages prepared in {time.perf_counter() - start:.0f} s, {size:.2f} GiB")
+        reranker = mini(CACHE)
+        read_all(reranker, calls)
+        warm = Ours(reranker)
+        warm.score(calls[0])
+        times = []
+        for position, call in enumerate(calls):
+            command = [sys.executable, __file__, "first", str(folder), "--prepared", str(out)]
+            command += ["--number", str(number), "--call", str(position)]
+            command += ["--cpu-time"] if clock is time.process_time else []
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            times.append((float(output.split()[-1]), seconds(warm, call)))
+        medians = [statistics.median(column) for column in zip(*times, strict=True)]
+        print(
+            f"first question of a new process: p50 {1000 * medians[0]:.0f} ms, with a warm cache "
+            f"{1000 * medians[1]:.0f} ms, ratio {medians[0] / medians[1]:.2f}"
+        )
+
+
+def first(folder: Path, number: int, out: Path, call: int) -> None:
+    """Print the seconds of the first call about prepared passages, after a call that loaded the model."""
+    questions, corpus = load(folder, 2 * ROUNDS, number)
+    reranker = mini(prepared_passages=str(out))
+    reranker.warmup()
+    print(seconds(Ours(reranker), best(corpus, questions, TOP)[call]))
 
 
 def main() -> None:
-    """Measure, or compare scores."""
+    """Run one measurement."""
+    global clock
+    measurements = {"total": total, "latency": latency, "scores": scores, "memory": memory, "prepared": prepared}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("measurement", choices=[*measurements, "first"], metavar="|".join(measurements))
     parser.add_argument("data", type=Path)
-    parser.add_argument("--questions", type=int, default=50)
-    parser.add_argument("--passages", type=int, default=300)
-    parser.add_argument("--top", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--cache", default="4GiB")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--pairs", type=int)
-    parser.add_argument("--against", nargs="*", choices=OTHERS, default=OTHERS, help="beside `without` and `warm`")
+    parser.add_argument("--number", type=int, help="of questions, or of passages for memory and prepared")
+    parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)  # of `first`, which `prepared` runs
+    parser.add_argument("--call", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    questions, corpus = load(options.data, options.questions, options.passages)
-
-    def reranker(cache: str = "0") -> LocalReranker:
-        return LocalReranker("mini", device="cpu", dtype=options.dtype, passage_cache=cache)
-
-    without, warm = reranker(), reranker(options.cache)
-    print(f"mini on a CPU in {warm.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    if options.pairs:
-        compare_scores(without, warm, questions, list(corpus.values()), options.pairs)
+    if options.cpu_time:
+        clock = time.process_time
+        torch.set_num_threads(1)
+    if options.measurement == "first":
+        first(options.data, options.number, options.prepared, options.call)
         return
-    calls = best(corpus, questions, options.top)
-    variants: list[Baseline] = [Ours(without, name="without"), Ours(warm, name="warm")]
-    if "cold" in options.against:
-        variants.append(Cold(reranker(options.cache)))
-    if "sentence-transformers" in options.against:
-        with tempfile.TemporaryDirectory() as scratch:
-            export_merged("mini", Path(scratch) / "merged", dtype=str(warm.dtype).removeprefix("torch."))
-            variants.append(SentenceTransformers(Path(scratch) / "merged", warm.dtype, torch.device("cpu")))
-    used = list(dict.fromkeys(passage for call in calls for _, passage in call))
-    warm.score_pairs([(questions[0], passage) for passage in used])
-    for variant in variants:
-        variant.score(calls[0][:4])
-    print(f"{len(questions)} questions with {options.top} of {len(corpus)} passages, {options.rounds} rounds")
-    print_times(measure(variants, calls, options.rounds), "without")
-    print(warm.passage_cache_info())
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    measurements[options.measurement](options.data, *([] if options.number is None else [options.number]))
 
 
 if __name__ == "__main__":

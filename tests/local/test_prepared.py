@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from command import run
+from support import make_adapter
 
 from mistral_rerank import CheckpointError, LocalReranker, SettingsError
 from mistral_rerank.local import prepared as module
@@ -88,6 +89,19 @@ def test_other_weights_and_dtypes_are_refused(checkpoint, prepared, tmp_path):
     assert "was prepared with other weights or another tokenizer" in refusal(changed, prepared)
     message = refusal(checkpoint, prepared, dtype="bfloat16")
     assert "was prepared in float32, and the model runs in bfloat16" in message
+
+
+def test_a_changed_adapter_is_refused(tiny, passages, tmp_path):
+    rerank = json.loads(TEMPLATE)
+    adapter = make_adapter(tmp_path / "adapter", tiny, 0, rerank=rerank)
+    with local(adapter, base=str(tiny), passage_cache="1MiB") as reranker:
+        reranker.prepare(passages[:2], out=tmp_path / "prepared")
+    with local(adapter, base=str(tiny), prepared_passages=tmp_path / "prepared") as reranker:
+        reranker.rank("who?", passages[:2])
+        assert reranker.passage_cache_info().hits == 2
+    make_adapter(adapter, tiny, 1, rerank=rerank)
+    message = refusal(adapter, tmp_path / "prepared", base=str(tiny))
+    assert "was prepared with other weights or another tokenizer" in message
 
 
 def test_truncated_and_missing_files_are_refused(checkpoint, copy):

@@ -26,7 +26,8 @@ class CachedPrefix:
     """Keys and values of the first tokens of a sequence, in every layer.
 
     Attributes:
-        keys: (layers, key heads, tokens, width) in the dtype of the weights, with the rotary embedding applied.
+        keys: (layers, tokens, key heads, width) in the dtype of the weights, with the rotary embedding applied. A layer
+            has them in the order in which it computes them, so they are copied in one piece.
         values: likewise.
 
     """
@@ -37,7 +38,7 @@ class CachedPrefix:
     @property
     def tokens(self) -> int:
         """The number of tokens."""
-        return self.keys.shape[2]
+        return self.keys.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +76,14 @@ class CachedAttention(SpanAttention):
 
     def _select(self, key: Tensor, value: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         layer, self._next_layer = self._next_layer, self._next_layer + 1
+        key_tokens, value_tokens = key[0].transpose(0, 1), value[0].transpose(0, 1)
         for ranges, prefix in self._copies:
             done = 0
             for part in ranges:
-                copied = slice(done, done + len(part))
-                prefix.keys[layer, :, copied] = key[0, :, part.start : part.stop]
-                prefix.values[layer, :, copied] = value[0, :, part.start : part.stop]
-                done = copied.stop
+                stop = done + len(part)
+                prefix.keys[layer, done:stop] = key_tokens[part.start : part.stop]
+                prefix.values[layer, done:stop] = value_tokens[part.start : part.stop]
+                done = stop
         for number, (span, cached) in enumerate(zip(self._spans, self._cached, strict=True)):
             own = span.select_keys(key), span.select_keys(value)
             yield self._join(number, cached, layer, *own) if cached else own
@@ -93,14 +95,14 @@ class CachedAttention(SpanAttention):
         longest = max(prefix.tokens for prefix in cached)
         if span not in self._joined:  # all layers use the same memory, whose padding stays zero
             sequences, heads, tokens, width = key.shape
-            shape = sequences, heads, longest + tokens, width
+            shape = sequences, longest + tokens, heads, width
             self._joined[span] = key.new_zeros(shape), value.new_zeros(shape)
         keys, values = self._joined[span]
         for sequence, prefix in enumerate(cached):
-            keys[sequence, :, : prefix.tokens] = prefix.keys[layer]
-            values[sequence, :, : prefix.tokens] = prefix.values[layer]
-        keys[:, :, longest:], values[:, :, longest:] = key, value
-        return keys, values
+            keys[sequence, : prefix.tokens] = prefix.keys[layer]
+            values[sequence, : prefix.tokens] = prefix.values[layer]
+        keys[:, longest:], values[:, longest:] = key.transpose(1, 2), value.transpose(1, 2)
+        return keys.transpose(1, 2), values.transpose(1, 2)
 
 
 def _first(ranges: Sequence[range], tokens: int) -> list[range]:

@@ -50,7 +50,7 @@ class KeyValues:
         if cached is not None:
             reached = slice(self.first_kept(self.tokens), None)
             self._kept = [
-                (key[None, :, reached], value[None, :, reached])
+                (key[None, reached].transpose(1, 2), value[None, reached].transpose(1, 2))
                 for key, value in zip(cached.keys, cached.values, strict=True)
             ]
 
@@ -61,7 +61,8 @@ class KeyValues:
     def copy_to(self, prefix: CachedPrefix) -> None:
         """Copy the keys and values of the first tokens, if all are kept."""
         for layer, (key, value) in enumerate(self._kept):
-            prefix.keys[layer], prefix.values[layer] = key[0, :, : prefix.tokens], value[0, :, : prefix.tokens]
+            for copied, states in ((prefix.keys, key), (prefix.values, value)):
+                copied[layer] = states[0, :, : prefix.tokens].transpose(0, 1)
 
     def rotary(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Return `cos` and `sin` of the next tokens; those beyond the sequence, the padding, get zeros."""

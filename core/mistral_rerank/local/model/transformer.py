@@ -141,7 +141,7 @@ class PackedBackbone:
 
     def new_prefix(self, tokens: int) -> CachedPrefix:
         """Allocate a cached prefix."""
-        shape = len(self._layers), self._key_heads, tokens, self._head_width
+        shape = len(self._layers), tokens, self._key_heads, self._head_width
         keys, values = (self._embed.weight.new_empty(shape) for _ in range(2))
         return CachedPrefix(keys, values)
 
