@@ -137,10 +137,14 @@ class Nvidia(BaseHTTPRequestHandler):
         """Stay silent."""
 
 
-def timed(command: list[str], **options: object) -> tuple[float, float, subprocess.CompletedProcess[str]]:
+def timed(
+    command: list[str], folder: str, variables: dict[str, str]
+) -> tuple[float, float, subprocess.CompletedProcess[str]]:
     """Run a process; give its CPU seconds, its wall seconds, and its result."""
     before, start = os.times(), time.perf_counter()
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT, **options)  # type: ignore[call-overload]
+    done = subprocess.run(
+        command, cwd=folder, env=variables, check=False, capture_output=True, text=True, timeout=TIMEOUT
+    )
     wall, after = time.perf_counter() - start, os.times()
     cpu = after.children_user - before.children_user + after.children_system - before.children_system
     return cpu, wall, done
@@ -178,12 +182,12 @@ def row(way: Way, wheel: Path, torch: Path, address: str) -> str:
                 environment[name] = value
                 continue
             line = command.replace("PACKAGE", str(wheel))
-            spent, took, done = timed(["sh", "-c", line], cwd=scratch, env=environment)
+            spent, took, done = timed(["sh", "-c", line], scratch, environment)
             if done.returncode:
                 raise SystemExit(done.stderr)
             cpu, wall, size = cpu + spent, wall + took, size + megabytes(done.stdout)
         Path(scratch, "answer.py").write_text(way.program, "utf-8")
-        spent, took, done = timed(["python", "answer.py"], cwd=scratch, env=environment)
+        spent, took, done = timed(["python", "answer.py"], scratch, environment)
         size += megabytes(done.stderr)
         answered = done.returncode == 0 and ANSWER in done.stdout.splitlines()[0]
         if not answered:
