@@ -2,7 +2,7 @@
 
 Passages are the first 400 characters of docstrings, candidates BM25's first ten. Prints a table.
 
-pip install 'mistral-rerank[local,eval]'; python benchmarks/thresholds.py [MODEL]
+pip install '.[local,eval]'; python benchmarks/thresholds.py [MODEL]
 """
 
 import importlib

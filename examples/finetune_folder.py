@@ -1,11 +1,11 @@
 """Fine-tune mini on a folder of your own documents, and compare it with mini on headings that it was not trained on.
 
-pip install 'mistral-rerank[train]'
-python examples/finetune_folder.py [FOLDER] [--out my-reranker]
+pip install '.[train]'
+python examples/finetune_folder.py [FOLDER] [--data my-data] [--out my-reranker]
 
 Each heading of the Markdown files in FOLDER is a question, and the text under it the passage that answers it. Real
-questions of your users are better: write them as a BEIR folder and give that to `mistral-rerank train`. Without
-FOLDER, the handbook below is used, which is far too small for a gain.
+questions of your users are better: replace those in the BEIR folder that this script writes, and give the folder to
+`mistral-rerank train`. Without FOLDER, the handbook below is used, which is far too small for a gain.
 """
 
 import argparse
@@ -13,7 +13,6 @@ import json
 import re
 from pathlib import Path
 from statistics import mean
-from tempfile import TemporaryDirectory
 
 from mistral_rerank import open_reranker
 from mistral_rerank.evaluation.datasets import load_beir
@@ -74,28 +73,30 @@ def main() -> None:
     """Train, compare, and say what to do next."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="a folder with Markdown files; default: the handbook")
+    parser.add_argument("--data", type=Path, default=Path("my-data"), help="the BEIR folder to write")
     parser.add_argument("--out", type=Path, default=Path("my-reranker"), help="the checkpoint folder to write")
     options = parser.parse_args()
     files = sorted(options.folder.rglob("*.md")) if options.folder else []
     documents = [file.read_text("utf-8") for file in files] if options.folder else [HANDBOOK]
     pairs = [pair for document in documents for pair in sections(document)]
-    with TemporaryDirectory() as scratch:
-        data = Path(scratch) / "documents"
-        write_beir(pairs, data)
-        settings = TrainSettings(
-            data=(data,),
-            init="mini",
-            max_length=256,
-            learning_rate=2e-4,
-            negatives=3,
-            random_negatives=0,
-            groups_per_step=2,
-            groups_per_forward=1,
-        )
-        finetune(settings, options.out)
-        before, after = (reciprocal_rank(model, data) for model in ("mini", str(options.out)))
+    write_beir(pairs, options.data)
+    settings = TrainSettings(
+        data=(options.data,),
+        init="mini",
+        max_length=256,
+        learning_rate=2e-4,
+        negatives=3,
+        random_negatives=0,
+        groups_per_step=2,
+        groups_per_forward=1,
+    )
+    finetune(settings, options.out)
+    before, after = (reciprocal_rank(model, options.data) for model in ("mini", str(options.out)))
     print(f"trained on the headings of {len(pairs)} sections, but every fifth, which are the test:")
     print(f"mean reciprocal rank of the right section: {before:.2f} with mini, {after:.2f} with {options.out}")
+    print(
+        f"evaluate it: mistral-rerank evaluate --data {options.data} --split test --model {options.out} --out results"
+    )
     print(f"use it: MistralRerank(model={str(options.out)!r}), or mistral-rerank rank --model {options.out}")
 
 

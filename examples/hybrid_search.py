@@ -1,6 +1,6 @@
 """Hybrid search in plain Python: words and characters are searched apart, fused by reciprocal rank, and reranked.
 
-pip install 'mistral-rerank[local,eval]' scikit-learn
+pip install '.[local,eval]' scikit-learn
 
 BM25 finds the right words, the vectors also words with another ending or a typo. With an embedding model in the place
 of `vectors`, they find other words of the same meaning.

@@ -1,6 +1,6 @@
 """Answer questions from documents with citations, or say that no document answers them.
 
-pip install 'mistral-rerank[local,langchain,eval]'
+pip install '.[local,langchain,eval]'
 
 BM25 finds passages, MistralRerank keeps those above a threshold, and a chat model writes the answer. The threshold is
 the lowest probability at which 90% of the kept passages answered KNOWN, questions with known answers.

@@ -1,6 +1,6 @@
 """A LlamaIndex query engine: BM25 finds nodes, MistralRerank keeps the best two for the LLM.
 
-pip install 'mistral-rerank[local,llama-index]' llama-index-retrievers-bm25
+pip install '.[local,llama-index]' llama-index-retrievers-bm25
 """
 
 from llama_index.core.llms import MockLLM

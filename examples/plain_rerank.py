@@ -1,6 +1,6 @@
 """Rerank in plain Python: BM25 finds ten passages for each question, mini reorders them.
 
-pip install 'mistral-rerank[local,eval]'
+pip install '.[local,eval]'
 python examples/plain_rerank.py [FOLDER]
 
 FOLDER is a BEIR folder with one relevant passage for each question; without it, the data of `mistral-rerank demo`.

@@ -3,7 +3,7 @@
     python examples/remote_endpoint.py http://nim:8000
 
 Without a URL, it starts this package's server with mini on a free local port, as `mistral-rerank serve` does:
-pip install 'mistral-rerank[local,serve]'
+pip install '.[local,serve]'
 """
 
 import sys

@@ -107,6 +107,13 @@ def test_command_lines_of_blocks_parse(page, tmp_path, monkeypatch):
 
 
 @every_page
+def test_the_package_is_installed_from_a_checkout(page):
+    """It is not on PyPI. Only an extra of the installed package may be named as on an index."""
+    lines = [text for text in code(page) if re.search(r"pip (?:install|download|wheel)\b.*mistral-rerank\b", text)]
+    assert [line for line in lines if not re.search(r"mistral-rerank\[\w+\]'$|--no-index", line)] == []
+
+
+@every_page
 def test_environment_variables_are_read(page):
     known = {name.upper() for name in RerankSettings.model_fields} | OTHER_VARIABLES
     known |= {f"SERVER_{name.upper()}" for name in ServerSettings.model_fields}

@@ -7,6 +7,8 @@ from pathlib import Path
 from command import run_code
 from support import FACTS
 
+from mistral_rerank.evaluation.datasets import load_beir
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPT = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
 
@@ -70,9 +72,10 @@ def test_fine_tuning_on_a_folder_writes_a_reranker(tmp_path):
     (tmp_path / "documents").mkdir()
     sections = [f"# What is {name}\n{name} is the number {number}.\n## Empty\n" for number, name in enumerate(("one", "two", "three", "four", "five"))]  # fmt: skip
     (tmp_path / "documents" / "numbers.md").write_text("".join(sections), "utf-8")
-    printed = output("finetune_folder", tmp_path / "documents", "--out", tmp_path / "out")
+    printed = output("finetune_folder", tmp_path / "documents", "--data", tmp_path / "data", "--out", tmp_path / "out")
     assert "headings of 5 sections" in printed
     assert re.search(r"right section: 1\.00 with mini, [01]\.\d\d with ", printed)
+    assert len(load_beir(tmp_path / "data", split="test").queries) == 1
     assert (tmp_path / "out" / "rerank.json").is_file()
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 

@@ -57,6 +57,14 @@ def test_rank_at_an_endpoint_loads_no_torch(tmp_path):
     assert output[-1] == "[]"
 
 
+def test_the_demo_at_an_endpoint_needs_the_base_install_alone():
+    with Endpoint(speaks("nvidia")) as endpoint:
+        options = ("--backend", "remote", "--base-url", endpoint.url, "--protocol", "nvidia")
+        output = run_command("demo", *options, names=("torch", "numpy", *FRAMEWORKS))
+    assert output[-2].strip().startswith("mistral-rerank rank")
+    assert output[-1] == "[]"
+
+
 def test_help_loads_no_torch():
     assert run_command("--help", names=("torch", "numpy", *FRAMEWORKS))[-1] == "[]"
 
@@ -73,9 +81,18 @@ def test_without_torch_the_error_says_what_to_install():
 
 
 @pytest.mark.parametrize(
-    "command", [("info",), ("train", "--data", ".", "--out", "o"), ("evaluate", "--data", ".", "--out", "o")]
+    ("command", "extra"),
+    [
+        (("info",), "local"),
+        (("bench",), "local"),
+        (("train", "--data", ".", "--out", "o"), "train"),
+        (("mine", "--data", ".", "--out", "o", "--teacher", "t"), "train"),
+        (("early-exit", "--model", "m", "--data", "."), "train"),
+        (("evaluate", "--data", ".", "--out", "o"), "eval"),
+        (("calibrate", "--data", "."), "local,eval"),
+    ],
 )
-def test_without_its_extra_a_command_says_so_in_a_line(command):
+def test_without_its_extra_a_command_says_so_in_a_line(command, extra):
     code = (
         "import sys; sys.modules |= dict.fromkeys(('torch', 'numpy', 'bm25s', 'transformers'))\n"
         f"sys.argv = ['mistral-rerank', *{command!r}]\n"
@@ -83,7 +100,7 @@ def test_without_its_extra_a_command_says_so_in_a_line(command):
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == 1
-    assert "install" in process.stderr
+    assert process.stderr.endswith(f" is not installed; install it with: pip install 'mistral-rerank[{extra}]'\n")
     assert len(process.stderr.splitlines()) == 1
 
 

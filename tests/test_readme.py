@@ -79,7 +79,7 @@ def test_every_block_is_run_here():
 
 
 def test_the_extras_exist():
-    extras = [name for group in re.findall(r"mistral-rerank\[([\w,-]+)\]", README) for name in group.split(",")]
+    extras = [name for group in re.findall(r"'\.\[([\w,-]+)\]'", README) for name in group.split(",")]
     assert set(extras) <= set(PROJECT["optional-dependencies"])
     assert extras
 

@@ -123,6 +123,17 @@ def test_nobody_listens(how):
 
 
 @both
+def test_a_certificate_that_is_not_trusted_says_how_to_trust_it(how):
+    def refuse(request):
+        raise httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate")
+
+    with RemoteReranker("m", base_url="https://nim", retries=0, transport=httpx.MockTransport(refuse)) as reranker:
+        with pytest.raises(errors.EndpointUnreachableError, match="set SSL_CERT_FILE") as raised:
+            ask(reranker, how=how)
+    assert "check base_url" not in str(raised.value)
+
+
+@both
 @pytest.mark.parametrize("fault", [hangs, drips, drips_its_head], ids=["no first byte", "a slow body", "a slow head"])
 def test_the_deadline_ends_what_would_never_end(fault, how):
     with Endpoint(fault) as endpoint, remote(endpoint, timeout=TOO_SLOW) as reranker:

@@ -91,6 +91,19 @@ def fill(page, question, passages, *, between="\n\n"):
     page.get_by_label("Passages").fill(between.join(passages))
 
 
+def drop(page, name, content):
+    """Drop a file on the field of the passages."""
+    transfer = page.evaluate_handle(
+        """([name, content]) => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([content], name));
+            return transfer;
+        }""",
+        [name, content],
+    )
+    page.get_by_label("Passages").dispatch_event("drop", {"dataTransfer": transfer})
+
+
 def rerank(page):
     page.get_by_role("button", name="Rerank").click()
 
@@ -170,6 +183,47 @@ def test_passages_are_lines_or_parted_by_blank_lines(page, typed, expected):
     rankings(page)
     assert [passage["text"] for passage in json.loads(posts(page)[0].post_data)["passages"]] == expected
     expect(page.locator("#count")).to_have_text(f"Now: {len(expected)} passage{'s' * (len(expected) > 1)}.")
+
+
+FILES = [
+    ("a.txt", "one\r\n\n  two \n", ["one", "two"]),
+    ("notes.txt", "[1] a note\n{not JSON}\n", ["[1] a note", "{not JSON}"]),
+    ("bom.txt", "\ufeffone\n", ["one"]),
+    ("a.jsonl", '{"_id": "1", "title": "A", "text": "one\\n\\ntwo"}\n\n{"contents": "c"}\n', ["A one two", "c"]),
+    ("a.json", '["one", {"page_content": "two"}]', ["one", "two"]),
+    ("object.json", '{\n  "text": "one"\n}', ["one"]),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), FILES, ids=[name for name, _, _ in FILES])
+@pytest.mark.parametrize("way", ["button", "drop"])
+def test_a_file_fills_in_the_passages(page, way, name, content, expected):
+    if way == "button":
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="Open a file").click()
+        chooser.value.set_files({"name": name, "mimeType": "text/plain", "buffer": content.encode()})
+    else:
+        drop(page, name, content)
+    expect(page.get_by_label("Passages")).to_have_value("\n\n".join(expected))
+    expect(page.locator("#count")).to_have_text(f"Now: {len(expected)} passage{'s' * (len(expected) > 1)}.")
+    assert posts(page) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", "id,text\n1,one\n", "reads no CSV"),
+        ("a.jsonl", '{"text": "one"}\n{"body": "two"}\n', 'Passage 2 of the file is no JSON object with "text"'),
+        ("a.jsonl", '{"text": "one"}\n{"text": \n', 'Passage 2 of the file is no JSON object with "text"'),
+        ("a.txt", "one\0two", "is not UTF-8 text"),
+        ("a.txt", "a" * 8_000_001, "has over 8 MB"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_and_the_passages_stay(page, name, content, said):
+    fill(page, "which?", ["a", "b"])
+    drop(page, name, content)
+    expect(page.get_by_role("alert")).to_contain_text(said)
+    expect(page.get_by_label("Passages")).to_have_value("a\n\nb")
 
 
 @pytest.mark.parametrize(
@@ -311,7 +365,7 @@ def test_all_is_done_by_keyboard_alone(page):
     page.keyboard.type("a\nbb")
     page.keyboard.press("Control+Enter")
     assert [place["text"] for place in rankings(page)] == ["bb", "a"]
-    for stop in ("API key", "Rerank", "Load the sample", "curl"):
+    for stop in ("API key", "Rerank", "Load the sample", "Open a file", "curl"):
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == stop
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"

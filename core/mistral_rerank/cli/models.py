@@ -12,7 +12,7 @@ from pydantic import ByteSize
 from rich.table import Table
 
 from mistral_rerank._version import __version__
-from mistral_rerank.cli.options import MODEL_OPTIONS, app, progress_bar, stderr, with_settings
+from mistral_rerank.cli.options import MODEL_OPTIONS, app, needs, progress_bar, stderr, with_settings
 from mistral_rerank.cli.terminal import Terminal
 from mistral_rerank.settings import RerankSettings
 
@@ -117,6 +117,7 @@ def info(reranker: dict[str, Any]) -> None:
 
 @app.command()
 @with_settings("reranker", RerankSettings, *MODEL_OPTIONS, "cascade_depth")
+@needs("local")
 def bench(
     reranker: dict[str, Any],
     workload: Annotated[

@@ -23,6 +23,7 @@ from rich.progress import (
 from rich.text import Text
 
 from mistral_rerank.cli.terminal import Terminal, printable
+from mistral_rerank.errors import MissingDependencyError
 from mistral_rerank.settings import ENV_PREFIX, RerankSettings, read_environment
 
 if TYPE_CHECKING:
@@ -51,6 +52,15 @@ RERANKER_OPTIONS = (
     *("cascade_depth", "max_length", "overflow", "instruction"),
 )
 CONSTRAINTS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """Turn a missing module into an error that names the extra of the command."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError.of(extra, error) from error
 
 
 def with_settings(parameter: str, settings: type[BaseModel], *names: str) -> Callable[[Command], Command]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from mistral_rerank.cli.options import (
     app,
     encoder_device,
+    needs,
     progress_bars,
     recorded_settings,
     stderr,
@@ -35,6 +36,7 @@ FIRST_STAGE_OPTIONS = "first_stage", "top_k", "queries", "split", "query_prefix"
 @app.command()
 @with_reranker
 @with_settings("evaluation", EvaluationSettings, "data", *FIRST_STAGE_OPTIONS, "drop_same_id", "fit_weight")
+@needs("eval")
 def evaluate(
     out: Annotated[Path, typer.Option(help="the folder to write; it must not exist")],
     evaluation: dict[str, Any],
@@ -87,6 +89,7 @@ def evaluate(
 @app.command()
 @with_settings("evaluation", EvaluationSettings, *FIRST_STAGE_OPTIONS)
 @with_settings("reranker", RerankSettings, "model", "device", "dtype", "quantization")
+@needs("local,eval")
 def calibrate(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder, or .jsonl of labelled pairs; repeatable")],
     evaluation: dict[str, Any],

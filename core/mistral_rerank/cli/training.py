@@ -10,6 +10,7 @@ import typer
 from mistral_rerank.cli.options import (
     app,
     encoder_device,
+    needs,
     progress_bar,
     progress_bars,
     stderr,
@@ -23,6 +24,7 @@ from mistral_rerank.training.settings import TrainSettings
 
 @app.command()
 @with_settings("settings", TrainSettings)
+@needs("train")
 def train(
     settings: dict[str, Any],
     out: Annotated[Path, typer.Option(help="the checkpoint folder to write; it must not exist")],
@@ -38,6 +40,7 @@ def train(
 
 @app.command()
 @with_reranker
+@needs("train")
 def mine(
     data: Annotated[list[Path], typer.Option(help="a BEIR folder; repeatable")],
     teacher: Annotated[str, typer.Option(help="an embedding model: MODEL of `evaluate --first-stage dense:MODEL`")],
@@ -100,6 +103,7 @@ def mine(
 @app.command()
 @with_settings("training", TrainSettings, "data", "max_queries", "seed")
 @with_settings("reranker", RerankSettings, "model", "base", "device", "dtype")
+@needs("train")
 def early_exit(
     training: dict[str, Any],
     reranker: dict[str, Any],

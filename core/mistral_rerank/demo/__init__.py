@@ -39,9 +39,9 @@ def demo_questions() -> dict[str, list[Candidate]]:
     """Return the first three questions whose answer BM25 does not rank first, with BM25's passages, best first."""
     from mistral_rerank.data_files.passages import read_passages
     from mistral_rerank.evaluation.datasets import load_beir
-    from mistral_rerank.evaluation.run_files import read_run
+    from mistral_rerank.evaluation.run_files import read_scores
 
-    facts, run = load_beir(FACTS), read_run(BM25_RUN)
+    facts, run = load_beir(FACTS), read_scores(BM25_RUN)
     records = {str(passage.record["_id"]): passage.record for passage in read_passages(FACTS / "corpus.jsonl")}
     questions: dict[str, list[Candidate]] = {}
     for query_id, query in facts.queries.items():

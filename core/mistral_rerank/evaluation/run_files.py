@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from mistral_rerank.data_files.atomic import atomic_write
 from mistral_rerank.data_files.text import text_lines
 from mistral_rerank.errors import InvalidInputError
@@ -30,6 +28,8 @@ Run = dict[str, Ranking]
 
 def distinct(ranking: Iterable[tuple[str, float]]) -> Ranking:
     """Lower scores by as little as it takes for them to fall strictly in 32 bits; the order is the input's."""
+    import numpy as np
+
     lowered: Ranking = []
     last = np.float32(np.inf)
     for passage, score in ranking:
@@ -45,6 +45,8 @@ def write_run(run: Mapping[str, Sequence[tuple[str, float]]], file: Path, *, tag
         InvalidInputError: an id holds white space, which the format cannot express.
 
     """
+    import numpy as np
+
     ids = (name for query, ranking in run.items() for name in (query, *(passage for passage, _ in ranking)))
     if wrong := next((name for name in ids if len(name.split()) != 1), None):
         raise InvalidInputError(f"the id {wrong!r} holds white space, which a TREC run cannot express; rename it")
@@ -61,6 +63,11 @@ def read_run(file: Path) -> Run:
         InvalidInputError: a line is not of the format, or repeats a passage; it names the line.
 
     """
+    return {query: distinct(ranking) for query, ranking in read_scores(file).items()}
+
+
+def read_scores(file: Path) -> Run:
+    """Read a run with the scores of the file, which may be equal; without numpy, which the base install lacks."""
     rows: dict[str, dict[str, tuple[float, int]]] = {}
     for number, line in enumerate(text_lines(file), start=1):
         if not line.strip():
@@ -76,5 +83,5 @@ def read_run(file: Path) -> Run:
     run = {}
     for query, passages in rows.items():
         by_score = sorted(passages.items(), key=lambda item: (-item[1][0], item[1][1]))
-        run[query] = distinct((passage, score) for passage, (score, _) in by_score)
+        run[query] = [(passage, score) for passage, (score, _) in by_score]
     return run

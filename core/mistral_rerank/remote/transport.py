@@ -37,6 +37,7 @@ T = TypeVar("T")
 
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 CLOSED = "the reranker is closed; open another one"
+UNREACHABLE = "check base_url, and that the server is up"
 
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -194,9 +195,9 @@ class Transport:
         except httpx.DecodingError as error:
             raise InvalidReplyError(f"{url} sent a body that is not encoded as it says: {error}") from error
         except httpx.ConnectError as error:
-            raise EndpointUnreachableError(
-                f"no connection to {url}: {error}; check base_url, and that the server is up"
-            ) from error
+            untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
+            advice = "set SSL_CERT_FILE to the certificate of its authority" if untrusted else UNREACHABLE
+            raise EndpointUnreachableError(f"no connection to {url}: {error}; {advice}") from error
         except httpx.TransportError as error:
             if self._is_closed:
                 raise RerankerClosedError(CLOSED) from None

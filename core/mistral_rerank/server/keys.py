@@ -143,7 +143,7 @@ class ApiKeys:
             logger.error("the keys are still the old ones: %s", error)
             return
         self._keys, self._version = self._fixed + keys, version
-        logger.warning("%s was read again; it holds %d keys", file, len(keys))
+        logger.warning("%s was read again; number of keys: %d", file, len(keys))
 
 
 def _version_of(file: Path) -> tuple[int, int, int]:
