@@ -26,7 +26,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from full_size import write_apart
+from full_size import run_apart, write_checkpoint
 
 from mistral_rerank.benchmark.baselines import Ours, Transformers
 from mistral_rerank.benchmark.bench import SHAPES as LENGTHS
@@ -165,7 +165,7 @@ def main() -> None:
     for name in options.model or PASSAGES:
         with tempfile.TemporaryDirectory() as scratch:
             if name in SHAPES:
-                write_apart(scratch, **SHAPES[name])
+                run_apart(write_checkpoint, scratch, **SHAPES[name])
             if options.against:
                 compare_checkouts(name, scratch if name in SHAPES else name, options.against, options.rounds)
                 continue
