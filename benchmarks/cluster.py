@@ -147,10 +147,9 @@ def wait_for(parts: int, out: Path, process: subprocess.Popen[str]) -> dict[Path
 
 def workers_of(pid: int) -> list[int]:
     """Find the actors among the descendants of a process."""
-    children = [
-        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-    ]
-    names = {child: Path(f"/proc/{child}/cmdline").read_text() for child in children}
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(child) for file in files for child in file.read_text("utf-8").split()]
+    names = {child: Path(f"/proc/{child}/cmdline").read_text("utf-8") for child in children}
     own = [child for child, name in names.items() if name.startswith("ray::MapWorker")]
     return own + [worker for child in children for worker in workers_of(child)]
 

@@ -12,7 +12,6 @@ of wall seconds, for a machine with other work.
 """
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from full_size import memory_gib
 
 from mistral_rerank.benchmark.baselines import Baseline, Ours, SentenceTransformers
 from mistral_rerank.benchmark.timing import kendall_tau
@@ -205,19 +205,13 @@ def memory(folder: Path, number: int = 10_000) -> None:
     for start in range(0, len(passages), 250):
         reranker.score_pairs([("What is it?", passage) for passage in passages[start : start + 250]])
         if start % 1000 == 750:
-            print(f" {resident():.0f}", end="", flush=True)
+            print(f" {1024 * memory_gib('VmRSS'):.0f}", end="", flush=True)
     info = reranker.passage_cache_info()
     assert info is not None
     print(
         f"\n{len(set(passages))} different passages, {info.misses} misses; "
         f"peak {peak.bytes} of {info.limit} bytes in the cache, {info.entries} entries at the end"
     )
-
-
-def resident() -> float:
-    """Return this process's resident memory in MiB."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
 
 
 def prepared(folder: Path, number: int = 2000) -> None:
