@@ -1,8 +1,8 @@
 """Measure `mistral-rerank score --cluster` on this machine against `score` without a cluster.
 
 Speed: mini scores the same pairs without a cluster, then with one worker and with two, of one thread each. All texts
-are different, so no computation is shared. A rate is the pairs per second between the first result and the last, which
-leaves out the start of Ray and the loading of the models.
+are different, so no computation is shared. A rate is the pairs per second from the first result of each worker to the
+last of all, which leaves out the start of Ray and the loading of the models.
 
 OMP_NUM_THREADS=1 python benchmarks/cluster.py speed [--pairs 1000] [--model mini]
 
@@ -57,9 +57,10 @@ def write_pairs(file: Path, count: int, *, words: int, sharing: int) -> None:
         lines.writelines(json.dumps(record | {"id": number}) + "\n" for number, record in enumerate(records))
 
 
-def rate(marks: list[tuple[int, float]]) -> float:
-    """Give the pairs per second between the first and the last mark at which any were done."""
-    (first, start), *_, (last, end) = [mark for mark in marks if mark[0]]
+def rate(marks: list[tuple[int, float]], workers: int = 1) -> float:
+    """Give the pairs per second after the first results, one of each worker: the pairs of those were begun before."""
+    results = [mark for mark in marks if mark[0]]
+    (first, start), (last, end) = results[workers - 1], results[-1]
     return (last - first) / (end - start)
 
 
@@ -95,7 +96,7 @@ def score_on_cluster(model: str, pairs: Path, out: Path, workers: int, shard_pai
         progress=lambda done, _: marks.append((done, time.perf_counter())),
         shard_pairs=shard_pairs or DEFAULT,
     )
-    print(rate(marks))
+    print(rate(marks, workers))
 
 
 def driver(*arguments: object) -> subprocess.Popen[str]:

@@ -61,7 +61,7 @@ from mistral_rerank.server.app import create_app
 assert "/v1/rerank" in create_app(reranker).openapi()["paths"]
 """,
     "mcp": "mistral-rerank mcp --backend remote --base-url http://nim:8000 </dev/null",
-    "cluster": "from ray import serve; import mistral_rerank.server.cluster",
+    "cluster": "import mistral_rerank.offline.run, mistral_rerank.server.cluster",
     "docs": "import mkdocstrings, zensical",
     "local": RANK,
     "nf4": f"{RANK} --quantization nf4",

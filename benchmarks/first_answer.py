@@ -2,8 +2,9 @@
 
 Each way has a new virtual environment and empty caches. torch is at hand, from the environment --torch, and is not
 counted. pip downloads everything again. Keystrokes are the characters of the commands and of the program, with line
-ends. CPU and wall seconds are those of pip and of the program. A way whose model hub is not reached ends at the
-download of its model, and its row says so. NVIDIARerank calls an endpoint on loopback, which takes any key.
+ends. CPU and wall seconds are those of pip and of the program. A row ends with the answer, or with the error that came
+instead, such as that of a model hub which is not reached. The endpoint is on loopback, takes any key, and ranks by
+length.
 
 python benchmarks/first_answer.py dist/*.whl --torch VENV
 """
@@ -190,10 +191,9 @@ def row(way: Way, wheel: Path, torch: Path, address: str) -> str:
         spent, took, done = timed(["python", "answer.py"], scratch, environment)
         size += megabytes(done.stderr)
         answered = done.returncode == 0 and ANSWER in done.stdout.splitlines()[0]
-        if not answered:
-            print(f"{way.name}: {(done.stderr.strip().splitlines() or ['no error'])[-1]}", file=sys.stderr)
         figures = f"{size:.0f} | {cpu:.0f} + {spent:.0f} | {wall:.0f} + {took:.0f}"
-        ending = "the answer, first" if answered else "the download of the model"
+        error = (done.stderr.strip().splitlines() or ["another passage first"])[-1].replace("|", " ")
+        ending = "the answer, first" if answered else error
         return f"| {way.name} | {len(way.commands) + 1} | {len(way.typed)} | {figures} | {way.needs} | {ending} |"
 
 
