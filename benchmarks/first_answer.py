@@ -10,17 +10,16 @@ python benchmarks/first_answer.py dist/*.whl --torch VENV
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+
+from endpoint import endpoint
 
 ANSWER = "Water expands as it freezes, so a block of ice is less dense than the liquid around it."
 TEXTS = f"""
@@ -112,32 +111,6 @@ WAYS = (
 )
 
 
-class Nvidia(BaseHTTPRequestHandler):
-    """An endpoint in NVIDIA's protocol that ranks the longest passage first."""
-
-    def do_GET(self) -> None:
-        """List a model."""
-        self.reply({"object": "list", "data": [{"id": "nvidia/llama-nemotron-rerank-1b-v2", "object": "model"}]})
-
-    def do_POST(self) -> None:
-        """Rank by length."""
-        passages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["passages"]
-        rows = [{"index": index, "logit": len(passage["text"]) / 50} for index, passage in enumerate(passages)]
-        self.reply({"rankings": sorted(rows, key=lambda row: -row["logit"])})
-
-    def reply(self, value: object) -> None:
-        """Send JSON."""
-        content = json.dumps(value).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
-
-
 def timed(
     command: list[str], folder: str, variables: dict[str, str]
 ) -> tuple[float, float, subprocess.CompletedProcess[str]]:
@@ -158,7 +131,7 @@ def megabytes(output: str) -> float:
     return sum(float(size) * {"MB": 1, "kB": 1e-3, "B": 1e-6}[unit] for size, unit in sizes) + sum(local)
 
 
-def row(way: Way, wheel: Path, torch: Path, address: str) -> str:
+def row(way: Way, wheel: Path, torch: Path, url: str) -> str:
     """Go one way to its end and give its row of the table."""
     with tempfile.TemporaryDirectory() as scratch:
         venv = Path(scratch, "venv")
@@ -172,8 +145,8 @@ def row(way: Way, wheel: Path, torch: Path, address: str) -> str:
             "HOME": scratch,
             "MISTRAL_RERANK_CACHE": str(Path(scratch, "cache")),
             "HF_HUB_OFFLINE": "1",  # the hub is not reached: its error comes at once
-            "NVIDIA_BASE_URL": f"{address}/v1",
-            "MISTRAL_RERANK_BASE_URL": address,
+            "NVIDIA_BASE_URL": url,
+            "MISTRAL_RERANK_BASE_URL": url.removesuffix("/v1"),
             "PIP_NO_CACHE_DIR": "1",
         }
         cpu = wall = size = 0.0
@@ -206,11 +179,9 @@ def main() -> None:
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs")
     print("| way | commands | keystrokes | download, MB | CPU s | wall s | needs | ends with |")
     print("|---|--:|--:|--:|--:|--:|---|---|", flush=True)
-    with HTTPServer(("127.0.0.1", 0), Nvidia) as endpoint:
-        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{endpoint.server_port}"
+    with endpoint() as url:
         for way in WAYS:
-            print(row(way, options.wheel.resolve(), options.torch, address), flush=True)
+            print(row(way, options.wheel.resolve(), options.torch, url), flush=True)
     for way in WAYS:
         print(f"\n{way.name}:\n\n" + "".join(f"    {line}\n" for line in way.typed.splitlines()), end="")
 

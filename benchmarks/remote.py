@@ -7,84 +7,23 @@ The server is another process; it takes 50 ms for every 32 passages of a request
 
 import argparse
 import asyncio
-import json
-import multiprocessing
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
 
 import httpx
+from endpoint import MODEL, PER_PASSAGES, endpoint
 from langchain_core.documents import Document
 from langchain_nvidia_ai_endpoints import NVIDIARerank
 
 from langchain_mistral_rerank import MistralRerank
 from mistral_rerank.protocols import PROTOCOLS, RerankRequest
 
-MODEL = "nvidia/llama-nemotron-rerank-1b-v2"
-SECONDS, PER_PASSAGES = 0.050, 32
+SECONDS = 0.050
 TEXT = "Ice floats on water because it is about nine percent less dense than the liquid it froze from. " * 4
-
-
-class Handler(BaseHTTPRequestHandler):
-    """Waits as a model would work, then ranks by position."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self) -> None:
-        """Answer a ranking request."""
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        count = len(body["passages"])
-        time.sleep(SECONDS * -(-count // PER_PASSAGES))
-        self._answer({"rankings": [{"index": index, "logit": -float(index)} for index in range(count)]})
-
-    def do_GET(self) -> None:
-        """List the model."""
-        self._answer({"object": "list", "data": [{"id": MODEL, "root": MODEL}]})
-
-    def _answer(self, body: object) -> None:
-        content = json.dumps(body).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
-
-
-class Server(ThreadingHTTPServer):
-    """Takes as many connections as the clients open at once."""
-
-    request_queue_size = 256
-    daemon_threads = True
-
-
-def serve(pipe: Any) -> None:
-    """Serve on a free port and tell which."""
-    with Server(("127.0.0.1", 0), Handler) as server:
-        pipe.send(server.server_address[1])
-        server.serve_forever()
-
-
-@contextmanager
-def a_server() -> Iterator[str]:
-    """Run the server in a process of its own; yields its base URL."""
-    ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=serve, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        yield f"http://127.0.0.1:{ours.recv()}/v1"
-    finally:
-        process.terminate()
-        process.join()
 
 
 def medians(baselines: dict[str, Callable[[], None]], runs: int) -> dict[str, float]:
@@ -109,7 +48,7 @@ def main() -> None:
     print(f"{os.cpu_count()} CPUs, median of {runs} alternating runs")
     print(f"the server takes {SECONDS * 1000:.0f} ms per {PER_PASSAGES} passages\n")
     loop = asyncio.new_event_loop()
-    with a_server() as url:
+    with endpoint(SECONDS) as url:
         baseline = NVIDIARerank(base_url=url, model=MODEL, top_n=5, truncate="END")
         ours = MistralRerank(backend="remote", base_url=url, model=MODEL, protocol="nvidia", top_n=5)
         documents = [Document(page_content=f"{number} {TEXT}") for number in range(512)]

@@ -8,17 +8,16 @@ python benchmarks/starts.py [--rounds 3] [--skip-first]
 """
 
 import argparse
-import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import distributions, version
 from pathlib import Path
+
+from endpoint import endpoint
 
 QUERY = "Why does bread rise?"
 PASSAGES = ["Paris is the capital of France.", "Yeast makes bread rise.", "Berlin is the capital of Germany."]
@@ -30,23 +29,6 @@ folder, query, *passages = sys.argv[1:]
 print(CrossEncoder(folder, device="cpu").rank(query, passages))
 """
 DISTRIBUTIONS = ("torch", "transformers", "peft", "sentence-transformers", "langchain-core")
-
-
-class Nvidia(BaseHTTPRequestHandler):
-    """An endpoint in NVIDIA's protocol, without a model."""
-
-    def do_POST(self) -> None:
-        """Give all passages the same logit."""
-        passages = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["passages"]
-        content = json.dumps({"rankings": [{"index": index, "logit": 0.0} for index in range(len(passages))]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        """Stay silent."""
 
 
 def run(*command: str, **environment: str) -> tuple[float, float]:
@@ -74,12 +56,10 @@ def main() -> None:
     installed = {name: version(name) for name in DISTRIBUTIONS if any(distributions(name=name))}
     print(f"{platform.machine()}; " + ", ".join(f"{name} {number}" for name, number in installed.items()))
     print("| start | CPU seconds | wall seconds |\n|---|--:|--:|", flush=True)
-    with tempfile.TemporaryDirectory() as scratch, HTTPServer(("127.0.0.1", 0), Nvidia) as endpoint:
-        threading.Thread(target=endpoint.serve_forever, daemon=True).start()
+    with tempfile.TemporaryDirectory() as scratch, endpoint() as url:
         passages = Path(scratch, "passages.txt")
         passages.write_text("\n".join(PASSAGES), "utf-8")
         rank = (*COMMAND, "rank", QUERY, str(passages))
-        url = f"http://127.0.0.1:{endpoint.server_port}/v1"
         imports = "from langchain_mistral_rerank import MistralRerank"
         rows: dict[str, tuple[str, ...]] = {
             "`rank` with mini": (*rank, "--model", "mini", "--device", "cpu"),
