@@ -99,6 +99,20 @@ def _is_data(path: str) -> bool:
     return path.endswith(PARQUET + LINES) and not any(part.startswith(("_", ".")) for part in PurePosixPath(path).parts)
 
 
+@contextmanager
+def _whole(filesystem: FileSystem, target: str, temporary: str) -> Iterator[pa.NativeFile]:
+    """Open a file that is moved to its path at the end, if there is no error."""
+    for path in (target, temporary):
+        filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    try:
+        with filesystem.open_output_stream(temporary, compression=None) as sink:
+            yield sink
+    except BaseException:
+        filesystem.delete_file(temporary)
+        raise
+    filesystem.move(temporary, target)
+
+
 class OutputFolder:
     """The folder of a run's output; each of its files is whole, or is not there.
 
@@ -122,12 +136,8 @@ class OutputFolder:
     @contextmanager
     def writing(self, name: str) -> Iterator[pa.NativeFile]:
         """Open a file that appears under its name at the end, if there is no error."""
-        target, temporary = f"{self.path}/{name}", f"{self.path}/_partial/{uuid4().hex}"
-        for path in (target, temporary):
-            self._filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with self._filesystem.open_output_stream(temporary, compression=None) as sink:
+        with _whole(self._filesystem, f"{self.path}/{name}", f"{self.path}/_partial/{uuid4().hex}") as sink:
             yield sink
-        self._filesystem.move(temporary, target)
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file."""
@@ -157,7 +167,7 @@ class OutputFolder:
         names = self._filesystem.get_file_info(FileSelector(f"{self.path}/_rejects", allow_not_found=True))
         if rejects is not None:
             filesystem, path = open_filesystem(rejects)
-            with filesystem.open_output_stream(path, compression=None) as sink:
+            with _whole(filesystem, path, f"{path}.{uuid4().hex}.partial") as sink:
                 for each in sorted(names, key=lambda each: each.path):
                     with self._filesystem.open_input_stream(each.path, compression=None) as file:
                         sink.write(file.read())
