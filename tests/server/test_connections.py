@@ -13,6 +13,7 @@ import pytest
 from server.running import commanded, running, served, wait_until_ready
 from support import LengthReranker
 
+from mistral_rerank import RemoteReranker
 from mistral_rerank.errors import AuthenticationError, CheckpointError, EndpointUnreachableError
 from mistral_rerank.server import service as services
 from mistral_rerank.server.app import create_app
@@ -168,6 +169,16 @@ def test_tls_needs_only_a_certificate_and_its_key(tmp_path):
         context = ssl.create_default_context(cafile=str(certificate))
         reply = httpx.get(url.replace("http:", "https:").replace("127.0.0.1", "localhost") + "/health", verify=context)
     assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("tls", [True, False])
+def test_a_client_that_mistakes_http_for_https_or_the_reverse_is_told_so(tls, tmp_path):
+    certificate, key = write_certificate(tmp_path)
+    with running(LengthReranker(), **({"ssl_certfile": certificate, "ssl_keyfile": key} if tls else {})) as url:
+        mistaken = url.replace("http:", "http:" if tls else "https:")
+        with RemoteReranker("m", base_url=mistaken, retries=0) as reranker:
+            with pytest.raises(EndpointUnreachableError, match="give a base_url with " + ("https" if tls else "http")):
+                reranker.rank("q", ["p"])
 
 
 def write_certificate(folder):

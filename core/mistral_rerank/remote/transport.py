@@ -38,6 +38,10 @@ T = TypeVar("T")
 MAX_REPLY_BYTES = 64 * 1024 * 1024
 CLOSED = "the reranker is closed; open another one"
 UNREACHABLE = "check base_url, and that the server is up"
+TLS_ADVICE = {
+    "CERTIFICATE_VERIFY_FAILED": "set SSL_CERT_FILE to the certificate of its authority",
+    "WRONG_VERSION_NUMBER": "this port takes no TLS; give a base_url with http://",
+}
 
 PROXIES = ("ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY")
 CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -195,13 +199,13 @@ class Transport:
         except httpx.DecodingError as error:
             raise InvalidReplyError(f"{url} sent a body that is not encoded as it says: {error}") from error
         except httpx.ConnectError as error:
-            untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
-            advice = "set SSL_CERT_FILE to the certificate of its authority" if untrusted else UNREACHABLE
+            advice = next((advice for reason, advice in TLS_ADVICE.items() if reason in str(error)), UNREACHABLE)
             raise EndpointUnreachableError(f"no connection to {url}: {error}; {advice}") from error
         except httpx.TransportError as error:
             if self._is_closed:
                 raise RerankerClosedError(CLOSED) from None
-            raise EndpointUnreachableError(f"the connection to {url} broke: {error}") from error
+            advice = "; if this port takes only TLS, give a base_url with https://" if url.startswith("http:") else ""
+            raise EndpointUnreachableError(f"the connection to {url} broke: {error}{advice}") from error
 
 
 def _run_loop(
