@@ -9,6 +9,7 @@ import ast
 import io
 import json
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -17,9 +18,9 @@ from contextlib import redirect_stdout
 
 import pytest
 from server.running import running
-from support import FailingReranker, LengthReranker
+from support import FailingReranker, LengthReranker, make_adapter
 
-from mistral_rerank import ScoringError
+from mistral_rerank import RerankSettings, ScoringError
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 expect = sync_api.expect
@@ -120,6 +121,7 @@ def rankings(page):
             probability: item.querySelector(".probability").textContent,
             logit: item.querySelector(".logit").textContent,
             was: item.querySelector(".was").textContent,
+            cut: item.querySelector(".cut")?.textContent ?? null,
         }))"""
     )
 
@@ -346,15 +348,18 @@ def test_the_dark_scheme_is_dark(visit):
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 360), ("dark", 1360)])
 def test_the_page_has_no_serious_accessibility_problem(visit, scheme, width):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
     page = visit(color_scheme=scheme, viewport={"width": width, "height": 900})
-    problems = [axe.run(page)]
+    assert_accessible(page)
     page.get_by_role("button", name="Load the sample").click()
     rerank(page)
     rankings(page)
-    problems.append(axe.run(page))
-    serious = [problem for found in problems for problem in found.response["violations"] if problem["impact"] in ("serious", "critical")]  # fmt: skip
-    assert [(problem["id"], problem["nodes"][0]["html"]) for problem in serious] == []
+    assert_accessible(page)
+
+
+def assert_accessible(page):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python").Axe()
+    problems = [each for each in axe.run(page).response["violations"] if each["impact"] in ("serious", "critical")]
+    assert [(problem["id"], problem["nodes"][0]["html"]) for problem in problems] == []
 
 
 def test_all_is_done_by_keyboard_alone(page):
@@ -473,3 +478,55 @@ def test_the_best_sentence_of_the_first_passages_is_marked(page):
     first, second = (json.loads(request.post_data) for request in posts(page))
     assert "highlight" not in first
     assert second["highlight"] is True
+
+
+@pytest.fixture(scope="module")
+def two_models(tiny, tmp_path_factory):
+    """Two models with other weights; both read 40 tokens of a pair."""
+    settings = RerankSettings(model=tiny, device="cpu", dtype="float32", max_length=40)
+    other = make_adapter(tmp_path_factory.mktemp("second"), tiny, 1)
+    return {"first": settings, "second": settings.model_copy(update={"model": str(other), "base": str(tiny)})}
+
+
+def test_two_models_side_by_side(visit, two_models):
+    passages = [f"passage {number} about {word}" for number, word in enumerate(["ice", "snow", "rain", "hail"], 1)]
+    expected = {}
+    for name, settings in two_models.items():
+        with settings.open() as reranker:
+            expected[name] = [(place.index, f"{place.score.probability:.3f}") for place in reranker.rank("q", passages)]
+    with running(two_models) as url:
+        page = visit(url)
+        expect(page.get_by_label("Model", exact=True)).to_have_value("first")
+        fill(page, "q", passages)
+        page.get_by_label("Model", exact=True).select_option("second")
+        assert "model='second'" in snippet(page, "Python").replace('"', "'")
+        page.get_by_label("Compare with").select_option("first")
+        rerank(page)
+        assert [place["text"] for place in rankings(page)] == [passages[index] for index, _ in expected["second"]]
+        items = page.locator("#ranking li")
+        for item, (index, probability) in zip(items.all(), expected["second"], strict=True):
+            there = [found for found, _ in expected["first"]].index(index)
+            assert item.locator(".by").all_text_contents() == ["second", "first"]
+            assert item.locator(".probability").all_text_contents() == [probability, expected["first"][there][1]]
+            expect(item.locator(".there")).to_have_text(f"place {there + 1} with first")
+        expect(page.locator("#summary")).to_contain_text("In the order of second.")
+        assert_accessible(page)
+
+        page.get_by_label("Compare with").select_option("no other model")
+        rerank(page)
+        expect(page.locator("#ranking .second")).to_have_count(0)
+
+
+def test_what_was_cut_is_said(visit, two_models):
+    with running(two_models) as url:
+        page = visit(url)
+        fill(page, "q", ["short", "long " * 100])
+        rerank(page)
+        cut = {place["text"]: place["cut"] for place in rankings(page)}
+        assert cut["short"] is None
+        assert re.fullmatch(r"cut: 40 tokens read, \d+ left out", cut[("long " * 100).strip()])
+
+
+def test_one_model_leaves_no_choice(page):
+    expect(page.get_by_label("Compare with")).to_be_hidden()
+    expect(page.locator("header")).to_contain_text("Model: length.")
