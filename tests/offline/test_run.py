@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from command import COMMAND
-from server.running import LOOPBACK, descendants, listening, ray_cluster
+from server.running import LOOPBACK, descendants, free_port, listening, ray_cluster
 
 from mistral_rerank import InvalidInputError, Reranker, RerankSettings, SettingsError
 from mistral_rerank.data_files.pairs import score_lines
@@ -209,6 +209,17 @@ def test_an_existing_folder_is_not_written_to(settings, source, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="addresses are found as Linux shows them")
+@pytest.mark.parametrize("command", [["score", "--cluster", "pairs.jsonl", "--out", "out"], ["serve", "--cluster"]])
+def test_a_cluster_that_does_not_answer_is_one_clear_line(command, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(RECORDS[0]))
+    environment = os.environ | {"RAY_ADDRESS": f"127.0.0.1:{free_port()}"}
+    done = subprocess.run([COMMAND, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode
+    (line,) = done.stderr.strip().splitlines()
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:" in line
+    assert "unset it for a Ray of its own" in line
+
+
 def test_the_command_runs_on_a_ray_of_its_own_that_listens_on_loopback_alone(
     tiny, source, tmp_path, tiny_reranker, monkeypatch
 ):

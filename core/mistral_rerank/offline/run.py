@@ -26,6 +26,7 @@ from mistral_rerank.errors import InvalidInputError, MissingDependencyError, Sco
 from mistral_rerank.offline.files import OutputFolder, PairFiles, find_pairs
 from mistral_rerank.offline.shard import ShardScorer, rows_of
 from mistral_rerank.offline.sharding import BUCKETS, Sharding, bucket_of
+from mistral_rerank.ray_connection import connect, ray_address
 
 try:
     import pyarrow as pa
@@ -159,11 +160,10 @@ def _connected(workers: Workers) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "local")  # Ray's own default is any cluster on this machine
     room = {}
-    if address == "local" and workers.number is not None:  # and one CPU for reading
+    if ray_address() == "local" and workers.number is not None:  # and one CPU for reading
         room["num_cpus"] = max(os.cpu_count() or 1, int(workers.number * workers.cpus) + 1)
-    ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING, **room)
+    connect(**room)
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its log file has all, with the tracebacks
     try:
         yield

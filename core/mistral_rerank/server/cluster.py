@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import logging.config
-import os
 import signal
 import threading
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import MutableHeaders
 
 from mistral_rerank.errors import MissingDependencyError, SettingsError
+from mistral_rerank.ray_connection import connect, ray_address
 from mistral_rerank.server.app import create_app
 from mistral_rerank.server.keys import ApiKeys
 from mistral_rerank.server.lifecycle import DRAIN_SECONDS, warn_of_open_server
@@ -144,8 +144,7 @@ def serve_cluster(
             raise SettingsError(f"a cluster has no {name}; leave it out, or --cluster")
     warn_of_open_server(server, host)
     ApiKeys(server.api_keys, server.api_key_file)  # fails here rather than in the replicas
-    address = os.environ.get("RAY_ADDRESS", "local")  # Ray's own default is any cluster on this machine
-    ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING)
+    connect()
     starts_serve = not serve.status().proxies
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
@@ -157,7 +156,7 @@ def serve_cluster(
             serve.start(http_options=_http_options(server, host, port))
         else:
             logger.warning("Ray Serve runs already; its proxy's address counts, not %s:%d", host, port)
-        serve.run(deployment(reranker.open, server, cluster, loopback=address == "local"), name=NAME)
+        serve.run(deployment(reranker.open, server, cluster, loopback=ray_address() == "local"), name=NAME)
         if starts_serve:
             logger.warning("serving at %s://%s:%d", "https" if server.ssl_certfile else "http", host, port)
         threading.Event().wait()
