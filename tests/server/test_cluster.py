@@ -96,7 +96,7 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone_and_answers_what_was_beg
 ):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("MISTRAL_RERANK_CLUSTER_CPUS", "0.1")
-    body = {"query": "q", "documents": [f"{number} words of a passage " * 30 for number in range(300)]}
+    body = {"query": "q", "documents": [f"{number} words of a passage " * 30 for number in range(200)]}
     with commanded("--cluster", "--model", str(tiny)) as server, ThreadPoolExecutor(4) as pool:
         if Path("/proc/net/tcp").exists():  # on Linux
             addresses = listening(descendants(server.pid))
@@ -106,7 +106,7 @@ def test_a_cluster_of_its_own_listens_on_loopback_alone_and_answers_what_was_beg
         while "mistral_rerank_queue_size 4.0" not in httpx.get(server.url + "/metrics").text:
             assert not any(call.done() for call in calls), "answered before the signal"
         server.send_signal(signal.SIGTERM)
-        assert [len(call.result().json()["results"]) for call in calls] == [300] * 4
+        assert [len(call.result().json()["results"]) for call in calls] == [200] * 4
         assert server.wait(30) == 0
 
 
