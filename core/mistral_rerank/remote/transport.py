@@ -205,7 +205,9 @@ class Transport:
             if self._is_closed:
                 raise RerankerClosedError(CLOSED) from None
             advice = "; if this port takes only TLS, give a base_url with https://" if url.startswith("http:") else ""
-            raise EndpointUnreachableError(f"the connection to {url} broke: {error}{advice}") from error
+            raise EndpointUnreachableError(
+                f"the connection to {url} broke: {str(error).rstrip('.')}{advice}"
+            ) from error
 
 
 def _run_loop(
