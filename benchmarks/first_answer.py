@@ -93,7 +93,7 @@ WAYS = (
     ),
     Way(
         "SentenceTransformerRerank, LlamaIndex",
-        ("pip install llama-index-core llama-index-postprocessor-sbert-rerank",),
+        ("pip install llama-index-core llama-index-postprocessor-sbert-rerank sentence-transformers",),
         "from llama_index.core.schema import NodeWithScore, TextNode\n"
         "from llama_index.postprocessor.sbert_rerank import SentenceTransformerRerank\n",
         "nodes = [NodeWithScore(node=TextNode(text=text)) for text in passages]\n"
@@ -174,7 +174,7 @@ def main() -> None:
     """Print the table, then the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wheel", type=Path)
-    parser.add_argument("--torch", type=Path, required=True, help="a virtual environment with torch, of this Python")
+    parser.add_argument("--torch", type=Path, required=True, help="a virtual environment with nothing but torch")
     options = parser.parse_args()
     print(f"Python {sys.version.split()[0]}, {os.cpu_count()} CPUs")
     print("| way | commands | keystrokes | download, MB | CPU s | wall s | needs | ends with |")
