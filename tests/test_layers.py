@@ -9,7 +9,7 @@ import mistral_rerank
 
 ROOT = Path(mistral_rerank.__file__).parent
 LAYERS = (
-    {"_deadline", "_forks", "_options", "_version", "errors", "sentences"},
+    {"_deadline", "_forks", "_options", "_version", "errors", "ray_connection", "sentences"},
     {"_telemetry", "blending", "data_files", "diversity", "inputs", "reranker", "scores", "templates"},
     {"protocols"},
     {"local", "remote"},

@@ -112,9 +112,10 @@ def replicated(open_reranker: Callable[[], Reranker], replicas: int = 2, **setti
 
 
 def descendants(pid: int) -> list[int]:
-    children = [
-        int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()
-    ]
+    children: list[int] = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            children += map(int, file.read_text().split())
     return [pid, *(found for child in children for found in descendants(child))]
 
 

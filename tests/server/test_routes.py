@@ -116,6 +116,7 @@ def test_tei_gets_a_list(client: httpx.Client):
         ("/v1/ranking", NVIDIA | {"passages": []}, 422, "at least 1"),
         ("/v1/ranking", NVIDIA | {"passages": [{"text": "secret"}] * 513}, 422, "at most 512"),
         ("/v1/ranking", NVIDIA | {"query": {"text": " "}}, 422, "question is empty"),
+        ("/v1/score", {"text_1": " ", "text_2": ["", "secret"]}, 422, "question of pair 0 is empty"),
         ("/v1/rerank", COHERE | {"documents": ["secret"] * 1001}, 422, "at most 1000"),
         ("/v1/rerank", COHERE | {"top_n": 0}, 422, "top_n"),
         ("/v1/rerank", ["secret"], 422, "body"),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from starlette.exceptions import HTTPException
 
 from mistral_rerank._telemetry import rerank_span, tracer
+from mistral_rerank.inputs import CheckedPairs, check_pairs
 from mistral_rerank.protocols.protocol import RerankReply
 from mistral_rerank.protocols.vllm import write_score_reply
 from mistral_rerank.reranker import call_options
@@ -188,7 +189,7 @@ class Service:
 
     async def score(self, body: ScoreBody, request: Request) -> ScoreReply:
         """Score the pairs of a request, in its order; errors as for `rerank`."""
-        pairs = body.pairs()
+        pairs = CheckedPairs(check_pairs(body.pairs()))
         selection = self._select(body.model, len(pairs))
         overflow = _overflow(body.truncate_prompt_tokens is not None)
 
