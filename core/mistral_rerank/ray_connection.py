@@ -40,7 +40,7 @@ def connect(**options: object) -> None:
             socket.create_connection((parts.hostname, parts.port), timeout=SECONDS).close()
         ray.init(address, log_to_driver=False, include_dashboard=False, logging_level=logging.WARNING, **options)
     except Exception as error:  # Ray raises bare ones too
-        advice = "start it, correct RAY_ADDRESS, or unset it for a Ray of its own"
         if address == "local":
             raise SettingsError(f"Ray does not start on this machine: {error}") from error
+        advice = "start it, correct RAY_ADDRESS, or unset it for a Ray of its own"
         raise SettingsError(f"no Ray cluster answers at RAY_ADDRESS={address}: {error}; {advice}") from error

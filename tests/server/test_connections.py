@@ -177,7 +177,7 @@ def test_a_client_that_mistakes_http_for_https_or_the_reverse_is_told_so(tls, tm
     with running(LengthReranker(), **({"ssl_certfile": certificate, "ssl_keyfile": key} if tls else {})) as url:
         mistaken = url.replace("http:", "http:" if tls else "https:")
         with RemoteReranker("m", base_url=mistaken, retries=0) as reranker:
-            with pytest.raises(EndpointUnreachableError, match="give a base_url with " + ("https" if tls else "http")):
+            with pytest.raises(EndpointUnreachableError, match=f"give a base_url with {'https' if tls else 'http'}://"):
                 reranker.rank("q", ["p"])
 
 

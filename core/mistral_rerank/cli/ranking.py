@@ -250,7 +250,7 @@ def mcp(reranker: dict[str, Any]) -> None:
 
 def _keep_ray_on_loopback() -> None:
     """Let a Ray cluster of its own listen on loopback alone, because its ports run code. Ray reads this on import."""
-    if "RAY_ADDRESS" not in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 

@@ -104,8 +104,9 @@ def _whole(filesystem: FileSystem, target: str, temporary: str) -> Iterator[pa.N
     """Open a file that is moved to its path at the end, if there is no error."""
     for path in (target, temporary):
         filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+    stream = filesystem.open_output_stream(temporary, compression=None)
     try:
-        with filesystem.open_output_stream(temporary, compression=None) as sink:
+        with stream as sink:
             yield sink
     except BaseException:
         filesystem.delete_file(temporary)
