@@ -150,7 +150,7 @@ from mistral_rerank import RerankSettings
 from mistral_rerank.offline.run import Workers, score_on_ray
 
 def progress(done, total):
-    if done:
+    if done >= total / 2:
         os.kill(os.getpid(), 9)
 
 settings = RerankSettings(model=sys.argv[1], device="cpu", dtype="float32")
@@ -167,7 +167,9 @@ def test_a_run_whose_driver_was_killed_goes_on_and_scores_nothing_again(
     killed = subprocess.run([sys.executable, "-c", KILLED, tiny, source, out], env=environment, timeout=300)
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "_SUCCESS").exists()
-    done = {part: part.stat().st_mtime_ns for part in out.glob("part-*.jsonl")}
+    lost, *parts = sorted(out.glob("part-*.jsonl"))
+    lost.unlink()  # or nothing may be left: the workers go on until they notice that their driver is dead
+    done = {part: part.stat().st_mtime_ns for part in parts}
     assert done
     pairs = sum(len(part.read_text().splitlines()) for part in done)
     totals = score(settings, source, out)
