@@ -482,10 +482,11 @@ def test_the_best_sentence_of_the_first_passages_is_marked(page):
 
 @pytest.fixture(scope="module")
 def two_models(tiny, tmp_path_factory):
-    """Two models with other weights; both read 40 tokens of a pair."""
+    """Two models with other weights; one reads 40 tokens of a pair, the other 50."""
     settings = RerankSettings(model=tiny, device="cpu", dtype="float32", max_length=40)
     other = make_adapter(tmp_path_factory.mktemp("second"), tiny, 1)
-    return {"first": settings, "second": settings.model_copy(update={"model": str(other), "base": str(tiny)})}
+    second = settings.model_copy(update={"model": str(other), "base": str(tiny), "max_length": 50})
+    return {"first": settings, "second": second}
 
 
 def test_two_models_side_by_side(visit, two_models):
@@ -524,7 +525,18 @@ def test_what_was_cut_is_said(visit, two_models):
         rerank(page)
         cut = {place["text"]: place["cut"] for place in rankings(page)}
         assert cut["short"] is None
-        assert re.fullmatch(r"cut: 40 tokens read, \d+ left out", cut[("long " * 100).strip()])
+        first = cut[("long " * 100).strip()]
+        assert re.fullmatch(r"cut: 40 tokens read, \d+ left out", first)
+
+        page.get_by_label("Compare with").select_option("second")
+        rerank(page)
+        left_out = int(first.split()[-3])
+        expect(page.locator("#ranking .cut")).to_have_text(
+            [
+                f"cut by first: 40 tokens read, {left_out} left out",
+                f"cut by second: 50 tokens read, {left_out - 10} left out",
+            ]
+        )
 
 
 def test_one_model_leaves_no_choice(page):
