@@ -301,7 +301,8 @@ def test_asking_again_gives_up_the_earlier_request(page):
     held = []
     page.route("**/v1/ranking", lambda route: route.continue_() if held else held.append(route))
     fill(page, "which?", ["a", "bb"])
-    rerank(page)
+    with page.expect_request("**/v1/ranking"):
+        rerank(page)
     button = page.locator("#rerank")
     expect(button).to_have_attribute("aria-busy", "true")
     with page.expect_event("requestfailed"):
