@@ -1,19 +1,21 @@
 """Print what the retriever's score adds to the reranker's, for BM25, a dense and a hybrid first stage.
 
-python benchmarks/blend.py --fit DATA --fit DATA --report DATA --report DATA [--queries 40] [--top-k 20]
+python benchmarks/blend.py --fit DATA --fit DATA --report DATA --report DATA --scores FOLDER
 
 DATA are folders in BEIR's layout. The weight of each first stage is fitted on the sets of --fit, and the gain over
 reranking alone is reported on those of --report, with 95% intervals. A pair that several first stages find is scored
-once. Pairs are truncated at --max-length tokens.
+once, and the scores and embeddings of a set are kept in FOLDER for the next run. Pairs are truncated at --max-length
+tokens.
 """
 
 import argparse
 import itertools
+import json
 import sys
-import tempfile
 from pathlib import Path
 
-from mistral_rerank import LocalReranker, Reranker
+from mistral_rerank import LocalReranker
+from mistral_rerank.data_files.atomic import write_json
 from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
 from mistral_rerank.evaluation.evaluate import first_stage_run, measure, score_candidates
 from mistral_rerank.evaluation.first_stage import FirstStage, open_first_stage
@@ -23,33 +25,48 @@ from mistral_rerank.evaluation.workspace import EvaluationSettings, Scored
 
 AT_ONCE = 16
 Results = dict[str, tuple[BeirDataset, Run, dict[str, Scored]]]
+Scores = dict[str, dict[str, tuple[float, float]]]
+"""Logit and probability, by question and passage."""
 
 
-def score(folder: Path, stages: dict[str, FirstStage], reranker: Reranker, queries: int, top_k: int) -> Results:
+def candidates_of(folder: Path, stages: dict[str, FirstStage], options: argparse.Namespace) -> Results:
     """Give the candidates of a set and their scores, by first stage."""
     dataset = load_beir(folder)
-    settings = EvaluationSettings(data=(folder,), queries=queries, top_k=top_k)
+    settings = EvaluationSettings(data=(folder,), queries=options.queries, top_k=options.top_k)
     runs = {name: first_stage_run(dataset, stage, settings, progress=quiet) for name, stage in stages.items()}
-    union: Run = {}
-    for query in next(iter(runs.values())):
-        found = itertools.chain.from_iterable(run[query] for run in runs.values())
-        union[query] = [(passage, 0.0) for passage in dict.fromkeys(passage for passage, _ in found)]
-    scores = {}
-    for query, values, _ in score_candidates(dataset, union, reranker, at_once=AT_ONCE):
-        scores[query] = dict(zip((passage for passage, _ in union[query]), values, strict=True))
-    print(f"{dataset.name}: {sum(map(len, union.values()))} pairs", file=sys.stderr, flush=True)
+    used = f"{options.model}-{options.queries}-{options.top_k}-{options.max_length}".replace("/", "-")
+    file = options.scores / f"{dataset.name}-{used}.json"
+    if not file.exists():
+        with LocalReranker(options.model, max_length=options.max_length) as reranker:
+            found = score(dataset, runs, reranker)
+        write_json(file, found)
+    scores = json.loads(file.read_text())
     return {
         name: (dataset, run, {query: scored(dataset, query, run, scores[query]) for query in run})
         for name, run in runs.items()
     }
 
 
-def scored(dataset: BeirDataset, query: str, run: Run, scores: dict) -> Scored:
+def score(dataset: BeirDataset, runs: dict[str, Run], reranker: LocalReranker) -> Scores:
+    """Score each pair that any of the first stages found."""
+    union: Run = {}
+    for query in next(iter(runs.values())):
+        found = itertools.chain.from_iterable(run[query] for run in runs.values())
+        union[query] = [(passage, 0.0) for passage in dict.fromkeys(passage for passage, _ in found)]
+    scores = {}
+    for query, values, _ in score_candidates(dataset, union, reranker, at_once=AT_ONCE):
+        pairs = zip(union[query], values, strict=True)
+        scores[query] = {passage: (value.logit, value.probability) for (passage, _), value in pairs}
+    print(f"{dataset.name}: {sum(map(len, union.values()))} pairs", file=sys.stderr, flush=True)
+    return scores
+
+
+def scored(dataset: BeirDataset, query: str, run: Run, scores: dict[str, tuple[float, float]]) -> Scored:
     """Give the scores of one question's candidates in the order of the first stage."""
     passages = [passage for passage, _ in run[query]]
     return Scored(
-        logits=tuple(scores[passage].logit for passage in passages),
-        probabilities=tuple(scores[passage].probability for passage in passages),
+        logits=tuple(scores[passage][0] for passage in passages),
+        probabilities=tuple(scores[passage][1] for passage in passages),
         labels=tuple(dataset.labels(query, passages)),
         seconds=0.0,
     )
@@ -71,9 +88,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--fit", type=Path, action="append", required=True)
     parser.add_argument("--report", type=Path, action="append", required=True)
+    parser.add_argument("--scores", type=Path, required=True, help="folder for what is computed")
     parser.add_argument("--queries", type=int, default=40, help="of each set")
     parser.add_argument("--top-k", type=int, default=20)
-    parser.add_argument("--max-length", type=int, default=288)
+    parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--model", default="mini")
     parser.add_argument("--embedding-model", default="all-MiniLM-L6-v2", help="of the dense and the hybrid stage")
     options = parser.parse_args()
@@ -82,15 +100,12 @@ def main() -> None:
         f"dense:{options.embedding_model}": "dense",
         f"hybrid:{options.embedding_model}": "hybrid",
     }
-    with (
-        tempfile.TemporaryDirectory() as vectors,
-        LocalReranker(options.model, max_length=options.max_length) as reranker,
-    ):
-        stages = {name: open_first_stage(name, vectors=Path(vectors)) for name in names}
-        fitted, reported = (
-            {folder.name: score(folder, stages, reranker, options.queries, options.top_k) for folder in folders}
-            for folders in (options.fit, options.report)
-        )
+    options.scores.mkdir(parents=True, exist_ok=True)
+    stages = {name: open_first_stage(name, vectors=options.scores) for name in names}
+    fitted, reported = (
+        {folder.name: candidates_of(folder, stages, options) for folder in folders}
+        for folders in (options.fit, options.report)
+    )
     print(f"{options.model}; {options.queries} questions of each set, top {options.top_k}; nDCG@10")
     print("| first stage | weight | set | reranked | blended | gain | 95% interval |\n|---|--:|---|--:|--:|--:|---|")
     for name, shown in names.items():
