@@ -40,7 +40,7 @@ def candidates_of(folder: Path, stages: dict[str, FirstStage], options: argparse
         with LocalReranker(options.model, max_length=options.max_length) as reranker:
             found = score(dataset, runs, reranker)
         write_json(file, found)
-    scores = json.loads(file.read_text())
+    scores = json.loads(file.read_text(encoding="utf-8"))
     return {
         name: (dataset, run, {query: scored(dataset, query, run, scores[query]) for query in run})
         for name, run in runs.items()
