@@ -4,12 +4,12 @@ python benchmarks/blend.py --fit DATA --fit DATA --report DATA --report DATA --s
 
 DATA are folders in BEIR's layout. The weight of each first stage is fitted on the sets of --fit, and the gain over
 reranking alone is reported on those of --report, with 95% intervals. A pair that several first stages find is scored
-once, and the scores and embeddings of a set are kept in FOLDER for the next run. Pairs are truncated at --max-length
-tokens.
+once. FOLDER keeps the scores of each set and the embeddings, so a run that was stopped goes on. Pairs are truncated at
+--max-length tokens.
 """
 
 import argparse
-import itertools
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -34,12 +34,16 @@ def candidates_of(folder: Path, stages: dict[str, FirstStage], options: argparse
     dataset = load_beir(folder)
     settings = EvaluationSettings(data=(folder,), queries=options.queries, top_k=options.top_k)
     runs = {name: first_stage_run(dataset, stage, settings, progress=quiet) for name, stage in stages.items()}
-    used = f"{options.model}-{options.queries}-{options.top_k}-{options.max_length}".replace("/", "-")
-    file = options.scores / f"{dataset.name}-{used}.json"
-    if not file.exists():
-        with LocalReranker(options.model, max_length=options.max_length) as reranker:
-            found = score(dataset, runs, reranker)
-        write_json(file, found)
+    union = {
+        query: list(dict.fromkeys(passage for run in runs.values() for passage, _ in run[query]))
+        for query in next(iter(runs.values()))
+    }
+    with LocalReranker(options.model, max_length=options.max_length) as reranker:
+        texts = [[dataset.queries[query], *map(dataset.corpus.get, passages)] for query, passages in union.items()]
+        used = json.dumps([reranker.weights_checksum(), options.max_length, texts])
+        file = options.scores / f"{dataset.name}-{hashlib.sha256(used.encode()).hexdigest()[:16]}.json"
+        if not file.exists():
+            write_json(file, score(dataset, union, reranker))
     scores = json.loads(file.read_text(encoding="utf-8"))
     return {
         name: (dataset, run, {query: scored(dataset, query, run, scores[query]) for query in run})
@@ -47,16 +51,13 @@ def candidates_of(folder: Path, stages: dict[str, FirstStage], options: argparse
     }
 
 
-def score(dataset: BeirDataset, runs: dict[str, Run], reranker: LocalReranker) -> Scores:
+def score(dataset: BeirDataset, union: dict[str, list[str]], reranker: LocalReranker) -> Scores:
     """Score each pair that any of the first stages found."""
-    union: Run = {}
-    for query in next(iter(runs.values())):
-        found = itertools.chain.from_iterable(run[query] for run in runs.values())
-        union[query] = [(passage, 0.0) for passage in dict.fromkeys(passage for passage, _ in found)]
+    run = {query: [(passage, 0.0) for passage in passages] for query, passages in union.items()}
     scores = {}
-    for query, values, _ in score_candidates(dataset, union, reranker, at_once=AT_ONCE):
+    for query, values, _ in score_candidates(dataset, run, reranker, at_once=AT_ONCE):
         pairs = zip(union[query], values, strict=True)
-        scores[query] = {passage: (value.logit, value.probability) for (passage, _), value in pairs}
+        scores[query] = {passage: (value.logit, value.probability) for passage, value in pairs}
     print(f"{dataset.name}: {sum(map(len, union.values()))} pairs", file=sys.stderr, flush=True)
     return scores
 

@@ -168,7 +168,7 @@ def test_a_run_whose_driver_was_killed_goes_on_and_scores_nothing_again(
     assert killed.returncode == -signal.SIGKILL
     assert not (out / "_SUCCESS").exists()
     lost, *parts = sorted(out.glob("part-*.jsonl"))
-    lost.unlink()  # or nothing may be left: the workers go on until they notice that their driver is dead
+    lost.unlink()  # workers outlive their driver for a moment, and may have written all shards
     done = {part: part.stat().st_mtime_ns for part in parts}
     assert done
     pairs = sum(len(part.read_text().splitlines()) for part in done)
