@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
+import torch
 from command import run_code
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 RECIPE = Path(__file__).parent.parent / "examples" / "training" / "mini"
 SCRIPT = """
@@ -43,3 +45,52 @@ def test_steps_without_a_finite_gradient_leave_the_weights_finite(tiny, tmp_path
     assert len(weights) == 3 * 7 * 2 + 1
     assert all(tensor.isfinite().all() for tensor in weights.values())
     assert all(tensor.any() for tensor in weights.values())
+
+
+class LexicalEmbeddings:
+    """Two teachers, each of which counts letters."""
+
+    def of(self, _kind, texts):
+        return np.array([[[text.count(letter) for letter in "etaoin"] for text in texts]] * 2, np.float32)
+
+
+def test_a_group_holds_the_answers_and_what_bm25_retrieves_and_doubts_what_teachers_rank_as_high(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE))
+    from retrieved import retrieved_groups
+
+    bakeries = {f"p{number}": f"The bakery number {number} of the town opens at {number}." for number in range(30)}
+    questions = {f"q{number}": f"When does the bakery number {number} open?" for number in range(12)}
+    folder = tmp_path / "boolq_test"
+    (folder / "qrels").mkdir(parents=True)
+    lines = [{"_id": key, "title": "", "text": text} for key, text in bakeries.items()]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"_id": key, "text": text} for key, text in questions.items()]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = "".join(f"q{number}\tp{number}\t1\n" for number in range(12))
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n" + judged)
+
+    groups = retrieved_groups(tmp_path, LexicalEmbeddings(), "boolq_test", 0, 7, most=8)
+    assert groups == retrieved_groups(tmp_path, LexicalEmbeddings(), "boolq_test", 0, 7, most=8)
+    assert sum(len(group.queries) for group in groups) == 8
+    assert any(None in grades for group in groups for grades in group.grades)
+    for group in groups:
+        assert len(set(group.passages)) == len(group.passages) <= 20
+        for row, (grades, logits) in enumerate(zip(group.grades, group.teacher, strict=True)):
+            answer = grades.index(1.0)
+            assert grades.count(1.0) == 1
+            assert group.passages[answer].split("number ")[1].split()[0] in group.queries[row]
+            assert logits[answer] == max(logits)
+
+
+def test_an_average_has_the_means_of_all_weights(tmp_path):
+    for name, value in (("one", 1.0), ("two", 4.0)):
+        (tmp_path / name).mkdir()
+        tensors = {"lora_A": torch.full((2, 3), value).bfloat16(), "score": torch.tensor([value])}
+        save_file(tensors, tmp_path / name / "adapter_model.safetensors")
+        (tmp_path / name / "rerank.json").write_text(name)
+    done = run_code(SCRIPT, (RECIPE / "average.py").as_posix(), tmp_path / "mean", tmp_path / "one", tmp_path / "two")
+    assert done.returncode == 0, done.stderr
+    mean = load_file(tmp_path / "mean" / "adapter_model.safetensors")
+    assert mean["lora_A"].dtype == torch.bfloat16
+    assert mean["lora_A"].unique().tolist() == mean["score"].tolist() == [2.5]
+    assert (tmp_path / "mean" / "rerank.json").read_text() == "one"

@@ -1,9 +1,11 @@
 """Build training groups from embedded training sets: questions, passages, grades, and the teachers' logits.
 
-python groups.py DATA EMBEDDINGS OUT --passes 3 [--share 1] [--workers N]
+python groups.py DATA EMBEDDINGS OUT --passes 3 [--workers N]
+python groups.py DATA TEACHERS OUT --passes 5 --small [--workers N]
 
 A pass is a file OUT/pass-N.jsonl, written when it is complete, one after the other. Each pass draws other negatives,
-other sentences and other rewritings of the questions.
+other sentences and other rewritings of the questions. A small pass has other questions too, and the teachers embed only
+its texts; negatives come from BM25 alone.
 """
 
 import argparse
@@ -14,18 +16,23 @@ import random
 import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 
 from contrast import contrast_groups
+from embed import EmbeddingsOnDemand
 from retrieved import PART, retrieved_groups
 from sentence import sentence_groups
-from texts import SETS, Embeddings, dataset
+from texts import SETS, SMALL, Embeddings, StoredEmbeddings, dataset
 
 SENTENCES, CONTRAST = "sentences", "contrast"
 SENTENCE_PARTS = 6
+SMALL_SHARE = 0.02
+"""Of the passages that are split into sentences, in a small pass."""
 CONTRAST_TURNS = 2
+SMALL_CONTRAST = 10
+"""Groups of a small pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,45 +45,50 @@ class Task:
 
 
 @cache
-def embeddings_in(folder: Path) -> Embeddings:
+def embeddings_in(folder: Path, *, small: bool) -> Embeddings:
     """Open the embeddings, once in each process."""
-    return Embeddings(folder)
+    return EmbeddingsOnDemand(folder) if small else StoredEmbeddings(folder)
 
 
-def run(task: Task, *, data: Path, embeddings: Path, share: float) -> list[str]:
+def run(task: Task, *, data: Path, embeddings: Path, small: bool) -> list[str]:
     """Build the groups of a task, as JSON lines."""
+    vectors = embeddings_in(embeddings, small=small)
     if task.source == CONTRAST:
         groups = contrast_groups(task.part, task.seed)
+        if small:
+            random.Random(task.seed).shuffle(groups)
+            groups = groups[:SMALL_CONTRAST]
     elif task.source == SENTENCES:
-        vectors = embeddings_in(embeddings)
-        groups = sentence_groups(data, vectors, task.part, SENTENCE_PARTS, task.seed, share)
+        parts, share = (1, SMALL_SHARE) if small else (SENTENCE_PARTS, 1.0)
+        groups = sentence_groups(data, vectors, task.part, parts, task.seed, share)
     else:
-        groups = retrieved_groups(data, embeddings_in(embeddings), task.source, task.part, task.seed, share)
-    return [json.dumps(group.record(task.source)) for group in groups]
+        most = (SMALL if small else SETS)[task.source]
+        groups = retrieved_groups(data, vectors, task.source, task.part, task.seed, most)
+    return [json.dumps(asdict(group)) for group in groups]
 
 
-def tasks_of(data: Path, seed: int, share: float) -> list[Task]:
+def tasks_of(data: Path, seed: int, *, small: bool) -> list[Task]:
     """List the tasks of a pass, those that take long first."""
-    tasks = [Task(SENTENCES, part, seed) for part in range(SENTENCE_PARTS)]
-    for name, most in SETS.items():
-        count = round(share * min(most, len(dataset(data, name).queries)))
+    tasks = [Task(SENTENCES, part, seed) for part in range(1 if small else SENTENCE_PARTS)]
+    for name, most in (SMALL if small else SETS).items():
+        count = min(most, len(dataset(data, name).queries))
         tasks += [Task(name, part, seed) for part in range(-(-count // PART))]
-    return [*tasks, *(Task(CONTRAST, turn, seed) for turn in range(CONTRAST_TURNS))]
+    return [*tasks, *(Task(CONTRAST, turn, seed) for turn in range(1 if small else CONTRAST_TURNS))]
 
 
 def main() -> None:
     """Write one file of groups for each pass, in random order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the training sets, in BEIR's layout")
-    parser.add_argument("embeddings", type=Path, help="folder that embed.py has written")
+    parser.add_argument("embeddings", type=Path, help="folder that embed.py has written; with --small, teachers.py")
     parser.add_argument("out", type=Path)
     parser.add_argument("--passes", type=int, default=3)
-    parser.add_argument("--share", type=float, default=1.0, help="of each set's questions")
+    parser.add_argument("--small", action="store_true", help="a few questions of each set")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     start = time.monotonic()
-    work = partial(run, data=options.data, embeddings=options.embeddings, share=options.share)
-    passes = [tasks_of(options.data, seed, options.share) for seed in range(options.passes)]
+    work = partial(run, data=options.data, embeddings=options.embeddings, small=options.small)
+    passes = [tasks_of(options.data, seed, small=options.small) for seed in range(options.passes)]
     options.out.mkdir(parents=True, exist_ok=True)
     spawn = multiprocessing.get_context("spawn")  # bm25s may start the threads of jax, which a fork does not survive
     with ProcessPoolExecutor(options.workers, mp_context=spawn) as pool:

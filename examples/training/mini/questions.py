@@ -2,9 +2,8 @@
 
 import random
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import messy_questions
@@ -29,10 +28,6 @@ class Group:
     passages: list[str]
     grades: list[Row]
     teacher: list[list[float]] | None = None
-
-    def record(self, source: str) -> dict[str, Any]:
-        """Return the group as a JSON object, with the name of its data set."""
-        return {**asdict(self), "source": source}
 
 
 def rewritten(name: str, question: str, draw: random.Random) -> str:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from bm25 import best_rows, index_of
 from questions import Group, Row, both, joined, rewritten
-from texts import SETS, Embeddings, Vectors, cut, dataset, is_held_out, standardized_sum
+from texts import Embeddings, StoredEmbeddings, Vectors, cosines, cut, dataset, is_held_out, standardized_sum
 
 PART = 2500
 """Questions of one task."""
 QUESTIONS = 4
 """Questions of a group."""
+DEPTH = 50
+"""How many passages BM25 retrieves."""
 LARGEST = 20
 """The most passages of a group."""
 TEACHER_SCALE = 1.3
@@ -34,10 +36,9 @@ class Part:
         questions: the texts.
         answers: the rows of the relevant passages of each question.
         retrieved: the rows of BM25's best passages of each question.
-        nearest: the rows of the best passages of each question by each teacher.
+        nearest: the rows of the best passages of each question by each teacher; none with embeddings on demand.
         passages: the texts.
-        of_questions: the vectors of the questions, (2, questions, 384).
-        of_passages: the vectors of the passages, (2, passages, 384).
+        embeddings: of these texts.
 
     """
 
@@ -47,8 +48,7 @@ class Part:
     retrieved: list[list[int]]
     nearest: list[tuple[list[int], list[int]]]
     passages: list[str]
-    of_questions: Vectors
-    of_passages: Vectors
+    embeddings: Embeddings
 
 
 def nearest_rows(of_questions: Vectors, of_passages: Vectors) -> list[tuple[list[int], list[int]]]:
@@ -64,16 +64,16 @@ def nearest_rows(of_questions: Vectors, of_passages: Vectors) -> list[tuple[list
     return rows
 
 
-def retrieved_groups(data: Path, embeddings: Embeddings, name: str, part: int, seed: int, share: float) -> list[Group]:
+def retrieved_groups(data: Path, embeddings: Embeddings, name: str, part: int, seed: int, most: int) -> list[Group]:
     """Build the groups of one part of a set's questions, those of held-out passages left out.
 
     Args:
         data: the folder of the training sets.
-        embeddings: of all texts.
+        embeddings: of the texts.
         name: of the set.
         part: which `PART` questions.
         seed: of the drawing; the order of the questions depends on it too.
-        share: of the set's questions that all parts take together.
+        most: questions that all parts take together.
 
     """
     draw = random.Random(f"{name} {seed}")
@@ -82,20 +82,21 @@ def retrieved_groups(data: Path, embeddings: Embeddings, name: str, part: int, s
     passages = [cut(text) for text in texts.corpus.values()]
     chosen = [key for key in texts.queries if not is_held_out(texts.positives(key)[0])]
     draw.shuffle(chosen)
-    chosen = chosen[: round(share * min(len(chosen), SETS[name]))][PART * part : PART * (part + 1)]
+    chosen = chosen[:most][PART * part : PART * (part + 1)]
     if not chosen:
         return []
     questions = [texts.queries[key] for key in chosen]
-    of_questions, of_passages = embeddings.of("questions", questions), embeddings.of("passages", passages)
+    nearest: list[tuple[list[int], list[int]]] = [([], [])] * len(questions)
+    if isinstance(embeddings, StoredEmbeddings):
+        nearest = nearest_rows(embeddings.of("questions", questions), embeddings.of("passages", passages))
     whole = Part(
         name,
         questions,
         [{position[passage] for passage in texts.positives(key)} for key in chosen],
-        best_rows(index_of(passages), questions, min(30, len(passages))).tolist(),
-        nearest_rows(of_questions, of_passages),
+        best_rows(index_of(passages), questions, min(DEPTH, len(passages))).tolist(),
+        nearest,
         passages,
-        of_questions,
-        of_passages,
+        embeddings,
     )
     return [_group(whole, members, draw) for members in _neighbours(whole, draw)]
 
@@ -133,7 +134,10 @@ def _rows(part: Part, members: list[int], draw: random.Random) -> list[int]:
             negatives += draw.sample(range(len(part.passages)), min(len(part.passages), 4))
             continue
         by_bm25, by_teachers = part.retrieved[number], part.nearest[number]
-        for pool in (by_bm25[:6], by_bm25[:30], by_teachers[0][:8], by_teachers[1][:8]):
+        pools = [by_bm25[:6], by_bm25[:30], by_teachers[0][:8], by_teachers[1][:8]]
+        if not by_teachers[0]:
+            pools = [by_bm25[:5], by_bm25[:10], by_bm25[:25], by_bm25[10:]]
+        for pool in pools:
             left = [p for p in pool if p not in part.answers[number] and p not in negatives and p not in taken]
             negatives += draw.sample(left, min(len(left), 1))
     draw.shuffle(negatives)
@@ -149,8 +153,10 @@ def _group(part: Part, members: list[int], draw: random.Random) -> Group:
     margin = 0.0 if part.name in COMPLETE else 0.15
     grades: list[Row] = []
     teacher: list[list[float]] = []
-    cosines = part.of_questions[:, members] @ part.of_passages[:, rows].transpose(0, 2, 1)
-    for number, scores in zip(members, standardized_sum(cosines).tolist(), strict=True):
+    near = cosines(
+        part.embeddings, [part.questions[number] for number in members], [part.passages[row] for row in rows]
+    )
+    for number, scores in zip(members, standardized_sum(near).tolist(), strict=True):
         relevant = [row in part.answers[number] for row in rows]
         graded = list(zip(relevant, scores, strict=True))
         lowest, best = min(score for is_answer, score in graded if is_answer), max(scores)

@@ -16,7 +16,18 @@ import numpy as np
 from bm25 import best_rows, index_of
 from overlap import may_answer, shared_words
 from questions import Group, Row, both, joined, rewritten
-from texts import IN_SENTENCES, Embeddings, Vectors, cut, dataset, is_held_out, sentences, standardized_sum, titled
+from texts import (
+    IN_SENTENCES,
+    Embeddings,
+    Vectors,
+    cosines,
+    cut,
+    dataset,
+    is_held_out,
+    sentences,
+    standardized_sum,
+    titled,
+)
 
 LEAST_LEAD = 0.35
 """Of the answer's score over the next sentence's, in standard deviations of both teachers' sum."""
@@ -130,7 +141,7 @@ def sentence_groups(data: Path, embeddings: Embeddings, part: int, parts: int, s
 
     Args:
         data: the folder of the training sets.
-        embeddings: of all texts.
+        embeddings: of the texts.
         part: which of the parts.
         parts: how many there are.
         seed: of the drawing.
@@ -163,14 +174,14 @@ def _scene(key: str, articles: Articles, embeddings: Embeddings, draw: random.Ra
     if len(candidates) < 3 or len(questions) < 2:
         return None
     every, count = candidates + further[:4], len(candidates)
-    cosines = embeddings.cosines(questions, [f"{title}: {sentence}" for sentence in every])
-    sums = standardized_sum(cosines)
+    near = cosines(embeddings, questions, [f"{title}: {sentence}" for sentence in every])
+    sums = standardized_sum(near)
     by_overlap: list[tuple[float, int, int]] = []
     for number, question in enumerate(questions):
         best = int(sums[number].argmax())
         if best >= count or not may_answer(question, candidates[best]):
             continue
-        if (cosines[:, number, :count].argmax(-1) != best).any():
+        if (near[:, number, :count].argmax(-1) != best).any():
             continue
         if sums[number, best] - np.delete(sums[number], best).max() < LEAST_LEAD:
             continue
@@ -180,7 +191,7 @@ def _scene(key: str, articles: Articles, embeddings: Embeddings, draw: random.Ra
     if len(by_overlap) < 2:
         return None
     answer = {number: best for _, number, best in sorted(by_overlap)[:4]}  # whose words mislead most
-    return Scene(title, text, own, siblings, questions, every, count, answer, cosines, sums)
+    return Scene(title, text, own, siblings, questions, every, count, answer, near, sums)
 
 
 def _groups(scene: Scene, articles: Articles, embeddings: Embeddings, draw: random.Random) -> list[Group]:
@@ -233,7 +244,7 @@ def _add_misleading(
 ) -> None:
     """Add a sentence of another article with a question's words; unknown where it is as near as the answer."""
     numbers = list(passages.grades)
-    near = embeddings.cosines([scene.questions[number] for number in numbers], [sentence])[:, :, 0]
+    near = cosines(embeddings, [scene.questions[number] for number in numbers], [sentence])[:, :, 0]
 
     def grade(number: int) -> float | None:
         is_farther = near[:, numbers.index(number)] < scene.cosines[:, number, scene.answer[number]]

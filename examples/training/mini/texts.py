@@ -5,6 +5,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from mistral_rerank.evaluation.datasets import BeirDataset, load_beir
 from mistral_rerank.sentences import sentence_spans
 
+Kind = Literal["questions", "passages"]
 Vectors = NDArray[np.float32]
 
 SETS = {
@@ -30,6 +32,22 @@ SETS = {
     "fever_eraser": 2500,
 }
 """The most questions of each set in one pass."""
+SMALL = {
+    "squad_du": 44,
+    "squadshifts_wiki": 44,
+    "boolq_test": 64,
+    "selqa": 32,
+    "medquad": 84,
+    "techdocs_faq": 36,
+    "stackexchange_small": 36,
+    "covidqa_deepset": 20,
+    "bioasq_6_8": 52,
+    "tatqa_text": 4,
+    "quotesum_dev": 4,
+    "dstc9_faq": 12,
+    "fever_eraser": 12,
+}
+"""The questions of each set in one small pass."""
 IN_SENTENCES = "squad_du", "squadshifts_wiki"
 """Sets whose passages are also split into sentences."""
 SHORT = 25
@@ -90,8 +108,15 @@ def all_texts(data: Path) -> tuple[list[str], list[str]]:
     return list(questions), list(passages)
 
 
-class Embeddings:
-    """Vectors of length 1 of all texts by both bi-encoders, as `embed.py` wrote them."""
+class Embeddings(Protocol):
+    """Vectors of length 1 by both bi-encoders."""
+
+    def of(self, kind: Kind, texts: list[str]) -> Vectors:
+        """Return (2, texts, 384) float32."""
+
+
+class StoredEmbeddings:
+    """The vectors of all texts, as `embed.py` wrote them."""
 
     def __init__(self, folder: Path) -> None:
         self._rows = {
@@ -103,14 +128,15 @@ class Embeddings:
             for kind in self._rows
         }
 
-    def of(self, kind: str, texts: list[str]) -> Vectors:
+    def of(self, kind: Kind, texts: list[str]) -> Vectors:
         """Return (2, texts, 384) float32."""
         rows = [self._rows[kind][text] for text in texts]
         return np.stack([vectors[rows].astype(np.float32) for vectors in self._vectors[kind]])
 
-    def cosines(self, questions: list[str], passages: list[str]) -> Vectors:
-        """Return (2, questions, passages) float32."""
-        return self.of("questions", questions) @ self.of("passages", passages).transpose(0, 2, 1)
+
+def cosines(embeddings: Embeddings, questions: list[str], passages: list[str]) -> Vectors:
+    """Return (2, questions, passages) float32."""
+    return embeddings.of("questions", questions) @ embeddings.of("passages", passages).transpose(0, 2, 1)
 
 
 def standardized_sum(cosines: Vectors) -> Vectors:
