@@ -1,6 +1,7 @@
 """`mine` and `train` as their users run them."""
 
 import json
+import re
 
 import pytest
 from command import assert_refused, run
@@ -37,6 +38,9 @@ def test_groups_that_a_model_finds_hard_are_mined_and_trained_on(tiny, tmp_path)
     )
     assert trained.returncode == 0, trained.stderr
     assert trained.stderr.splitlines()[-1].startswith(f"wrote {out}; try: ")
+    assert re.search(
+        r"^step 1 of 3, loss \d.*, [\d,]+ tokens, [\d,]+ a second, 0 h \d\d min left$", trained.stderr, re.M
+    )
     record = json.loads((out / "training.json").read_text())
     assert record["settings"]["data"] == ["groups.jsonl", "groups.jsonl"]
     assert (record["settings"]["max_queries"], record["validation_groups"]) == (24, 8)

@@ -66,12 +66,11 @@ def test_plain_attention_in_bfloat16_is_close_to_the_fused_one(monkeypatch):
         assert (plain - fused).abs().max() < 0.03 * fused.abs().max()
 
 
-def test_a_resumed_run_logs_all_tokens_and_the_time_left_at_its_speed(caplog):
-    state = TrainerState(global_step=10, max_steps=40, num_input_tokens_seen=10_000)
-    progress = LossProgress()
+def test_a_resumed_run_says_all_tokens_and_the_time_left_at_its_speed():
+    state, lines = TrainerState(global_step=10, max_steps=40, num_input_tokens_seen=10_000), []
+    progress = LossProgress(lines.append)
     progress.on_train_begin(None, TrainerState(global_step=4, max_steps=40), None)
     progress.training_bar.disable = True
-    with caplog.at_level("INFO", logger="mistral_rerank.training.trainer"):
-        progress.on_log(None, state, None, {"loss": 1.0, "train_runtime": 720.0, "train_tokens_per_second": 5.833})
-        progress.on_log(None, state, None, {"eval_ndcg@10": 0.5})
-    assert caplog.messages == ["step 10 of 40, loss 1.000, 10,000 tokens, 6 a second, 1 h 00 min left"]
+    progress.on_log(None, state, None, {"loss": 1.0, "train_runtime": 720.0, "train_tokens_per_second": 5.833})
+    progress.on_log(None, state, None, {"eval_ndcg@10": 0.5})
+    assert lines == ["step 10 of 40, loss 1.000, 10,000 tokens, 6 a second, 1 h 00 min left"]

@@ -33,7 +33,7 @@ def train(
     from mistral_rerank.training.finetune import finetune
 
     chosen = TrainSettings(**settings)
-    finetune(chosen, out, notice=stderr.print)
+    finetune(chosen, out, notice=partial(stderr.print, soft_wrap=True))
     with_base = f" --base {chosen.base}" if chosen.base is not None and Path(chosen.base).expanduser().is_dir() else ""
     stderr.print(f"wrote {out}; try: mistral-rerank rank QUESTION FILE --model {out}{with_base}", soft_wrap=True)
 

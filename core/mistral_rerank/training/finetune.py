@@ -90,7 +90,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     Args:
         settings: of the run.
         out: the folder to write; it must not exist yet.
-        notice: receives the memory estimate before anything is loaded.
+        notice: receives the memory estimate before anything is loaded, and the progress if there is no terminal.
 
     Returns:
         `out`: a PEFT folder with `rerank.json`, a model card, and `training.json` and `training.svg` (settings,
@@ -145,7 +145,7 @@ def finetune(settings: TrainSettings, out: Path, *, notice: Callable[[str], None
     )
     trainer.remove_callback(transformers.ProgressCallback)
     if trainer.is_world_process_zero():
-        trainer.add_callback(LossProgress())
+        trainer.add_callback(LossProgress(notice))
     trainer.add_callback(ValidateAtTheEnd())
     if settings.patience is not None:
         trainer.add_callback(transformers.EarlyStoppingCallback(settings.patience))

@@ -24,7 +24,7 @@ except ImportError as error:
     raise MissingDependencyError.of("train", error) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mistral_rerank.local.engine.tokenizer import PairTokenizer
     from mistral_rerank.training.groups import Group
@@ -105,7 +105,11 @@ def group_logits(
 
 
 class LossProgress(transformers.ProgressCallback):
-    """Shows loss and tokens/s on the progress bar; without a terminal the log has them, with the time left."""
+    """Shows loss and tokens/s on the progress bar; without a terminal as lines, with the time left."""
+
+    def __init__(self, notice: Callable[[str], None] = logger.info) -> None:
+        super().__init__()
+        self._notice = notice
 
     def on_train_begin(self, _args: object, state: transformers.TrainerState, _control: object, **_: object) -> None:
         """Open the bar, which stays silent without a terminal."""
@@ -127,10 +131,10 @@ class LossProgress(transformers.ProgressCallback):
         speed = f"{logs.get('train_tokens_per_second', 0):,.0f}"
         if not self.training_bar.disable:
             self.training_bar.set_postfix_str(f"loss={float(logs['loss']):.3f}, {speed} tokens/s")
-        elif state.global_step % 10 == 0:
+        elif state.global_step % 10 == 0 or state.global_step == self._first_step + 1:
             seconds_per_step = logs["train_runtime"] / (state.global_step - self._first_step)
             hours, minutes = divmod(round((state.max_steps - state.global_step) * seconds_per_step / 60), 60)
-            logger.info(
+            self._notice(
                 f"step {state.global_step} of {state.max_steps}, loss {float(logs['loss']):.3f}, "
                 f"{state.num_input_tokens_seen:,} tokens, {speed} a second, {hours} h {minutes:02d} min left"
             )
