@@ -1,6 +1,7 @@
 """The recipe `examples/training/mini`: what a training must survive on a card that is lent for minutes."""
 
 import json
+import random
 import sys
 from pathlib import Path
 
@@ -94,3 +95,43 @@ def test_an_average_has_the_means_of_all_weights(tmp_path):
     assert mean["lora_A"].dtype == torch.bfloat16
     assert mean["lora_A"].unique().tolist() == mean["score"].tolist() == [2.5]
     assert (tmp_path / "mean" / "rerank.json").read_text() == "one"
+
+
+def test_a_disguised_answer_shares_no_word_and_echoes_share_many_without_an_answer(monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import disguised
+    from overlap import shared_words
+
+    monkeypatch.setattr(disguised, "synonyms", {"designed": ("planned",), "harbour": ("port",)}.get)
+    question, draw = "Who designed the harbour bridge in Kelmouth?", random.Random(1)
+    answer = "In 1931, the harbour bridge of old Kelmouth was designed by Greta Lindqvist, paid by the town."
+    texts = {disguised.disguised(question, answer, draw) for _ in range(20)}
+    assert all(shared_words(question, text) == 0 for text in texts)
+    assert all("1931" in text and "Greta Lindqvist" in text for text in texts)
+    assert any("port" in text and "planned" in text for text in texts)
+    echoes = [echo for _ in range(20) for echo in disguised.echoes(question, ["Oslo"], draw)]
+    assert all(shared_words(question, echo) >= 0.25 for echo in echoes)
+    assert not any("Greta" in echo or "1931." in echo for echo in echoes)
+
+
+def test_words_of_one_meaning_keep_their_form(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(RECIPE))
+    import wordnet
+
+    monkeypatch.setattr(wordnet, "WORDNET", tmp_path)
+    senses = {
+        "verb": "00000000 29 v 02 carry 0 tote 0 001 @ 00000040 v 0000 | move",
+        "noun": "00000000 06 n 03 city 0 Rome 0 big_town 0 000 | a place",
+        "adj": "",
+    }
+    base_forms = {"verb": "carry v 1 1 @ 1 0 00000000\n", "noun": "city n 1 0 1 0 00000000\n", "adj": ""}
+    for part, line in senses.items():
+        (tmp_path / f"data.{part}").write_text(line + "\n")
+        (tmp_path / f"index.{part}").write_text("  1 licence\n" + base_forms[part])
+        (tmp_path / f"{part}.exc").write_text("")
+    for forgotten in (wordnet.synonyms, wordnet._index, wordnet._irregular, wordnet._senses):
+        forgotten.cache_clear()
+    words = "carried", "carrying", "carries", "cities", "city", "unknown"
+    assert [wordnet.synonyms(word) for word in words] == [
+        *(("toted",), ("toting",), ("totes",), ("big towns",), ("big town",), ()),
+    ]

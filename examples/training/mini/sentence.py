@@ -136,6 +136,12 @@ def read_articles(data: Path) -> Articles:
     return Articles(passages, questions, of_title, everywhere, index, short)
 
 
+def keys_with_questions(articles: Articles) -> list[str]:
+    """List the passages of four to twelve sentences that have at least three questions."""
+    asked = [key for key in articles.passages if len(articles.questions.get(key, [])) >= 3]
+    return [key for key in asked if 4 <= len(sentences(articles.passages[key][1])) <= 12]
+
+
 def sentence_groups(data: Path, embeddings: Embeddings, part: int, parts: int, seed: int, share: float) -> list[Group]:
     """Build the groups of one part of the passages that have at least three questions.
 
@@ -149,18 +155,17 @@ def sentence_groups(data: Path, embeddings: Embeddings, part: int, parts: int, s
 
     """
     articles = read_articles(data)
-    asked = [key for key in articles.passages if len(articles.questions.get(key, [])) >= 3]
-    keys = [key for key in asked if 4 <= len(sentences(articles.passages[key][1])) <= 12]
+    keys = keys_with_questions(articles)
     random.Random(f"sentences {seed}").shuffle(keys)
     draw = random.Random(f"sentences {seed} {part}")
     groups: list[Group] = []
     for key in keys[: round(share * len(keys))][part::parts]:
-        if (scene := _scene(key, articles, embeddings, draw)) is not None:
+        if (scene := scene_of(key, articles, embeddings, draw)) is not None:
             groups += _groups(scene, articles, embeddings, draw)
     return groups
 
 
-def _scene(key: str, articles: Articles, embeddings: Embeddings, draw: random.Random) -> Scene | None:
+def scene_of(key: str, articles: Articles, embeddings: Embeddings, draw: random.Random) -> Scene | None:
     """Find the sentences that answer a passage's questions; None if fewer than two questions have one."""
     title, text = articles.passages[key]
     own = sentences(text)
