@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from embed import EmbeddingsOnDemand
-from overlap import STOP, shared_words
+from overlap import STOP
 from questions import Group, Row
 from sentence import Scene, keys_with_questions, read_articles, scene_of
 from texts import Embeddings
@@ -24,8 +24,6 @@ DISGUISED = 0.75
 """Share of the answers whose words are replaced."""
 SHORTEST = 25
 """Characters; an answer of which less is left keeps its words."""
-OF_ARTICLE = 3
-"""Most other sentences of the article in a group."""
 PRONOUNS = "it", "this", "the former"
 ASKED = (
     "{question} is not known.",
@@ -135,10 +133,7 @@ def echoes(question: str, titles: list[str], draw: random.Random) -> list[str]:
 
 
 def disguised_group(scene: Scene, titles: list[str], draw: random.Random) -> Group | None:
-    """Build the group of a scene; None if an answer is lost.
-
-    Other sentences of the article are irrelevant where the teachers say so.
-    """
+    """Build the group of a scene; None if an answer is lost."""
     numbers = list(scene.answer)
     passages: dict[str, dict[int, float | None]] = {}
 
@@ -154,12 +149,6 @@ def disguised_group(scene: Scene, titles: list[str], draw: random.Random) -> Gro
         add(text, lambda asked, own=own: 1.0 if scene.answer[asked] == own else scene.grade(asked, {own}))  # type: ignore[misc]
         for echo in echoes(question, titles, draw):
             add(echo, lambda _: 0.0)
-    others = set(range(len(scene.every))) - set(scene.answer.values())
-    nearest = sorted(
-        others, key=lambda row: -max(shared_words(scene.questions[number], scene.every[row]) for number in numbers)
-    )
-    for row in nearest[:OF_ARTICLE]:
-        add(scene.every[row], lambda asked, row=row: scene.grade(asked, {row}))  # type: ignore[misc]
     shown = draw.sample(list(passages), len(passages))
     grades: list[Row] = [[passages[text][number] for text in shown] for number in numbers]
     if any(1.0 not in row for row in grades):
