@@ -1,4 +1,4 @@
-"""The recipe `examples/training/mini`: what a training must survive on a card that is lent for minutes."""
+"""The recipe `examples/training/mini`: its groups, its weights, and what a training must survive."""
 
 import json
 import random
@@ -97,21 +97,20 @@ def test_an_average_has_the_means_of_all_weights(tmp_path):
     assert (tmp_path / "mean" / "rerank.json").read_text() == "one"
 
 
-def test_a_disguised_answer_shares_no_word_and_echoes_share_many_without_an_answer(monkeypatch):
+def test_a_disguised_answer_shares_no_word_with_its_question_and_an_echo_shares_some(monkeypatch):
     monkeypatch.syspath_prepend(str(RECIPE))
     import disguised
     from overlap import shared_words
 
-    monkeypatch.setattr(disguised, "synonyms", {"designed": ("planned",), "harbour": ("port",)}.get)
-    question, draw = "Who designed the harbour bridge in Kelmouth?", random.Random(1)
-    answer = "In 1931, the harbour bridge of old Kelmouth was designed by Greta Lindqvist, paid by the town."
+    monkeypatch.setattr(disguised, "synonyms", {"restored": ("repaired",), "mill": ("plant",)}.get)
+    question, draw = "Who restored the wooden mill in Barrow?", random.Random(1)
+    answer = "In 1931, the wooden mill of old Barrow was restored by Hilde Moen, paid by the town."
     texts = {disguised.disguised(question, answer, draw) for _ in range(20)}
     assert all(shared_words(question, text) == 0 for text in texts)
-    assert all("1931" in text and "Greta Lindqvist" in text for text in texts)
-    assert any("port" in text and "planned" in text for text in texts)
+    assert all("1931" in text and "Hilde Moen" in text for text in texts)
+    assert any("plant" in text and "repaired" in text for text in texts)
     echoes = [echo for _ in range(20) for echo in disguised.echoes(question, ["Oslo"], draw)]
     assert all(shared_words(question, echo) >= 0.25 for echo in echoes)
-    assert not any("Greta" in echo or "1931." in echo for echo in echoes)
 
 
 def test_words_of_one_meaning_keep_their_form(monkeypatch, tmp_path):

@@ -21,7 +21,6 @@ from functools import cache, partial
 from pathlib import Path
 
 from contrast import contrast_groups
-from embed import EmbeddingsOnDemand
 from retrieved import PART, retrieved_groups
 from sentence import sentence_groups
 from texts import SETS, SMALL, Embeddings, StoredEmbeddings, dataset
@@ -47,7 +46,11 @@ class Task:
 @cache
 def embeddings_in(folder: Path, *, small: bool) -> Embeddings:
     """Open the embeddings, once in each process."""
-    return EmbeddingsOnDemand(folder) if small else StoredEmbeddings(folder)
+    if not small:
+        return StoredEmbeddings(folder)
+    from embed import EmbeddingsOnDemand  # loads torch, which no other pass needs
+
+    return EmbeddingsOnDemand(folder)
 
 
 def run(task: Task, *, data: Path, embeddings: Path, small: bool) -> list[str]:
